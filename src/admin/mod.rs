@@ -1,0 +1,1 @@
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, `/config`.

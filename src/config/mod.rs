@@ -1,0 +1,1 @@
+//! Configuration: read, judged as a whole, turned into each layer's settings.

@@ -1,0 +1,1 @@
+//! `sidegate demo`: gateway, provider, API and SPA in one process. Never for production.

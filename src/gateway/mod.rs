@@ -1,0 +1,3 @@
+//! The only Pingora request code.
+
+pub mod settings;

@@ -1,0 +1,3 @@
+//! Arguments, configuration, telemetry, [`sidegate::app`].
+
+fn main() {}

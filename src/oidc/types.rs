@@ -1,0 +1,76 @@
+//! The nouns of RFC 6749 and OpenID Connect Core, each a type of its own.
+
+use std::collections::BTreeMap;
+
+use crate::clock::Timestamp;
+use crate::secret::secret_type;
+
+secret_type!(
+    /// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
+    AccessToken
+);
+secret_type!(
+    /// A refresh token (RFC 6749 section 1.5).
+    RefreshToken
+);
+secret_type!(
+    /// A raw ID token, kept for `id_token_hint` and for routes that forward it.
+    IdToken
+);
+secret_type!(
+    /// An authorization code (RFC 6749 section 1.3.1).
+    Code
+);
+secret_type!(
+    /// `state` (RFC 6749 section 4.1.1) as it travels through the browser.
+    State
+);
+secret_type!(
+    /// `nonce` (OpenID Connect Core section 3.1.2.1).
+    Nonce
+);
+secret_type!(
+    /// A PKCE code verifier (RFC 7636 section 4.1).
+    PkceVerifier
+);
+
+/// What a successful token answer holds (RFC 6749 section 5.1), times made absolute.
+#[derive(Clone, Debug)]
+pub struct TokenSet {
+    /// The token for the upstream.
+    pub access_token: AccessToken,
+    /// When it ends; none when the provider says nothing anywhere.
+    pub access_expires: Option<Timestamp>,
+    /// Absent in a refresh answer means: the old one stays (RFC 6749 section 6).
+    pub refresh_token: Option<RefreshToken>,
+    /// `refresh_expires_in` or `refresh_token_expires_in`, where the provider tells.
+    pub refresh_expires: Option<Timestamp>,
+    /// The ID token as it came, verified.
+    pub id_token: Option<IdToken>,
+    /// The granted scope, when the provider names one.
+    pub scope: Option<String>,
+}
+
+/// Who the user is: from the verified ID token, completed by userinfo.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// `sub`, compared byte for byte.
+    pub subject: String,
+    /// The provider's session id, for logout.
+    pub sid: Option<String>,
+    /// When the user authenticated, epoch seconds.
+    pub auth_time: Option<u64>,
+    /// The authentication context class.
+    pub acr: Option<String>,
+    /// All other claims, as JSON.
+    pub claims: BTreeMap<String, serde_json::Value>,
+}
+
+/// What a finished login yields.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The tokens.
+    pub tokens: TokenSet,
+    /// The user.
+    pub identity: Identity,
+}

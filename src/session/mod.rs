@@ -1,0 +1,12 @@
+//! What a session is, and how it survives in cookies. Never makes a network call.
+
+pub mod codec;
+pub mod jar;
+pub mod lifecycle;
+pub mod login_cookie;
+pub mod model;
+pub mod revocation;
+pub mod settings;
+
+pub use model::{Session, SessionId};
+pub use settings::Settings;

@@ -1,0 +1,39 @@
+//! `[session]`, parsed.
+
+use std::time::Duration;
+
+use crate::web::origin::Origin;
+
+/// The `SameSite` attribute of the session cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    Strict,
+    Lax,
+    None,
+}
+
+/// `[session]` and what binds a cookie to this application.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Base name; `__Host-Http-` goes before it over https.
+    pub cookie_name: String,
+    pub same_site: SameSite,
+    pub partitioned: bool,
+    /// The origin that the browser uses: decides the name's prefix and `Secure`, and is sealed in as AAD.
+    pub public: Origin,
+    /// Sealed in as AAD, with `client_id`.
+    pub issuer: String,
+    pub client_id: String,
+    /// Absolute life, from login.
+    pub max_age: Duration,
+    /// Ends a session without forwarded requests.
+    pub idle_timeout: Option<Duration>,
+    /// 0 = no limit.
+    pub max_refreshes: u64,
+    /// Largest total of our cookies, name and value, in bytes.
+    pub header_budget: usize,
+    /// Claims to seal besides the registered ones: what `[claims]`, `identity_headers` and `require` name.
+    pub claims: Vec<String>,
+    /// A route sends the ID token, so the budget may not drop it.
+    pub id_token_needed: bool,
+}

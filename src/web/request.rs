@@ -1,0 +1,29 @@
+//! One request as every decision sees it.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, Method};
+
+use super::path::CleanPath;
+use crate::clock::Timestamp;
+
+/// A request whose path is clean, whose authority is known and whose headers are within the limits.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// The method, case-sensitive (RFC 9110 section 9.1).
+    pub method: &'a Method,
+    /// The canonical path: the one that routing judges and that is forwarded.
+    pub path: &'a CleanPath,
+    /// The query without `?`, byte for byte as it came.
+    pub query: Option<&'a str>,
+    /// The host without port, lower case.
+    pub host: &'a str,
+    /// All fields as they came.
+    pub headers: &'a HeaderMap,
+    /// The rightmost untrusted hop.
+    pub client: IpAddr,
+    /// The id that the log, the upstream and a problem document share.
+    pub request_id: &'a str,
+    /// When the request arrived.
+    pub now: Timestamp,
+}
