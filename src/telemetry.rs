@@ -203,6 +203,12 @@ pub mod audit {
         audit!(WARN, "login_refused", origin, reason);
     }
 
+    /// A login whose session fits no cookie; `sizes` are numbers of ours.
+    pub fn login_too_large(origin: &Origin<'_>, sizes: &str) {
+        let reason = "session_too_large";
+        audit!(WARN, "login_refused", origin, reason, sizes);
+    }
+
     /// A refresh grant finished; `outcome` is the metric's word, `reason` says why it is not `ok`.
     pub fn refresh(origin: &Origin<'_>, outcome: &'static str, reason: Option<&'static str>) {
         if outcome == "ok" {

@@ -12,8 +12,10 @@ use http::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::state::{RouteEntry, State, Target};
+use crate::metrics::NoRoute;
 use crate::session::Session;
 use crate::session::jar::Presented;
+use crate::telemetry::{SubHash, audit};
 use crate::web::origin::Origin;
 use crate::web::path::CleanPath;
 use crate::web::problem::Shape;
@@ -28,7 +30,8 @@ pub struct Ctx {
     pub upstream_started: Option<Instant>,
     pub upstream_answered: Option<Instant>,
     pub request_id: String,
-    pub client: IpAddr,
+    /// None on a unix socket.
+    pub client: Option<IpAddr>,
     /// The path as it was judged, for the log; the raw one is never logged.
     pub path: Option<CleanPath>,
     pub route: Label,
@@ -36,7 +39,9 @@ pub struct Ctx {
     pub shape: Shape,
     /// Set when the answer goes to a listed CORS origin.
     pub cors: Option<HeaderValue>,
-    pub sub_hash: Option<String>,
+    pub sub_hash: Option<SubHash>,
+    /// The `code` of the problem that was answered.
+    pub code: Option<&'static str>,
     pub phase: Phase,
     /// Bytes of the request body so far, for `max_body`.
     pub body_bytes: u64,
@@ -47,12 +52,7 @@ pub struct Ctx {
 /// The route's name in log and metric: bounded.
 #[derive(Clone, Debug)]
 pub enum Label {
-    /// Before routing, or refused before it.
-    Invalid,
-    /// Below sidegate's own prefix.
-    Endpoint,
-    /// No route named the path.
-    Unmatched,
+    None(NoRoute),
     Route(Arc<RouteEntry>),
 }
 
@@ -118,6 +118,11 @@ impl Forward {
 }
 
 impl Ctx {
+    /// The request that an audit event belongs to.
+    pub fn origin(&self) -> audit::Origin<'_> {
+        audit::Origin { request_id: Some(&self.request_id), client: self.client, sub_hash: self.sub_hash }
+    }
+
     /// The public origin in force.
     pub fn public(&self) -> &Origin {
         &self.state.settings.public
@@ -128,9 +133,7 @@ impl Label {
     /// As it stands in the log and in metrics.
     pub fn as_str(&self) -> &str {
         match self {
-            Self::Invalid => "invalid",
-            Self::Endpoint => "endpoint",
-            Self::Unmatched => "unmatched",
+            Self::None(kind) => kind.as_str(),
             Self::Route(entry) => &entry.settings.path,
         }
     }

@@ -18,7 +18,7 @@ pub mod settings;
 pub mod state;
 pub mod upstream;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -40,6 +40,7 @@ use self::routes::Matched;
 use self::settings::Access;
 use self::state::{RouteEntry, State};
 use crate::crypto::random;
+use crate::metrics::{MethodLabel, NoRoute};
 use crate::net::guard::Guard;
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::engine::Demand;
@@ -106,12 +107,13 @@ impl Ctx {
             upstream_started: None,
             upstream_answered: None,
             request_id: String::new(),
-            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            client: None,
             path: None,
-            route: Label::Invalid,
+            route: Label::None(NoRoute::Invalid),
             shape: Shape::Json,
             cors: None,
             sub_hash: None,
+            code: None,
             phase: Phase::Arrived,
             body_bytes: 0,
             retried: false,
@@ -124,7 +126,7 @@ impl Ctx {
         let headers = &head.headers;
         let settings = &self.state.settings;
         let peer = peer_ip(session);
-        self.client = forwarded::client(peer, headers, &settings.trusted_proxies);
+        self.client = peer.map(|peer| forwarded::client(peer, headers, &settings.trusted_proxies));
         self.request_id =
             forwarded::request_id(headers).map_or_else(|| random::base64url::<15>(), ToOwned::to_owned);
         let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
@@ -166,7 +168,7 @@ impl Ctx {
         let prefix = &self.state.settings.prefix;
         let caller = self.caller(head, &initiator, &arrived);
         if let Some(rest) = below(arrived.path.as_str(), prefix) {
-            self.route = Label::Endpoint;
+            self.route = Label::None(NoRoute::Endpoint);
             if caller.preflight {
                 return Outcome::Respond(preflight(head, self.cors.as_ref()));
             }
@@ -211,7 +213,7 @@ impl Ctx {
                 return Problem::new(Code::MethodNotAllowed, "This path does not take the method.").allow(allow).into();
             }
             Matched::None => {
-                self.route = Label::Unmatched;
+                self.route = Label::None(NoRoute::Unmatched);
                 return Problem::new(Code::NoRoute, "No route takes this path.").into();
             }
         };
@@ -359,10 +361,9 @@ impl Ctx {
             upgrade: entry.settings.websocket && fetch::is_websocket(&head.headers),
             event_stream,
             repeatable: safe && bodiless,
-            forwarded_for: forwarded::forwarded_for(
-                peer_ip(session),
-                &head.headers,
-                &self.state.settings.trusted_proxies,
+            forwarded_for: peer_ip(session).map_or_else(
+                || "unknown".to_owned(),
+                |peer| forwarded::forwarded_for(peer, &head.headers, &self.state.settings.trusted_proxies),
             ),
             traceparent: traceparent(&head.headers),
             turn: entry.turn(),
@@ -429,7 +430,7 @@ impl Ctx {
     }
 
     fn tell_user(&mut self, session: Option<&UserSession>) {
-        self.sub_hash = session.map(|session| self.state.sub_hasher.hash(&session.subject));
+        self.sub_hash = session.map(|session| self.state.sub_hash(&session.subject));
     }
 
     fn view<'a>(
@@ -468,7 +469,7 @@ impl Ctx {
                 sealed.last_used = sealed.last_used.max(now);
                 match state.jar.seal(&sealed, &used.presented, now) {
                     Ok(fresh) => {
-                        state.metrics.cookie_bytes(fresh.iter().map(HeaderValue::len).sum());
+                        state.metrics.observe_cookie_bytes(fresh.iter().map(HeaderValue::len).sum());
                         cookies.extend(fresh);
                     }
                     Err(too_large) => {
@@ -485,11 +486,12 @@ impl Ctx {
         respond::write(session, response, self.public().is_https(), self.cors.as_ref()).await
     }
 
-    fn render(&self, problem: Problem, cookies: Vec<HeaderValue>) -> LocalResponse {
+    fn render(&mut self, problem: Problem, cookies: Vec<HeaderValue>) -> LocalResponse {
         if problem.code == Code::Csrf {
-            self.state.metrics.csrf_refused();
-            audit::csrf_refused(self.route.as_str(), &self.request_id);
+            self.state.metrics.observe_csrf_refused();
+            audit::csrf_refused(&self.origin(), self.route.as_str(), "origin_not_proven");
         }
+        self.code = Some(problem.code.as_str());
         problem.render(self.shape, &self.request_id).set_cookies(cookies)
     }
 }
@@ -676,10 +678,15 @@ impl ProxyHttp for Gateway {
         });
         match &ctx.route {
             Label::Route(entry) => entry.metrics.observe(&head.method, status, duration, upstream),
-            label => ctx.state.metrics.unrouted(label.as_str(), &head.method, status, duration),
+            Label::None(kind) => {
+                ctx.state.metrics.observe_no_route(*kind, MethodLabel::from(&head.method), status, duration);
+            }
         }
-        if ctx.state.settings.access_log {
-            telemetry::access(&AccessLine {
+        let trace_id = match &ctx.phase {
+            Phase::Forward(forward) => forward.traceparent.as_deref().and_then(|parent| parent.split('-').nth(1)),
+            Phase::Arrived | Phase::Answered => None,
+        };
+        telemetry::access(&AccessLine {
                 request_id: &ctx.request_id,
                 route: ctx.route.as_str(),
                 method: head.method.as_str(),
@@ -688,7 +695,9 @@ impl ProxyHttp for Gateway {
                 duration,
                 upstream,
                 client: ctx.client,
-                sub_hash: ctx.sub_hash.as_deref(),
+                sub_hash: ctx.sub_hash,
+                trace_id,
+                code: ctx.code,
             });
         }
     }
@@ -707,8 +716,9 @@ impl ProxyHttp for Gateway {
     }
 }
 
-fn peer_ip(session: &Session) -> IpAddr {
-    guard(session).map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |guard| guard.info().peer_ip)
+/// None on a unix socket.
+fn peer_ip(session: &Session) -> Option<IpAddr> {
+    guard(session).and_then(|guard| guard.info().peer_ip)
 }
 
 /// The connection under this request (HTTP/1.1).

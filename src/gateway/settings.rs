@@ -23,8 +23,6 @@ pub struct Settings {
     pub expose: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Write an access line per request.
-    pub access_log: bool,
 }
 
 /// `[limits]`, as far as the gateway enforces them.

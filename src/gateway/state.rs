@@ -16,7 +16,7 @@ use crate::refresh::coordinator::Coordinator;
 use crate::session::SessionId;
 use crate::session::jar::Jar;
 use crate::session::login_cookie::LoginCookies;
-use crate::telemetry::{SubHasher, audit};
+use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
 /// What a reload replaces as a whole. Sessions, flights and attempts are shared by all its generations.
@@ -62,7 +62,7 @@ impl std::ops::Deref for State {
 #[derive(Debug)]
 pub struct RouteEntry {
     pub settings: Route,
-    pub metrics: RouteMetrics,
+    pub metrics: Arc<RouteMetrics>,
     pub targets: Vec<Target>,
     /// Where the next request begins among the targets.
     next: AtomicUsize,
@@ -173,11 +173,16 @@ impl State {
     }
 
     /// Ends a session of which only the id is known, here and now.
-    pub fn end_session(&self, id: SessionId, reason: EndReason, request_id: &str) {
+    pub fn end_session(&self, id: SessionId, reason: EndReason, origin: &audit::Origin<'_>) {
         let until = self.clock.now() + self.jar.settings().max_age;
         self.refresh.end(id, until);
-        self.metrics.session_ended(reason);
-        audit::session_ended(reason.as_str(), request_id);
+        self.metrics.observe_session_ended(reason);
+        audit::session_ended(origin, reason.as_str());
+    }
+
+    /// A user's pseudonym in the log.
+    pub fn sub_hash(&self, subject: &str) -> SubHash {
+        self.sub_hasher.hash(self.provider.issuer(), subject)
     }
 
     /// Every name that upstreams are reached by.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use http::{HeaderValue, StatusCode};
 
 use super::login::MAX_RESTARTS;
-use super::{Answer, Visitor, provider_problem, set_location, to_page, without_fragment};
+use super::{Answer, Visitor, origin, provider_problem, set_location, to_page, without_fragment};
 use crate::crypto::random;
 use crate::gateway::attempts::Taken;
 use crate::gateway::routes::Matched;
 use crate::gateway::settings::Access;
 use crate::gateway::state::State;
-use crate::metrics::LoginOutcome;
+use crate::metrics::{EndReason, LoginOutcome};
 use crate::oidc::provider::RedeemContext;
 use crate::oidc::types::Code as AuthorizationCode;
 use crate::oidc::{ProviderError, id_token};
@@ -112,7 +112,7 @@ async fn redeem(
             now,
         };
         let nonce_hash = id_token::nonce_hash(&attempt.nonce);
-        let request_id = request.request_id.to_owned();
+        let (request_id, client) = (request.request_id.to_owned(), request.client);
         let replaces = attempt.replaces;
         move || async move {
             let outcome = state.provider.redeem(&code, &context).await;
@@ -130,7 +130,8 @@ async fn redeem(
                 let sealed = state.jar.seal(&session, &Presented::default(), now);
                 sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
             });
-            finish(&state, &outcome, replaces, &request_id);
+            let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
+            finish(&state, &outcome, replaces, from);
             outcome
         }
     };
@@ -159,25 +160,28 @@ fn too_large() -> Problem {
 }
 
 /// Counts and logs a finished exchange, and ends the session that it replaces (ASVS 7.2.4).
-fn finish(state: &State, outcome: &Finished, replaces: Option<SessionId>, request_id: &str) {
+fn finish(state: &State, outcome: &Finished, replaces: Option<SessionId>, from: audit::Origin<'_>) {
     match outcome {
         Ok(session) => {
-            state.metrics.login(LoginOutcome::Ok);
-            audit::login(&state.sub_hasher.hash(&session.subject), request_id);
+            state.metrics.observe_login(LoginOutcome::Ok);
+            let from = audit::Origin { sub_hash: Some(state.sub_hash(&session.subject)), ..from };
+            audit::login(&from);
             if let Some(old) = replaces {
-                state.end_session(old, crate::metrics::EndReason::Replaced, request_id);
+                state.end_session(old, EndReason::Replaced, &from);
             }
         }
         Err(Failure::TooLarge(sizes)) => {
-            state.metrics.login(LoginOutcome::Refused);
-            audit::login_refused("session_too_large", request_id, Some(sizes));
+            state.metrics.observe_login(LoginOutcome::Internal);
+            audit::login_too_large(&from, sizes);
         }
         Err(Failure::Provider(error)) => {
-            state.metrics.login(match error {
+            state.metrics.observe_login(match error {
                 ProviderError::Unavailable { .. } | ProviderError::Ambiguous { .. } => LoginOutcome::Unavailable,
-                _ => LoginOutcome::Refused,
+                ProviderError::Refused { .. } => LoginOutcome::Config,
+                ProviderError::Dead { .. } => LoginOutcome::Refused,
+                ProviderError::Invalid { .. } => LoginOutcome::Invalid,
             });
-            audit::login_refused(error.reason(), request_id, None);
+            audit::login_refused(&from, error.reason());
         }
     }
 }
@@ -197,8 +201,8 @@ async fn refused_by_provider(
     if matches!(used.await, Taken::Used) {
         return Answer::Refuse(Problem::new(Code::BadCallback, "This login attempt was used before."), clear);
     }
-    state.metrics.login(LoginOutcome::Refused);
-    audit::login_refused(reason, request.request_id, None);
+    state.metrics.observe_login(LoginOutcome::Refused);
+    audit::login_refused(&origin(request, None), reason);
     if attempt.silent {
         let response = if needs_session(state, request, &attempt.return_to) {
             pages::signed_out(&attempt.return_to.login_url(&state.settings.prefix))
@@ -264,8 +268,8 @@ fn stale(
 }
 
 fn bad_callback(state: &State, request: &RequestView<'_>, reason: &'static str) -> Answer {
-    state.metrics.login(LoginOutcome::Refused);
-    audit::login_refused(reason, request.request_id, None);
+    state.metrics.observe_login(LoginOutcome::BadCallback);
+    audit::login_refused(&origin(request, None), reason);
     Problem::new(Code::BadCallback, "This does not finish a login that was started here.").into()
 }
 

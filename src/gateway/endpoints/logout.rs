@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::{Answer, Visitor, clear_site_data, csrf};
+use super::{Answer, Visitor, clear_site_data, csrf, origin};
 use crate::gateway::routes::Matched;
 use crate::gateway::settings::Access;
 use crate::gateway::state::State;
@@ -41,8 +41,8 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     let mut location = None;
     if let Some(session) = &visitor.session {
         state.refresh.end(session.id, session.ends(state.jar.settings()));
-        state.metrics.session_ended(EndReason::Logout);
-        audit::logout(&state.sub_hasher.hash(&session.subject), request.request_id);
+        state.metrics.observe_session_ended(EndReason::Logout);
+        audit::logout(&origin(request, Some(state.sub_hash(&session.subject))));
         revoke(state, session).await;
         let hint = session.id_token.as_ref().and_then(|packed| packed.unpack()).map(IdToken::new);
         location = state.provider.end_session_url(hint.as_ref());

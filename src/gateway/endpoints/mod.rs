@@ -14,6 +14,7 @@ use super::state::State;
 use crate::oidc::ProviderError;
 use crate::session::Session;
 use crate::session::jar::Presented;
+use crate::telemetry::{SubHash, audit};
 use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
 use crate::web::response::LocalResponse;
@@ -106,6 +107,11 @@ impl Endpoint {
             Self::LogoutReturn => logout::returned(state, request, visitor),
         }
     }
+}
+
+/// The request that an audit event belongs to.
+fn origin<'a>(request: &RequestView<'a>, sub_hash: Option<SubHash>) -> audit::Origin<'a> {
+    audit::Origin { request_id: Some(request.request_id), client: request.client, sub_hash }
 }
 
 /// A refusal for a request that does not prove its origin.
