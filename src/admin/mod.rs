@@ -126,10 +126,9 @@ async fn accept(listener: TcpListener, state: AdminState) {
 /// One connection, one answer. Errors are the client's affair: it went away.
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, state: &AdminState) {
     let mut buffer = BytesMut::with_capacity(1024);
-    let head = match timeout(HEAD_TIMEOUT, read_head(&mut stream, &mut buffer)).await {
-        Ok(Ok(head)) => head,
+    let Ok(Ok(head)) = timeout(HEAD_TIMEOUT, read_head(&mut stream, &mut buffer)).await else {
         // Gone, or too slow; a probe that says nothing (a TCP check) needs no answer.
-        Ok(Err(_)) | Err(_) => return,
+        return;
     };
     let (answer, send_body) = match head {
         Head::Request { method, target } => (answer(state, &method, &target), method != "HEAD"),
