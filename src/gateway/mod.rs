@@ -699,7 +699,6 @@ impl ProxyHttp for Gateway {
                 trace_id,
                 code: ctx.code,
             });
-        }
     }
 
     /// Pingora's default prints the query, which may hold a code.
