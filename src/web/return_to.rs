@@ -206,7 +206,7 @@ mod tests {
             prop_assert_eq!(url.origin(), base.origin());
             prop_assert!(!url.path().starts_with("/auth/"));
             prop_assert!(target.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
-            prop_assert_eq!(ReturnTo::parse(Some(target.as_str()), "/auth"), target.clone());
+            prop_assert_eq!(&ReturnTo::parse(Some(target.as_str()), "/auth"), &target);
             prop_assert_eq!(ReturnTo::restore(target.as_str().to_owned()), target);
         }
     }
