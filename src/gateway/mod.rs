@@ -11,6 +11,7 @@ pub mod decide;
 pub mod downstream;
 pub mod endpoints;
 pub mod explain;
+pub mod refusals;
 pub mod rescue;
 pub mod respond;
 pub mod routes;
