@@ -12,3 +12,15 @@ impl std::fmt::Debug for PackedToken {
         f.write_str("PackedToken(***)")
     }
 }
+
+impl PackedToken {
+    /// Packs a token.
+    pub fn pack(token: &str) -> Self {
+        Self { codec: 0, bytes: token.as_bytes().to_vec() }
+    }
+
+    /// The token; none when it does not unpack.
+    pub fn unpack(&self) -> Option<String> {
+        (self.codec == 0).then(|| String::from_utf8(self.bytes.clone()).ok()).flatten()
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
-use crate::oidc::types::AccessToken;
+use crate::oidc::types::{AccessToken, TokenSet};
 use crate::session::codec::PackedToken;
 
 /// 16 random bytes made at login; never shown to anybody outside the sealed cookie.
@@ -60,4 +60,25 @@ pub struct Session {
     pub nonce_hash: Option<[u8; 16]>,
     /// The claims that the configuration names.
     pub claims: BTreeMap<String, serde_json::Value>,
+}
+
+impl Session {
+    /// The next generation, made by spending this one's refresh token, which `handle` names. What the answer leaves
+    /// out stays as it was (RFC 6749 section 6).
+    pub fn refreshed(&self, tokens: TokenSet, handle: Handle, index_key: u16, now: Timestamp) -> Self {
+        let rotated = tokens.refresh_token.as_ref().map(|token| PackedToken::pack(token.expose()));
+        Self {
+            generation: self.generation.saturating_add(1),
+            issued: now,
+            index_key,
+            previous: Some(handle),
+            access_token: tokens.access_token,
+            access_expires: tokens.access_expires,
+            refresh_expires: tokens.refresh_expires.or(if rotated.is_some() { None } else { self.refresh_expires }),
+            refresh_token: rotated.or_else(|| self.refresh_token.clone()),
+            id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())).or_else(|| self.id_token.clone()),
+            scope: tokens.scope.or_else(|| self.scope.clone()),
+            ..self.clone()
+        }
+    }
 }
