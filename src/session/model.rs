@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
-use crate::oidc::types::AccessToken;
+use crate::oidc::types::{AccessToken, Login, TokenSet};
+use crate::session::Settings;
 use crate::session::codec::PackedToken;
 
 /// 16 random bytes made at login; never shown to anybody outside the sealed cookie.
@@ -60,4 +61,104 @@ pub struct Session {
     pub nonce_hash: Option<[u8; 16]>,
     /// The claims that the configuration names.
     pub claims: BTreeMap<String, serde_json::Value>,
+}
+
+impl Session {
+    /// The session that a login begins.
+    pub fn begin(
+        login: Login,
+        nonce_hash: [u8; 16],
+        id: SessionId,
+        index_key: u16,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Self {
+        let Login { tokens, identity } = login;
+        let mut claims = identity.claims;
+        claims.retain(|name, _| settings.claims.contains(name));
+        Self {
+            id,
+            generation: 0,
+            created: now,
+            last_used: now,
+            issued: now,
+            index_key,
+            previous: None,
+            access_token: tokens.access_token,
+            access_expires: tokens.access_expires,
+            refresh_token: tokens.refresh_token.map(|token| PackedToken::pack(token.expose())),
+            refresh_expires: tokens.refresh_expires,
+            id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())),
+            scope: tokens.scope,
+            subject: identity.subject,
+            provider_sid: identity.sid,
+            auth_time: identity.auth_time,
+            acr: identity.acr,
+            nonce_hash: Some(nonce_hash),
+            claims,
+        }
+    }
+
+    /// The next generation, from the answer to a refresh. `own` is the handle of this one.
+    pub fn refreshed(&self, tokens: TokenSet, own: Handle, index_key: u16, now: Timestamp) -> Self {
+        let (refresh_token, refresh_expires) = match tokens.refresh_token {
+            Some(token) => (Some(PackedToken::pack(token.expose())), tokens.refresh_expires),
+            // RFC 6749 section 6: without a new one the old one stays, and so does what is known of its life.
+            None => (self.refresh_token.clone(), tokens.refresh_expires.or(self.refresh_expires)),
+        };
+        Self {
+            id: self.id,
+            generation: self.generation.saturating_add(1),
+            created: self.created,
+            last_used: self.last_used,
+            issued: now,
+            index_key,
+            previous: Some(own),
+            access_token: tokens.access_token,
+            access_expires: tokens.access_expires,
+            refresh_token,
+            refresh_expires,
+            id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())).or_else(|| self.id_token.clone()),
+            scope: tokens.scope.or_else(|| self.scope.clone()),
+            subject: self.subject.clone(),
+            provider_sid: self.provider_sid.clone(),
+            auth_time: self.auth_time,
+            acr: self.acr.clone(),
+            nonce_hash: self.nonce_hash,
+            claims: self.claims.clone(),
+        }
+    }
+
+    /// Whether a refresh can still be made at `now`: there is a refresh token, it is not known to be past its life, and
+    /// the limit of refreshes is not reached.
+    pub fn is_refreshable(&self, settings: &Settings, now: Timestamp) -> bool {
+        self.has_refresh_left(settings) && self.refresh_expires.is_none_or(|end| now < end)
+    }
+
+    fn has_refresh_left(&self, settings: &Settings) -> bool {
+        self.refresh_token.is_some() && (settings.max_refreshes == 0 || self.generation < settings.max_refreshes)
+    }
+
+    /// When the session is over whatever happens: at its absolute end, or when its access token has ended and nothing
+    /// can renew it any more.
+    pub fn ends(&self, settings: &Settings) -> Timestamp {
+        let absolute = self.created + settings.max_age;
+        let tokens = match (self.access_expires, self.has_refresh_left(settings), self.refresh_expires) {
+            // Nobody knows when the access token ends, or the refresh token.
+            (None, ..) | (_, true, None) => return absolute,
+            (Some(access), true, Some(refresh)) => access.max(refresh),
+            (Some(access), false, _) => access,
+        };
+        absolute.min(tokens)
+    }
+
+    /// When the session ends for want of use.
+    pub fn idle_ends(&self, settings: &Settings) -> Option<Timestamp> {
+        settings.idle_timeout.map(|idle| self.last_used + idle)
+    }
+
+    /// A request was forwarded.
+    pub fn touch(&mut self, now: Timestamp) {
+        self.last_used = self.last_used.max(now);
+    }
 }

@@ -11,6 +11,11 @@ impl ReturnTo {
         Self("/".to_owned())
     }
 
+    /// A target that was one when it was sealed.
+    pub(crate) fn restore(text: String) -> Self {
+        Self(text)
+    }
+
     /// The target as it stands in `Location`.
     pub fn as_str(&self) -> &str {
         &self.0
