@@ -162,3 +162,154 @@ impl Session {
         self.last_used = self.last_used.max(now);
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::oidc::types::{IdToken, Identity, RefreshToken};
+    use crate::session::lifecycle::{self, Ended, State};
+    use crate::session::settings::SameSite;
+    use crate::web::origin::Origin;
+
+    pub(in crate::session) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    pub(in crate::session) fn at(seconds: u64) -> Timestamp {
+        NOW + Duration::from_secs(seconds)
+    }
+
+    pub(in crate::session) fn settings() -> Settings {
+        Settings {
+            cookie_name: "sidegate".into(),
+            same_site: SameSite::Strict,
+            partitioned: false,
+            public: Origin::parse("https://app.example.com").unwrap(),
+            issuer: "https://login.example.com".into(),
+            client_id: "app".into(),
+            max_age: Duration::from_secs(12 * 3600),
+            idle_timeout: None,
+            max_refreshes: 0,
+            header_budget: 7600,
+            claims: vec!["email".into()],
+            id_token_needed: false,
+        }
+    }
+
+    pub(in crate::session) fn tokens(access: &str, refresh: Option<&str>) -> TokenSet {
+        TokenSet {
+            access_token: AccessToken::new(access),
+            access_expires: Some(at(300)),
+            refresh_token: refresh.map(RefreshToken::new),
+            refresh_expires: None,
+            id_token: None,
+            scope: None,
+        }
+    }
+
+    pub(in crate::session) fn login(tokens: TokenSet) -> Login {
+        let identity = Identity {
+            subject: "alice-4711".into(),
+            sid: Some("s1".into()),
+            auth_time: Some(1_799_999_000),
+            acr: None,
+            claims: [("email".to_owned(), "a@example.com".into()), ("secret".to_owned(), "x".into())].into(),
+        };
+        Login { tokens, identity }
+    }
+
+    pub(in crate::session) fn session(tokens: TokenSet) -> Session {
+        Session::begin(login(tokens), [1; 16], SessionId([2; 16]), 7, &settings(), NOW)
+    }
+
+    #[test]
+    fn a_login_keeps_only_the_claims_that_are_needed() {
+        let session = session(tokens("a", Some("r")));
+        assert_eq!(session.claims.keys().collect::<Vec<_>>(), ["email"]);
+        assert_eq!((session.generation, session.created, session.issued, session.last_used), (0, NOW, NOW, NOW));
+    }
+
+    #[test]
+    fn a_refresh_replaces_what_is_new_and_keeps_the_rest() {
+        let mut first = session(TokenSet {
+            id_token: Some(IdToken::new("id-1")),
+            refresh_expires: Some(at(1000)),
+            scope: Some("openid".into()),
+            ..tokens("a", Some("r"))
+        });
+        first.touch(at(5));
+        let second = first.refreshed(tokens("b", None), Handle([9; 16]), 8, at(10));
+        assert_eq!(second.generation, 1);
+        assert_eq!((second.id, second.created, second.last_used, second.issued), (first.id, NOW, at(5), at(10)));
+        assert_eq!((second.previous, second.index_key), (Some(Handle([9; 16])), 8));
+        assert_eq!(second.access_token, AccessToken::new("b"));
+        assert_eq!((&second.refresh_token, second.refresh_expires), (&first.refresh_token, Some(at(1000))));
+        assert_eq!((&second.id_token, &second.scope, &second.claims), (&first.id_token, &first.scope, &first.claims));
+
+        let answer = TokenSet {
+            id_token: Some(IdToken::new("id-2")),
+            scope: Some("openid x".into()),
+            ..tokens("c", Some("r2"))
+        };
+        let third = second.refreshed(answer, Handle([8; 16]), 8, at(20));
+        assert_eq!(third.refresh_token.as_ref().unwrap().unpack().unwrap(), "r2");
+        assert_eq!(third.refresh_expires, None, "the old token's life is not the new one's");
+        assert_eq!(third.id_token.as_ref().unwrap().unpack().unwrap(), "id-2");
+        assert_eq!(third.scope.as_deref(), Some("openid x"));
+    }
+
+    /// ASVS-7.3.1, BFF-11
+    #[test]
+    fn a_session_ends_when_nothing_can_renew_it() {
+        let mut settings = settings();
+        let mut session = session(tokens("a", Some("r")));
+        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        // The refresh token's life is known: what lasts longer counts.
+        session.refresh_expires = Some(at(3));
+        assert_eq!(session.ends(&settings), at(300));
+        assert!(session.is_refreshable(&settings, at(2)) && !session.is_refreshable(&settings, at(3)));
+        session.access_expires = Some(at(2));
+        assert_eq!(session.ends(&settings), at(3));
+        session.access_expires = None;
+        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        // The limit of refreshes is reached: the token is used to its end.
+        session.access_expires = Some(at(300));
+        session.refresh_expires = None;
+        settings.max_refreshes = 2;
+        session.generation = 1;
+        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        session.generation = 2;
+        assert_eq!(session.ends(&settings), at(300));
+        assert!(!session.is_refreshable(&settings, NOW));
+        // No refresh token.
+        settings.max_refreshes = 0;
+        session.refresh_token = None;
+        assert_eq!(session.ends(&settings), at(300));
+        settings.max_age = Duration::from_secs(10);
+        assert_eq!(session.ends(&settings), at(10));
+    }
+
+    #[test]
+    fn cookie_25_time_is_judged_from_what_is_sealed() {
+        let mut settings = settings();
+        settings.idle_timeout = Some(Duration::from_secs(100));
+        let session = session(tokens("a", Some("r")));
+        let judge = |seconds| lifecycle::judge(session.clone(), &settings, at(seconds));
+        assert!(matches!(judge(0), State::Open(_)));
+        assert!(matches!(judge(99), State::Open(_)));
+        assert_eq!(judge(100), State::Over(Ended::Idle));
+        assert_eq!(judge(12 * 3600), State::Over(Ended::Expired));
+    }
+
+    #[test]
+    fn cookie_29_the_last_use_is_sealed_once_per_tenth() {
+        let mut settings = settings();
+        let mut session = session(tokens("a", Some("r")));
+        assert!(!lifecycle::needs_touch(&session, &settings, at(10_000)));
+        settings.idle_timeout = Some(Duration::from_secs(100));
+        assert!(!lifecycle::needs_touch(&session, &settings, at(10)));
+        assert!(lifecycle::needs_touch(&session, &settings, at(11)));
+        session.touch(at(11));
+        assert!(!lifecycle::needs_touch(&session, &settings, at(21)));
+    }
+}
