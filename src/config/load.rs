@@ -32,12 +32,14 @@ pub struct Surroundings {
     pub variables: Vec<(OsString, OsString)>,
     /// Standard output is a terminal.
     pub terminal: bool,
+    /// Stands for the files, under this name: the demo has none.
+    pub text: Option<(&'static str, String)>,
 }
 
 impl Surroundings {
     /// Those of this process.
     pub fn of_process() -> Self {
-        Self { variables: std::env::vars_os().collect(), terminal: std::io::stdout().is_terminal() }
+        Self { variables: std::env::vars_os().collect(), terminal: std::io::stdout().is_terminal(), text: None }
     }
 
     fn variable(&self, name: &str) -> Option<&OsStr> {
@@ -119,10 +121,12 @@ fn leaf_tag(value: &Value) -> Tag {
 /// When a file cannot be read or is not TOML; then nothing else can be judged.
 pub(super) fn read(files: &[PathBuf], around: &Surroundings) -> Result<(Sources, Vec<Problem>), Vec<Problem>> {
     let mut problems = Vec::new();
-    let files: Vec<FileLayer> = select(files, around)?
-        .iter()
-        .filter_map(|path| FileLayer::read(path).map_err(|problem| problems.push(problem)).ok())
-        .collect();
+    let layers = match &around.text {
+        Some((name, text)) => vec![FileLayer::parse(Path::new(name), text)],
+        None => select(files, around)?.iter().map(|path| FileLayer::read(path)).collect(),
+    };
+    let files: Vec<FileLayer> =
+        layers.into_iter().filter_map(|layer| layer.map_err(|problem| problems.push(problem)).ok()).collect();
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -172,8 +176,13 @@ impl FileLayer {
         let bytes = std::fs::read(path)
             .map_err(|error| problem(format!("cannot read {}: {}", path.display(), cause(&error))))?;
         let text = String::from_utf8(bytes).map_err(|_| problem(format!("{} is not UTF-8 text", path.display())))?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Problem> {
+        let problem = |text: String| Problem { key: String::new(), layer: None, text };
         // Some editors begin a file with a byte order mark.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let dict = Toml::from_str::<Dict>(text).map_err(|error| {
             // Not the error's own Display: that quotes the line, and a secret may stand there.
             let line = error.span().map_or(1, |span| line_of(text, span.start));
