@@ -74,7 +74,7 @@ impl Session {
             previous: Some(handle),
             access_token: tokens.access_token,
             access_expires: tokens.access_expires,
-            refresh_expires: tokens.refresh_expires.or(if rotated.is_some() { None } else { self.refresh_expires }),
+            refresh_expires: tokens.refresh_expires.or_else(|| self.refresh_expires.filter(|_| rotated.is_none())),
             refresh_token: rotated.or_else(|| self.refresh_token.clone()),
             id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())).or_else(|| self.id_token.clone()),
             scope: tokens.scope.or_else(|| self.scope.clone()),
