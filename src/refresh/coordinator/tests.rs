@@ -123,6 +123,10 @@ struct Rig {
 }
 
 fn rig(age: Duration, script: impl IntoIterator<Item = Act>) -> Rig {
+    rig_with(settings(), age, script)
+}
+
+fn rig_with(settings: Settings, age: Duration, script: impl IntoIterator<Item = Act>) -> Rig {
     let clock = Clock::manual(T0 + age);
     let grant = Arc::new(Rotating {
         current: AtomicU64::new(0),
@@ -131,7 +135,7 @@ fn rig(age: Duration, script: impl IntoIterator<Item = Act>) -> Rig {
         clock: clock.clone(),
     });
     let told = Arc::new(Told::default());
-    let coordinator = Coordinator::new(settings(), grant.clone(), Arc::new(Names), clock.clone(), told.clone());
+    let coordinator = Coordinator::new(settings, grant.clone(), Arc::new(Names), clock.clone(), told.clone());
     Rig { grant, told, clock, coordinator, session: session(ID, 0, T0) }
 }
 
@@ -320,6 +324,11 @@ async fn retry_after_is_honoured_up_to_ten_seconds() {
     assert_eq!(long.calls(), 1);
     long.clock.advance(secs(1));
     assert_eq!(long.token().await, new());
+
+    let patient = rig_with(Settings { wait: secs(60), ..settings() }, OVER, [busy(30)]);
+    let began = Instant::now();
+    assert_eq!(patient.token().await, new());
+    assert_eq!(began.elapsed(), secs(10));
 }
 
 #[tokio::test(start_paused = true)]
