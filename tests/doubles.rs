@@ -440,7 +440,7 @@ fn strict(token: &str, jwks: &Value, provider: &ProviderDouble, nonce: &str) -> 
     let keys: Vec<Value> = jwks["keys"].as_array().unwrap().iter().filter(fits).cloned().collect();
     must(jose::verified_rs256(token, &json!({ "keys": keys })), "signature")?;
     let now = provider.now();
-    let time = |name: &str| claims[name].as_i64().ok_or(format!("{name} is no time"));
+    let time = |name: &str| claims[name].as_i64().ok_or_else(|| format!("{name} is no time"));
     let us = provider.client_id();
     must(claims["iss"] == provider.issuer, "iss")?;
     must(claims["aud"] == us || claims["aud"] == json!([us]), "aud")?;

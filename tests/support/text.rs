@@ -26,7 +26,7 @@ pub fn mark(label: &str) -> String {
 
 /// Filler text of `n` characters that does not compress.
 pub fn filler(n: usize) -> String {
-    let mut text = b64u(&random(n * 3 / 4 + 3)).replace(['-', '_'], "x");
+    let mut text = b64u(random(n * 3 / 4 + 3)).replace(['-', '_'], "x");
     text.truncate(n);
     text
 }
