@@ -125,7 +125,7 @@ pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
     };
 
     // No command line, no file: Pingora is configured here and nowhere else.
-    let mut server = Server::new_with_opt_and_conf(None, ServerConf::clone(&conf));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(config.server.threads));
     server.bootstrap();
     server.add_service(public);
     if let Some(listener) = admin_listener {

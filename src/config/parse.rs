@@ -16,12 +16,13 @@ use super::not_yet::not_yet;
 use super::problem::{Findings, Problem, did_you_mean, shown};
 use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
-use super::{AdminSettings, Config, ListenAddress, LogFormat, LogSettings, ServerSettings, TlsFiles, routes};
+use super::{AdminSettings, Config, LogFormat, LogSettings, ServerSettings, TlsFiles, routes};
 use crate::crypto::keyring::{Key, Keyring};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{ClientAuth, Endpoints};
 use crate::secret::Secret;
 use crate::web::origin::{Origin, is_loopback};
+use crate::net::{self, ListenAddress};
 use crate::{gateway, oidc, refresh, session};
 
 /// Every preset that the documentation names.
@@ -167,16 +168,10 @@ impl Parser {
             prefix,
             routes,
             csrf: csrf?,
-            limits: gateway::settings::Limits {
-                header_bytes: server.header_bytes,
-                header_count: server.header_count,
-                uri_bytes: server.uri_bytes,
-                body_idle: server.body_idle,
-            },
+            body_idle: server.net.body_idle,
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
-            access_log: log.access,
         };
         Some(Config {
             server,
@@ -249,15 +244,17 @@ impl Parser {
             single_replica: server.single_replica,
             shutdown_delay: duration(&server.shutdown_delay),
             shutdown_drain: duration(&server.shutdown_drain),
-            head_timeout: self.positive("limits.head_timeout", &limits.head_timeout),
-            keepalive: duration(&limits.keepalive),
-            body_idle: self.positive("limits.body_idle", &limits.body_idle),
-            connections: to_usize(limits.connections),
-            header_bytes: self.some_bytes("limits.header_bytes", &limits.header_bytes),
-            header_count: to_usize(limits.header_count),
-            uri_bytes: self.some_bytes("limits.uri_bytes", &limits.uri_bytes),
+            net: net::Settings {
+                head_timeout: self.positive("limits.head_timeout", &limits.head_timeout),
+                keepalive: duration(&limits.keepalive),
+                body_idle: self.positive("limits.body_idle", &limits.body_idle),
+                connections: to_usize(limits.connections),
+                header_bytes: self.some_bytes("limits.header_bytes", &limits.header_bytes),
+                header_count: to_usize(limits.header_count),
+                uri_bytes: self.some_bytes("limits.uri_bytes", &limits.uri_bytes),
+            },
         };
-        if settings.header_bytes < bytes(&raw.session.header_budget) {
+        if settings.net.header_bytes < bytes(&raw.session.header_budget) {
             self.found.warn(
                 "limits.header_bytes",
                 "is less than session.header_budget: a browser may get cookies that are refused when they come back",
