@@ -124,6 +124,9 @@ impl Parser {
         raw.provider = Some(OneOrMany::One(provider));
         let keys = self.keys(&mut raw.session, public.as_ref());
         self.session(&raw.session, public.as_ref());
+        if raw.session.store == raw::Store::Redis && raw.redis.is_none() && !self.found.blamed("redis") {
+            self.found.problem("session.store", "\"redis\" needs a [redis] section");
+        }
         let refresh = self.refresh(&raw);
         self.redis(raw.redis.as_mut());
         self.family_kill(&raw);
