@@ -453,7 +453,7 @@ mod tests {
             let value = typed(text, at("provider.client_secret")).ok();
             assert_eq!(value.as_ref().and_then(Value::as_str), Some(text));
         }
-        assert_eq!(typed("77", at("limits.header_count")).ok().and_then(|value| value.to_u128()), Some(77));
+        assert_eq!(typed("77", at("limits.header_count")).ok().and_then(|value| value.to_num()?.to_i128()), Some(77));
         assert_eq!(typed("true", at("provider.userinfo")).ok().and_then(|value| value.to_bool()), Some(true));
         assert!(typed("1\nx = 2", at("limits.header_count")).is_err());
         assert!(typed("[\"a:1\"]", at("server.listen")).is_ok_and(|value| value.as_array().is_some()));
