@@ -307,6 +307,28 @@ fn a_mistake_has_no_echo() {
     }
 }
 
+/// CFG-01: whatever stands at a key, it is refused by its name or makes sense; nothing falls over.
+#[test]
+fn every_key_survives_every_type() {
+    let values =
+        ["-7", "99999999999", "1.5", "true", "\"\\u0000?\"", "\"\"", "[]", "[-7]", "{}", "{ a = -7 }", "1979-05-27"];
+    let schema = config::schema();
+    for (section, content) in schema["properties"].as_object().unwrap() {
+        let item = if content["items"].is_object() { &content["items"] } else { content };
+        let item = item["anyOf"].as_array().map_or(item, |branches| &branches[0]);
+        for (key, content) in item["properties"].as_object().into_iter().flatten() {
+            for value in values {
+                let header = if section == "route" { "[[route]]".to_owned() } else { format!("[{section}]") };
+                let at = if section == "route" { format!("route[0].{key}") } else { format!("{section}.{key}") };
+                let desk = Desk::empty().file("odd.toml", &format!("{header}\n{key} = {value}\n"));
+                let text = lines(&desk.load().unwrap_err());
+                let wrong = content["type"].as_str().is_some_and(|kind| kind != "object") && value.starts_with('{');
+                assert!(!wrong || text.contains(&format!("{at}: must be ")), "{at} = {value}: {text}");
+            }
+        }
+    }
+}
+
 /// ROUTE-06
 #[test]
 fn routes_that_could_both_win_are_refused() {
@@ -597,7 +619,7 @@ fn examples() -> Vec<PathBuf> {
 #[test]
 fn the_examples_lack_nothing_but_files_of_their_container() {
     for path in examples() {
-        let outcome = config::load_in(&[path.clone()], &Surroundings::default());
+        let outcome = config::load_in(std::slice::from_ref(&path), &Surroundings::default());
         for problem in outcome.err().into_iter().flatten() {
             assert!(problem.text.contains("No such file"), "{}: {problem}", path.display());
         }
@@ -623,7 +645,7 @@ fn the_reference_and_the_documentation_name_every_key() {
         }
     }
     let mut all = Vec::new();
-    keys(&config::schema(), &mut all);
+    keys(config::schema(), &mut all);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for file in ["config/sidegate.toml", "docs/configuration.md"] {
         let text = fs::read_to_string(root.join(file)).unwrap();

@@ -135,7 +135,7 @@ impl Parser {
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix);
         self.verify(&raw.verify);
-        self.tracing(&mut raw.tracing);
+        self.tracing(&raw.tracing);
 
         let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
@@ -963,7 +963,7 @@ impl Parser {
         claims.expose.clone()
     }
 
-    fn tracing(&mut self, tracing: &mut raw::Tracing) {
+    fn tracing(&mut self, tracing: &raw::Tracing) {
         if let Some(text) = &tracing.otlp_endpoint
             && !Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
         {
