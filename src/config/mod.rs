@@ -153,7 +153,7 @@ pub fn load_in(files: &[PathBuf], around: &Surroundings) -> Result<Config, Vec<P
     let mut value = sources.value();
     let mut found = problem::Findings::new(sources);
     found.problems.append(&mut problems);
-    judge::judge(&mut value, &schema(), &mut found);
+    judge::judge(&mut value, schema(), &mut found);
     let raw: raw::RawConfig = match value.deserialize() {
         Ok(raw) => raw,
         Err(error) => {

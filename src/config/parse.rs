@@ -125,6 +125,9 @@ impl Parser {
         raw.provider = Some(OneOrMany::One(provider));
         let keys = self.keys(&mut raw.session, public.as_ref());
         self.session(&raw.session, public.as_ref());
+        if raw.session.store == raw::Store::Redis && raw.redis.is_none() && !self.found.blamed("redis") {
+            self.found.problem("session.store", "\"redis\" needs a [redis] section");
+        }
         let refresh = self.refresh(&raw);
         self.redis(raw.redis.as_mut());
         self.family_kill(&raw);
@@ -133,7 +136,7 @@ impl Parser {
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix);
         self.verify(&raw.verify);
-        self.tracing(&mut raw.tracing);
+        self.tracing(&raw.tracing);
 
         let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
@@ -957,7 +960,7 @@ impl Parser {
         claims.expose.clone()
     }
 
-    fn tracing(&mut self, tracing: &mut raw::Tracing) {
+    fn tracing(&mut self, tracing: &raw::Tracing) {
         if let Some(text) = &tracing.otlp_endpoint
             && !Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
         {
