@@ -279,7 +279,8 @@ fn tls(settings: &Settings) -> Result<rustls::ClientConfig, SetupError> {
     }
     if roots.is_empty() && settings.discovery_url.scheme() == "https" {
         return Err(SetupError(
-            "provider.ca_file is needed: this system has no trust anchors, so no https provider can be verified".to_owned(),
+            "provider.ca_file is needed: this system has no trust anchors, so no https provider can be verified"
+                .to_owned(),
         ));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
