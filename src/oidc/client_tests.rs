@@ -154,6 +154,61 @@ async fn the_configured_proxy_is_used() {
     assert_eq!(proxy.seen("http://op.invalid/doc").len(), 1);
 }
 
+/// A TLS server with a certificate for `localhost` by the test authority; answers one request a connection.
+async fn tls_server(alpn: &[&[u8]]) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let chain =
+        CertificateDer::pem_slice_iter(include_bytes!("testdata/server.pem")).collect::<Result<_, _>>().unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(&include_bytes!("testdata/server.pk8")[..]).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 X\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    port
+}
+
+/// KEY-01, ASVS-12.3.1: an unknown authority and another host are refused, `ca_file` adds an authority.
+#[tokio::test]
+async fn tls_is_verified() {
+    let port = tls_server(&[b"http/1.1"]).await;
+    let (localhost, address) = (format!("https://localhost:{port}/"), format!("https://127.0.0.1:{port}/"));
+    let mut settings = settings("https://op.example");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, include_bytes!("testdata/ca.pem")).unwrap();
+    settings.ca_file = Some(file);
+    let trusting = client(&settings);
+    let call = async |client: &Client, url: &str| client.get("discovery", &Url::parse(url).unwrap(), None).await;
+    assert_eq!(call(&trusting, &localhost).await.unwrap().body, b"{}");
+    assert_eq!(call(&trusting, &address).await.unwrap_err(), CallError::Unreachable("tls"));
+
+    // The same call by a client that trusts somebody else only.
+    std::fs::write(settings.ca_file.as_ref().unwrap(), include_bytes!("testdata/server.pem")).unwrap();
+    let stranger = trusting.renewed(&settings).unwrap();
+    let other_port = tls_server(&[]).await;
+    let refused = call(&stranger, &format!("https://127.0.0.1:{other_port}/")).await;
+    assert_eq!(refused.unwrap_err(), CallError::Unreachable("tls"));
+    settings.ca_file = None;
+    if let Ok(public_only) = trusting.renewed(&settings) {
+        assert_eq!(call(&public_only, &localhost).await.unwrap_err(), CallError::Unreachable("tls"));
+    }
+}
+
 #[test]
 fn a_bad_ca_file_is_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -46,7 +46,7 @@ fn unfit_keys_are_skipped() {
         json!({"kty": "RSA", "n": "not base64!", "e": "AQAB"}),
         json!({"kty": "RSA", "n": rsa["n"]}),
         with(ec.clone(), "x", json!("AAAA")),
-        with(ec.clone(), "y", json!(7)),
+        with(ec, "y", json!(7)),
         with(rsa.clone(), "use", json!("enc")),
         with(rsa.clone(), "use", json!(null)),
         with(rsa.clone(), "key_ops", json!(["encrypt"])),

@@ -248,7 +248,7 @@ impl<'a> Unverified<'a> {
     /// # Errors
     /// `alg` when the header names another algorithm, `signature` when no key fits, `claims` when the payload is not
     /// a JSON object without duplicate members.
-    pub fn verify<'k>(
+    pub(super) fn verify<'k>(
         &self,
         algorithm: Algorithm,
         keys: impl IntoIterator<Item = &'k PublicKey>,

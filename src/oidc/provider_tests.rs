@@ -10,6 +10,8 @@ use crate::oidc::types::State;
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const T: i64 = 1_800_000_000;
 
+type Answerer = fn() -> Reply;
+
 /// What the provider double answers; a test changes what it needs.
 struct Script {
     origin: String,
@@ -18,7 +20,7 @@ struct Script {
     claims: Value,
     tokens: Value,
     /// Answers by path, instead of the ordinary ones.
-    instead: Vec<(&'static str, fn() -> Reply)>,
+    instead: Vec<(&'static str, Answerer)>,
     metadata: Value,
     userinfo: Option<String>,
     userinfo_type: &'static str,
@@ -170,7 +172,7 @@ async fn userinfo_is_not_asked_before_the_id_token_holds() {
 #[tokio::test]
 async fn a_code_is_sent_once() {
     let rig = rig_with(|settings| settings.timeout = Duration::from_millis(500)).await;
-    let cases: [(fn() -> Reply, ProviderError); 7] = [
+    let cases: [(Answerer, ProviderError); 7] = [
         (|| Reply::Json(400, json!({"error": "invalid_grant"})), ProviderError::Dead { reason: "invalid_grant" }),
         (|| Reply::Json(401, json!({"error": "invalid_client"})), ProviderError::Refused { reason: "invalid_client" }),
         (|| Reply::Json(503, json!({})), ProviderError::Unavailable { reason: "server_error", retry_after: None }),
@@ -311,7 +313,7 @@ async fn metadata_heals_by_itself() {
 #[tokio::test]
 async fn an_unreachable_provider_names_a_time() {
     let rig = rig().await;
-    let failure: [fn() -> Reply; 2] = [|| Reply::Drop, || Reply::Json(503, json!({}))];
+    let failure: [Answerer; 2] = [|| Reply::Drop, || Reply::Json(503, json!({}))];
     for reply in failure {
         rig.set(|script| script.instead = vec![("/.well-known/openid-configuration", reply)]);
         let fresh = rig.provider.renewed(settings(&rig.server.origin)).unwrap();
@@ -414,8 +416,7 @@ async fn revocation() {
         (Some("rt-1"), Some("refresh_token"))
     );
     assert_eq!(seen.header("authorization").len(), 1);
-    let failures: [fn() -> Reply; 2] =
-        [|| Reply::Json(400, json!({"error": "unsupported_token_type"})), || Reply::Drop];
+    let failures: [Answerer; 2] = [|| Reply::Json(400, json!({"error": "unsupported_token_type"})), || Reply::Drop];
     for reply in failures {
         rig.set(|script| script.instead = vec![("/revoke", reply)]);
         assert!(!rig.provider.revoke("rt-1", "refresh_token").await);
@@ -466,7 +467,7 @@ async fn judging_online() {
         );
     }
 
-    let answers: [fn() -> Reply; 3] = [
+    let answers: [Answerer; 3] = [
         || Reply::Drop,
         || Reply::Json(200, json!({"issuer": "https://other.example"})),
         || Reply::Json(404, json!({})),

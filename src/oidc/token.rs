@@ -259,13 +259,15 @@ fn life(value: &Value) -> Option<u64> {
     Some((secs as u64).min(MAX_LIFE_SECS))
 }
 
-/// `Retry-After` (RFC 9110 section 10.2.3): seconds or an HTTP date.
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds or an HTTP date. At most a day, so that the result can be added
+/// to any time.
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    const DAY: Duration = Duration::from_secs(86_400);
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::from(u32::MAX))));
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)).min(DAY));
     }
-    http_date(value).map(|at| at.since(now))
+    http_date(value).map(|at| at.since(now).min(DAY))
 }
 
 /// An IMF-fixdate (RFC 9110 section 5.6.7); the two obsolete forms are not read.
