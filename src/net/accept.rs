@@ -94,7 +94,9 @@ pub fn bind(addresses: &[ListenAddress]) -> io::Result<Vec<BoundListener>> {
     };
     addresses
         .iter()
-        .map(|address| bind_one(address).map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"))))
+        .map(|address| {
+            bind_one(address).map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+        })
         .collect()
 }
 

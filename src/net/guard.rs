@@ -173,8 +173,9 @@ impl Exchange {
             && self.head.is_empty()
             && self.ready.is_empty()
             && self.body.is_done()
-            && !self.connection.eof
             && !self.connection.info.control.is_closed()
+            // Who sent several requests and then half-closed gets all the answers.
+            && (!self.connection.eof || !self.connection.rx.is_empty())
             // Bytes sent in the hope of a tunnel are not a request.
             && (self.upgrade == Upgrade::No || self.connection.rx.is_empty())
     }
@@ -288,7 +289,10 @@ impl Exchange {
                 Err(error) => return Poll::Ready(error),
             }
         }
-        while connection.eof {
+        if !connection.eof {
+            return Poll::Pending;
+        }
+        loop {
             let probe = self.probe.get_or_insert_with(|| Box::pin(sleep(PROBE)));
             ready!(probe.as_mut().poll(cx));
             self.probe = None;
@@ -296,7 +300,6 @@ impl Exchange {
                 return Poll::Ready(error);
             }
         }
-        Poll::Pending
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {

@@ -24,5 +24,5 @@ pub use accept::{AcceptService, BoundListener, Entrance, bind};
 pub use connection::{ConnectionInfo, Connections, Control, Kind, Observer};
 pub use guard::Guard;
 pub use refusal::{Refusal, Refusals};
-pub use tls::{Tls, load_server_config};
 pub use settings::{ListenAddress, NotAListenAddress, Settings};
+pub use tls::{Tls, load_server_config};

@@ -47,8 +47,8 @@ pub fn load_server_config(cert: &Path, key: &Path, client_ca: Option<&Path>) -> 
     let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
     let (cert_pem, key_pem) = (read(cert)?, zeroize::Zeroizing::new(read(key)?));
     let chain = certificates(&cert_pem).ok_or_else(|| format!("{}: no PEM certificate in it", cert.display()))?;
-    let private = PrivateKeyDer::from_pem_slice(&key_pem)
-        .map_err(|_| format!("{}: no PEM private key in it", key.display()))?;
+    let private =
+        PrivateKeyDer::from_pem_slice(&key_pem).map_err(|_| format!("{}: no PEM private key in it", key.display()))?;
 
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
