@@ -1,5 +1,7 @@
 //! The way in over real sockets: what a client sees of the accept loop, and what gets past it.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -174,12 +176,12 @@ impl Rig {
     }
 
     fn with(settings: Settings, tls: Option<Tls>) -> Self {
-        Rig::serving(Arc::new(Echo::default()), settings, tls)
+        Self::serving(Arc::new(Echo::default()), settings, tls)
     }
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Rig<A> {
-    fn serving(app: Arc<A>, settings: Settings, tls: Option<Tls>) -> Rig<A> {
+    fn serving(app: Arc<A>, settings: Settings, tls: Option<Tls>) -> Self {
         let listeners = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
         let ListenAddress::Tcp(address) = *listeners[0].address() else { unreachable!() };
         let (drain, draining) = watch::channel(false);
@@ -196,7 +198,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Rig<A> {
         let (connections, settings) = (entrance.connections.clone(), entrance.settings.clone());
         let mut service = AcceptService::new(listeners, app.clone(), entrance);
         let running = tokio::spawn(async move { service.run(shutdown).await });
-        Rig { app, address, refusals, gauges, connections, settings, drain, running, _pingora: pingora }
+        Self { app, address, refusals, gauges, connections, settings, drain, running, _pingora: pingora }
     }
 
     async fn connect(&self) -> Client<TcpStream> {

@@ -252,6 +252,7 @@ impl HeadReader {
                 }
             }
             At::ValueLf => {
+                self.within_header_bytes(at)?;
                 if byte != b'\n' {
                     return Err(BARE_CR);
                 }
