@@ -65,7 +65,7 @@ impl HttpServerApp for Echo {
             session.set_keepalive(None);
         }
         self.served.fetch_add(1, Ordering::SeqCst);
-        let info = Guard::of(&session)?.info().clone();
+        let info = ConnectionInfo::of(&session)?.clone();
         self.seen.lock().push(info);
         let path = session.req_header().uri.path().to_owned();
         let method = session.req_header().method.to_string();
@@ -191,6 +191,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Rig<A> {
         let entrance = Entrance {
             settings: Arc::new(ArcSwap::from_pointee(settings)),
             tls,
+            h2c: true,
             refusals: refusals.clone(),
             connections: Connections::new(gauges.clone()),
             draining,
@@ -203,6 +204,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Rig<A> {
 
     async fn connect(&self) -> Client<TcpStream> {
         Client::new(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    async fn connect_tls(&self, alpn: &[u8]) -> Client<tokio_rustls::client::TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        Client::new(connector(alpn).connect("localhost".try_into().unwrap(), stream).await.unwrap())
     }
 
     /// All that comes back for these bytes, until the connection ends.
@@ -507,10 +513,10 @@ async fn dos_25_a_drain_finishes_requests_and_ends_idle_connections() {
 
 fn tls() -> Tls {
     let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
-    Tls::new(load_server_config(&fixture("localhost.pem"), &fixture("localhost.key"), None).unwrap())
+    Tls::new(load_server_config(&fixture("localhost.pem"), &fixture("localhost.key"), None, true).unwrap())
 }
 
-fn connector() -> tokio_rustls::TlsConnector {
+fn connector(alpn: &[u8]) -> tokio_rustls::TlsConnector {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
     let mut roots = rustls::RootCertStore::empty();
@@ -521,15 +527,14 @@ fn connector() -> tokio_rustls::TlsConnector {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     Arc::new(config).into()
 }
 
 #[tokio::test]
 async fn tls_carries_requests_and_names_the_host() {
     let rig = Rig::with(Settings::default(), Some(tls()));
-    let stream = TcpStream::connect(rig.address).await.unwrap();
-    let mut client = Client::new(connector().connect("localhost".try_into().unwrap(), stream).await.unwrap());
+    let mut client = rig.connect_tls(b"http/1.1").await;
     assert_eq!(client.stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     assert_eq!(client.get("/1").await, ok("GET /1 "));
     client.send("POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").await;
@@ -552,6 +557,70 @@ async fn dos_23_a_handshake_has_a_deadline() {
     assert_eq!(rig.app.served.load(Ordering::SeqCst), 0);
     timeout(PATIENCE, rig.connections.drained()).await.unwrap();
     assert_eq!(rig.gauges.handshakes_failed.load(Ordering::SeqCst), 2);
+}
+
+/// The preface, empty settings, and `GET /` to `a` on the first stream.
+fn http2_request() -> Vec<u8> {
+    let head = [0x82, 0x86, 0x84, 0x41, 1, b'a'];
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &[0, 0, 6, 1, 5, 0, 0, 0, 1], &head]
+        .concat()
+}
+
+/// The payload of the next frame of this type.
+async fn http2_frame<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>, kind: u8) -> Vec<u8> {
+    loop {
+        while client.buffer.len() < 9 {
+            assert!(client.more().await > 0, "ended before an answer");
+        }
+        let length = usize::from(client.buffer[1]) * 256 + usize::from(client.buffer[2]);
+        while client.buffer.len() < 9 + length {
+            assert!(client.more().await > 0, "ended within a frame");
+        }
+        let frame: Vec<u8> = client.buffer.drain(..9 + length).collect();
+        if frame[3] == kind {
+            return frame[9..].to_vec();
+        }
+    }
+}
+
+#[tokio::test]
+async fn http_2_by_negotiation_and_by_prior_knowledge() {
+    let rig = Rig::new();
+    let mut client = rig.connect().await;
+    client.send(http2_request()).await;
+    assert_eq!(http2_frame(&mut client, 0).await, b"GET / ");
+    assert_eq!(rig.app.seen.lock()[0].peer, Some(client.stream.local_addr().unwrap()));
+    rig.drain.send_replace(true);
+    // Asks whether anything is still on its way; the answer ends the connection.
+    let ping = http2_frame(&mut client, 6).await;
+    client.send([&[0, 0, 8, 6, 1, 0, 0, 0, 0][..], &ping].concat()).await;
+    client.rest().await;
+    timeout(PATIENCE, rig.running).await.unwrap().unwrap();
+
+    let rig = Rig::with(Settings::default(), Some(tls()));
+    let mut client = rig.connect_tls(b"h2").await;
+    client.send(http2_request()).await;
+    assert_eq!(http2_frame(&mut client, 0).await, b"GET / ");
+    assert!(rig.app.seen.lock()[0].tls);
+    rig.connections.close_all();
+    client.rest().await;
+    timeout(PATIENCE, rig.connections.drained()).await.unwrap();
+}
+
+#[tokio::test]
+async fn dos_01_an_http_2_head_has_a_deadline_too() {
+    let settings = Settings { head_timeout: Duration::from_millis(200), ..Settings::default() };
+    let rig = Rig::with(settings, Some(tls()));
+    let mut silent = rig.connect_tls(b"h2").await;
+    silent.rest().await;
+    let mut unfinished = rig.connect_tls(b"h2").await;
+    let mut request = http2_request();
+    // No END_HEADERS: the block is never complete.
+    let flags = request.len() - 6 - 5;
+    request[flags] = 1;
+    unfinished.send(request).await;
+    unfinished.rest().await;
+    assert_eq!(rig.app.served.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
@@ -578,6 +647,7 @@ async fn a_unix_socket_is_for_owner_and_group_and_replaces_a_dead_one() {
     let entrance = Entrance {
         settings: Arc::default(),
         tls: None,
+        h2c: false,
         refusals: Arc::new(Plain::default()),
         connections: Connections::new(Arc::new(())),
         draining: draining.clone(),

@@ -146,6 +146,8 @@ pub struct Entrance {
     pub settings: Arc<ArcSwap<Settings>>,
     /// With it, TCP listeners speak TLS only; unix sockets never do.
     pub tls: Option<Tls>,
+    /// HTTP/2 without TLS, by prior knowledge; with TLS it is negotiated, see [`super::load_server_config`].
+    pub h2c: bool,
     /// Words refusals.
     pub refusals: Arc<dyn Refusals>,
     /// Lists and counts the connections.
@@ -181,6 +183,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptService<A> {
             settings: entrance.settings.clone(),
             refusals: entrance.refusals.clone(),
             draining: draining.clone(),
+            h2c: entrance.h2c,
         });
         let mut accepting = JoinSet::new();
         for listener in std::mem::take(&mut self.listeners) {
@@ -292,7 +295,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
     async fn welcome(&self, stream: Accepted, _permit: Permit) {
         let Some(connection) = self.connect(stream).await else { return };
         let _listed = self.entrance.connections.list(connection.info.clone());
-        self.server.serve(connection).await;
+        if connection.speaks_http2() {
+            self.server.serve_http2(connection).await;
+        } else {
+            self.server.serve(connection).await;
+        }
     }
 
     /// Sets the socket up and shakes hands. `None`: the handshake failed or took too long.
@@ -326,8 +333,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
         let socket_digest = SocketDigest::from_raw_fd(wire.fd());
         // Set here, or Pingora asks the kernel for it at some later time, when it may be gone.
         let _ = socket_digest.peer_addr.set(peer.map(PingoraAddress::Inet));
+        let info = Arc::new(ConnectionInfo::new(peer, ssl_digest.is_some(), server_name));
         Some(Connection {
-            info: Arc::new(ConnectionInfo::new(peer, ssl_digest.is_some(), server_name)),
+            tag: info.tag(),
+            info,
             wire,
             rx: BytesMut::new(),
             eof: false,

@@ -52,6 +52,15 @@ pub(super) struct Connection {
     pub(super) connections: Connections,
     pub(super) socket_digest: Arc<SocketDigest>,
     pub(super) ssl_digest: Option<Arc<SslDigest>>,
+    /// Carries `info` to where only Pingora's digest is left of a stream.
+    pub(super) tag: Option<Arc<ProxyDigest>>,
+}
+
+impl Connection {
+    /// The TLS handshake ended with HTTP/2.
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.wire.negotiated() == Some(b"h2")
+    }
 }
 
 /// Where a connection is put when its guard is dropped.
@@ -378,7 +387,7 @@ impl Exchange {
     }
 }
 
-fn hand_out(bytes: &mut impl Buf, buf: &mut ReadBuf<'_>) {
+pub(super) fn hand_out(bytes: &mut impl Buf, buf: &mut ReadBuf<'_>) {
     let count = bytes.remaining().min(buf.remaining());
     buf.put_slice(bytes.chunk().get(..count).unwrap_or_default());
     bytes.advance(count);
@@ -509,7 +518,7 @@ impl GetTimingDigest for Guard {
 
 impl GetProxyDigest for Guard {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.exchange.as_ref().and_then(|exchange| exchange.connection.tag.clone())
     }
 }
 

@@ -13,6 +13,7 @@ pub mod accept;
 pub mod connection;
 pub mod framer;
 pub mod guard;
+mod h2;
 mod refusal;
 mod serve;
 mod settings;
