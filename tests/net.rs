@@ -182,6 +182,11 @@ impl Rig {
 
 impl<A: HttpServerApp + Send + Sync + 'static> Rig<A> {
     fn serving(app: Arc<A>, settings: Settings, tls: Option<Tls>) -> Self {
+        Self::behind(&[], app, settings, tls)
+    }
+
+    /// `proxies`: who sends PROXY headers.
+    fn behind(proxies: &[&str], app: Arc<A>, settings: Settings, tls: Option<Tls>) -> Self {
         let listeners = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
         let ListenAddress::Tcp(address) = *listeners[0].address() else { unreachable!() };
         let (drain, draining) = watch::channel(false);
@@ -192,6 +197,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Rig<A> {
             settings: Arc::new(ArcSwap::from_pointee(settings)),
             tls,
             h2c: true,
+            proxy_protocol: proxies.iter().map(|net| net.parse().unwrap()).collect(),
             refusals: refusals.clone(),
             connections: Connections::new(gauges.clone()),
             draining,
@@ -624,6 +630,23 @@ async fn dos_01_an_http_2_head_has_a_deadline_too() {
 }
 
 #[tokio::test]
+async fn hdr_07_a_proxy_header_counts_only_from_trusted_peers() {
+    const HEADER: &str = "PROXY TCP4 192.0.2.1 192.0.2.2 5 80\r\n";
+    let request = |header: &str| format!("{header}GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    for untrusting in [Rig::new(), Rig::behind(&["10.0.0.0/8"], Arc::default(), Settings::default(), None)] {
+        assert!(untrusting.exchange(request(HEADER)).await.starts_with("HTTP/1.1 400 "));
+        assert!(untrusting.exchange(request("")).await.starts_with("HTTP/1.1 200 "));
+    }
+    let settings = Settings { head_timeout: Duration::from_millis(200), ..Settings::default() };
+    let rig = Rig::behind(&["127.0.0.0/8"], Arc::new(Echo::default()), settings, None);
+    assert!(rig.exchange(request(HEADER)).await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(rig.app.seen.lock()[0].peer, Some("192.0.2.1:5".parse().unwrap()));
+    assert_eq!(rig.exchange(request("")).await, "");
+    assert_eq!(rig.exchange("PROXY TCP4").await, "");
+    assert_eq!(rig.app.served.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -648,6 +671,7 @@ async fn a_unix_socket_is_for_owner_and_group_and_replaces_a_dead_one() {
         settings: Arc::default(),
         tls: None,
         h2c: false,
+        proxy_protocol: Arc::new([]),
         refusals: Arc::new(Plain::default()),
         connections: Connections::new(Arc::new(())),
         draining: draining.clone(),

@@ -526,6 +526,24 @@ proptest! {
         }
     }
 
+    /// And so does Pingora, which would answer what it refuses in its own words.
+    #[test]
+    fn http_27_pingora_takes_every_accepted_head(bytes in requests()) {
+        if let Verdict::Head(head) = judge(&bytes) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (mut near, far) = tokio::io::duplex(1 << 16);
+                tokio::io::AsyncWriteExt::write_all(&mut near, &head.bytes).await.unwrap();
+                let mut session = pingora::protocols::http::ServerSession::new_http1(Box::new(far));
+                prop_assert!(matches!(session.read_request().await, Ok(true)));
+                prop_assert_eq!(session.req_header().method.as_str().as_bytes(), &head.method[..]);
+                prop_assert_eq!(session.req_header().raw_path(), &head.target[..]);
+                prop_assert_eq!(session.is_body_empty(), head.body == Body::None);
+                Ok(())
+            })?;
+        }
+    }
+
     #[test]
     fn any_bytes_get_a_verdict(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = judge(&bytes);

@@ -1,10 +1,11 @@
 //! The way in: accept loop, TLS handshake, the strict head of HTTP/1.1, tunnels that can be closed.
 //!
 //! ```text
-//! accept ─► permit ─► TLS handshake ─► serve: ┌─► head judged (framer) ── refused ─► answer, linger, close
-//!                                             │        │ accepted
-//!                                             │   Guard ⇄ Pingora, one request
-//!                                             └── connection comes home
+//! accept ─► permit ─► PROXY header ─► TLS ─► serve ─┬─► HTTP/2: Pingora frames it
+//!                                                   │
+//!                 ┌─────────────────────────────────┴─► head judged (framer) ── refused ─► answer, linger, close
+//!                 │                                        │ accepted
+//!          connection comes home ◄── answered ──── Guard ⇄ Pingora: one request
 //! ```
 //!
 //! Pingora's parser only ever sees heads and bodies that passed [`framer`]: it is not asked to be strict.
@@ -14,6 +15,7 @@ pub mod connection;
 pub mod framer;
 pub mod guard;
 mod h2;
+mod proxy_protocol;
 mod refusal;
 mod serve;
 mod settings;
