@@ -42,7 +42,7 @@ use self::settings::Access;
 use self::state::{RouteEntry, State};
 use crate::crypto::random;
 use crate::metrics::{MethodLabel, NoRoute};
-use crate::net::guard::Guard;
+use crate::net::{ConnectionInfo, Guard};
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::Demand;
 use crate::session::jar::Presented;
@@ -509,11 +509,9 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        let idle = ctx.state.settings.body_idle;
-        session.set_read_timeout(Some(idle));
-        session.set_write_timeout(Some(idle));
-        // A client that half-closes after its request still gets its answer (pitfall 13).
-        session.set_abort_on_close(false);
+        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel.
+        session.set_read_timeout(None);
+        session.set_write_timeout(Some(ctx.state.settings.body_idle));
         Ok(())
     }
 
@@ -524,9 +522,6 @@ impl ProxyHttp for Gateway {
         });
         match outcome {
             Outcome::Forward(forward) => {
-                if forward.upgrade || forward.event_stream {
-                    session.set_read_timeout(None);
-                }
                 ctx.phase = Phase::Forward(forward);
                 Ok(false)
             }
@@ -657,7 +652,8 @@ impl ProxyHttp for Gateway {
         if session.response_written().is_some_and(|head| !head.status.is_informational()) {
             return dead;
         }
-        let Some(problem) = rescue::problem(e) else { return dead };
+        let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
+        let Some(problem) = fault.map(Problem::from).or_else(|| rescue::problem(e)) else { return dead };
         let code = problem.code.status().as_u16();
         tracing::warn!(target: "sidegate", event = "forward_failed", request_id = %ctx.request_id, code = problem.code.as_str(), kind = e.etype().as_str());
         let cookies = ctx.late_cookies();
@@ -717,7 +713,7 @@ impl ProxyHttp for Gateway {
 
 /// None on a unix socket.
 fn peer_ip(session: &Session) -> Option<IpAddr> {
-    Guard::of(session.as_downstream()).and_then(|guard| guard.info().peer).map(|peer| peer.ip().to_canonical())
+    ConnectionInfo::of(session.as_downstream()).and_then(|info| info.peer).map(|peer| peer.ip().to_canonical())
 }
 
 /// The path and query of a request target; the authority of an absolute one was compared with `Host` by `net`.

@@ -62,6 +62,9 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Ok(issuer) => issuer,
         Err(_) => return bad_callback(state, request, "iss_repeated"),
     };
+    if let Err(error) = state.provider.metadata().await {
+        return provider_problem(&error).into();
+    }
     if state.provider.check_callback_iss(issuer).is_err() {
         return bad_callback(state, request, "iss");
     }
