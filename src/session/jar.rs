@@ -188,7 +188,8 @@ impl Jar {
         let plain = self.encode(session)?;
         let text = self.sealer.seal(Purpose::Session, &plain, now);
         let left = lifecycle::left(session, &self.settings, now);
-        let life = left.as_millis().div_ceil(1000).clamp(1, u128::from(MAX_AGE_CAP)) as u64;
+        // Rounded down: the cookie must not outlive what it holds.
+        let life = left.as_secs().clamp(1, MAX_AGE_CAP);
 
         let total = self.names.parts(text.len());
         let mut cookies = Vec::with_capacity(total);
