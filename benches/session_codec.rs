@@ -20,7 +20,6 @@ use sidegate::session::settings::{SameSite, Settings};
 use sidegate::session::{Session, SessionId};
 use sidegate::web::origin::Origin;
 
-#[expect(dead_code, reason = "shared with the unit tests")]
 mod samples;
 use samples::Noise;
 

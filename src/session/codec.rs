@@ -51,7 +51,7 @@ impl std::fmt::Debug for PackedToken {
 }
 
 /// Codec numbers; they are part of the wire format.
-mod codec {
+mod numbers {
     /// The text itself.
     pub(super) const TEXT: u8 = 0;
     /// A canonical UUID in 16 bytes.
@@ -66,7 +66,7 @@ impl PackedToken {
     /// The shortest form there is. For tokens that are seldom looked at: unpacking may have to inflate.
     pub fn pack(token: &str) -> Self {
         let plain = Self::pack_plain(token);
-        match Self::verified(codec::JWT_ZSTD, pack_jwt(token), token) {
+        match Self::verified(numbers::JWT_ZSTD, pack_jwt(token), token) {
             Some(zstd) if zstd.bytes.len() < plain.bytes.len() => zstd,
             _ => plain,
         }
@@ -74,9 +74,9 @@ impl PackedToken {
 
     /// The shortest form that unpacks without inflating.
     pub fn pack_plain(token: &str) -> Self {
-        Self::verified(codec::UUID, parse_uuid(token.as_bytes()).map(Vec::from), token)
-            .or_else(|| Self::verified(codec::SEGMENTS, Some(pack_segments(token)), token))
-            .unwrap_or_else(|| Self { codec: codec::TEXT, bytes: token.as_bytes().to_vec() })
+        Self::verified(numbers::UUID, parse_uuid(token.as_bytes()).map(Vec::from), token)
+            .or_else(|| Self::verified(numbers::SEGMENTS, Some(pack_segments(token)), token))
+            .unwrap_or_else(|| Self { codec: numbers::TEXT, bytes: token.as_bytes().to_vec() })
     }
 
     /// The token. None when the bytes are no packed token, or one that would come out longer than 64 KiB.
@@ -121,14 +121,14 @@ impl PackedToken {
 
 fn unpack(codec: u8, bytes: &[u8]) -> Option<String> {
     match codec {
-        codec::TEXT => std::str::from_utf8(bytes).ok().map(str::to_owned),
-        codec::UUID => {
+        numbers::TEXT => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        numbers::UUID => {
             let mut text = Vec::with_capacity(36);
             put_uuid(&mut text, bytes.try_into().ok()?);
             String::from_utf8(text).ok()
         }
-        codec::SEGMENTS => unpack_segments(bytes),
-        codec::JWT_ZSTD => unpack_jwt(bytes),
+        numbers::SEGMENTS => unpack_segments(bytes),
+        numbers::JWT_ZSTD => unpack_jwt(bytes),
         _ => None,
     }
 }
@@ -536,7 +536,6 @@ impl<'a> Reader<'a> {
     }
 
     /// The next field, or that there is none; the outer none is for one that is cut off.
-    #[expect(clippy::type_complexity, reason = "tag and value, twice optional")]
     pub(super) fn field(&mut self) -> Option<Option<(u8, &'a [u8])>> {
         if self.0.is_empty() {
             return Some(None);

@@ -4,13 +4,10 @@ use super::super::model::tests::{NOW, at, session, settings, tokens};
 use super::*;
 use crate::crypto::keyring::Key;
 use crate::oidc::types::IdToken;
+use crate::session::SessionId;
 use crate::session::lifecycle::Ended;
-use crate::session::{SessionId, model};
+use crate::session::samples::{self, Noise};
 use crate::web::origin::Origin;
-
-#[path = "../../../benches/samples/mod.rs"]
-mod samples;
-use samples::Noise;
 
 const NAME: &str = "__Host-Http-sidegate";
 
@@ -187,8 +184,7 @@ fn cookie_04_a_strange_cookie_line_hides_nothing() {
             assert!(matches!(jar.open(&fields(&[&line]), NOW).state, State::Open(_)), "{}", &line[..40]);
         }
     }
-    for odd in
-        [format!("{NAME}=\"{value}\""), format!("{NAME}={value}="), format!("{NAME}"), format!("{NAME}={value} x")]
+    for odd in [format!("{NAME}=\"{value}\""), format!("{NAME}={value}="), NAME.to_owned(), format!("{NAME}={value} x")]
     {
         assert!(!matches!(jar.open(&fields(&[&odd]), NOW).state, State::Open(_)));
     }
@@ -533,7 +529,7 @@ fn a_marker_lives_ten_seconds() {
 fn types_do_not_print_secrets() {
     let jar = jar();
     let opened = jar.open(&request(&seal(&jar, &session(tokens("canary-a", Some("canary-r"))))), NOW);
-    assert!(!format!("{opened:?}{jar:?}{:?}", model::SessionId([1; 16])).contains("canary"));
+    assert!(!format!("{opened:?}{jar:?}{:?}", SessionId([1; 16])).contains("canary"));
 }
 
 proptest! {
