@@ -20,8 +20,8 @@ pub struct RequestView<'a> {
     pub host: &'a str,
     /// All fields as they came.
     pub headers: &'a HeaderMap,
-    /// The rightmost untrusted hop.
-    pub client: IpAddr,
+    /// The rightmost untrusted hop; none on a unix socket.
+    pub client: Option<IpAddr>,
     /// The id that the log, the upstream and a problem document share.
     pub request_id: &'a str,
     /// When the request arrived.

@@ -1,0 +1,140 @@
+//! What one request carries from phase to phase.
+//!
+//! ```text
+//! Arrived => Answered      a local answer went out
+//! Arrived => Forward       the request goes upstream, exactly as Forward says
+//! ```
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+use tokio::time::Instant;
+
+use super::state::{RouteEntry, State, Target};
+use crate::metrics::NoRoute;
+use crate::session::Session;
+use crate::session::jar::Presented;
+use crate::telemetry::{SubHash, audit};
+use crate::web::origin::Origin;
+use crate::web::path::CleanPath;
+use crate::web::problem::Shape;
+
+/// One request's context.
+#[derive(Debug)]
+pub struct Ctx {
+    /// The configuration in force when the request arrived; a reload does not change it under way.
+    pub state: Arc<State>,
+    pub started: Instant,
+    /// When the first byte of the upstream's answer came, counted from the connect.
+    pub upstream_started: Option<Instant>,
+    pub upstream_answered: Option<Instant>,
+    pub request_id: String,
+    /// None on a unix socket.
+    pub client: Option<IpAddr>,
+    /// The path as it was judged, for the log; the raw one is never logged.
+    pub path: Option<CleanPath>,
+    pub route: Label,
+    /// Which form our own answers take.
+    pub shape: Shape,
+    /// Set when the answer goes to a listed CORS origin.
+    pub cors: Option<HeaderValue>,
+    pub sub_hash: Option<SubHash>,
+    /// The `code` of the problem that was answered.
+    pub code: Option<&'static str>,
+    pub phase: Phase,
+    /// Bytes of the request body so far, for `max_body`.
+    pub body_bytes: u64,
+    /// A dead kept-alive connection was already replaced once.
+    pub retried: bool,
+}
+
+/// The route's name in log and metric: bounded.
+#[derive(Clone, Debug)]
+pub enum Label {
+    None(NoRoute),
+    Route(Arc<RouteEntry>),
+}
+
+/// Where the request stands.
+#[derive(Debug)]
+pub enum Phase {
+    Arrived,
+    Answered,
+    Forward(Box<Forward>),
+}
+
+/// The only thing that later phases act on.
+#[derive(Debug)]
+pub struct Forward {
+    pub route: Arc<RouteEntry>,
+    /// As they were judged.
+    pub path: CleanPath,
+    pub query: Option<String>,
+    /// The user's session, when its token or identity goes along.
+    pub session: Option<Used>,
+    /// The session's token in the header that the route names.
+    pub credential: Option<(HeaderName, HeaderValue)>,
+    pub upgrade: bool,
+    /// Expects a stream of events: silence is no error.
+    pub event_stream: bool,
+    /// GET or HEAD without a body: may be sent again when a kept-alive connection was dead.
+    pub repeatable: bool,
+    /// Cookies to expire on the answer.
+    pub expire: Vec<HeaderValue>,
+    pub forwarded_for: String,
+    pub traceparent: Option<String>,
+    /// Which of the route's upstreams, and which of its addresses, this try takes.
+    pub turn: usize,
+    /// Connects that failed so far.
+    pub failed: usize,
+}
+
+/// A session in use, with what its cookie looked like when it came.
+#[derive(Debug)]
+pub struct Used {
+    /// As the browser presented it.
+    pub presented: Presented,
+    pub presented_generation: u64,
+    /// The newest generation when the request was forwarded.
+    pub session: Arc<Session>,
+    /// The idle time-out wants the last use sealed again.
+    pub touch: bool,
+}
+
+impl Forward {
+    /// The upstream of this try.
+    pub fn target(&self) -> Option<&Target> {
+        let targets = &self.route.targets;
+        targets.get(self.turn % targets.len().max(1))
+    }
+
+    /// Moves on to the next address; false when every one was tried.
+    pub fn next_address(&mut self) -> bool {
+        self.failed += 1;
+        self.turn = self.turn.wrapping_add(1);
+        self.failed < self.route.known_addresses()
+    }
+}
+
+impl Ctx {
+    /// The request that an audit event belongs to.
+    pub fn origin(&self) -> audit::Origin<'_> {
+        audit::Origin { request_id: Some(&self.request_id), client: self.client, sub_hash: self.sub_hash }
+    }
+
+    /// The public origin in force.
+    pub fn public(&self) -> &Origin {
+        &self.state.settings.public
+    }
+}
+
+impl Label {
+    /// As it stands in the log and in metrics.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::None(kind) => kind.as_str(),
+            Self::Route(entry) => &entry.settings.path,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! `GET <prefix>/callback`: the provider sends the browser back (RFC 6749 section 4.1.2).
+
+use std::sync::Arc;
+
+use http::{HeaderValue, StatusCode};
+
+use super::login::MAX_RESTARTS;
+use super::{Answer, Visitor, origin, provider_problem, set_location, to_page, without_fragment};
+use crate::crypto::random;
+use crate::gateway::attempts::Taken;
+use crate::gateway::routes::Matched;
+use crate::gateway::settings::Access;
+use crate::gateway::state::State;
+use crate::metrics::{EndReason, LoginOutcome};
+use crate::oidc::provider::RedeemContext;
+use crate::oidc::types::Code as AuthorizationCode;
+use crate::oidc::ProviderError;
+use crate::session::jar::Presented;
+use crate::session::login_cookie::{Attempt, Finish};
+use crate::session::{Session, SessionId};
+use crate::telemetry::audit;
+use crate::web::pages;
+use crate::web::path::CleanPath;
+use crate::web::problem::{Code, Problem};
+use crate::web::query::Params;
+use crate::web::request::RequestView;
+use crate::web::return_to::ReturnTo;
+
+/// The outcome of one exchange, shared by all who brought the same callback.
+pub type Finished = Result<Arc<Session>, Failure>;
+
+/// Why a login was refused.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The provider's doing.
+    Provider(ProviderError),
+    /// The tokens do not fit into cookies; the sizes are for the log.
+    TooLarge(String),
+}
+
+/// What the provider sent, once it is known to be well-formed.
+#[derive(Debug, PartialEq, Eq)]
+enum Callback<'a> {
+    Code(&'a str),
+    Error(&'a str),
+}
+
+/// Finishes a login, or says why not.
+pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+    let params = Params::parse(request.query);
+    let (login_state, callback) = match read(&params) {
+        Ok(read) => read,
+        Err(reason) => return bad_callback(state, request, reason),
+    };
+    let (attempt, clear) = match state.logins.finish(login_state, request.headers, request.now) {
+        Finish::Foreign => return bad_callback(state, request, "state"),
+        Finish::Stale { restarts } => return stale(state, request, &visitor, login_state, restarts),
+        Finish::Attempt { attempt, clear } => (attempt, clear),
+    };
+    // RFC 9207: for errors too, before anything else of the answer counts.
+    let issuer = match params.one("iss") {
+        Ok(issuer) => issuer,
+        Err(_) => return bad_callback(state, request, "iss_repeated"),
+    };
+    if state.provider.check_callback_iss(issuer).is_err() {
+        return bad_callback(state, request, "iss");
+    }
+    match callback {
+        Callback::Error(error) => refused_by_provider(state, request, &attempt, clear, error).await,
+        Callback::Code(code) => redeem(state, request, visitor, *attempt, clear, code, login_state).await,
+    }
+}
+
+/// RFC6749-01, BFF-02: one state, and either a code or an error; no token by the front channel.
+fn read(params: &Params) -> Result<(&str, Callback<'_>), &'static str> {
+    let one = |name: &'static str, repeated: &'static str| params.one(name).map_err(|_| repeated);
+    for name in ["access_token", "id_token", "refresh_token"] {
+        if params.contains(name) {
+            return Err("front_channel_token");
+        }
+    }
+    let state = one("state", "state_repeated")?.filter(|state| !state.is_empty()).ok_or("state_missing")?;
+    let code = one("code", "code_repeated")?;
+    let error = one("error", "error_repeated")?;
+    one("iss", "iss_repeated")?;
+    match (code, error) {
+        (Some(code), None) if !code.is_empty() => Ok((state, Callback::Code(code))),
+        (None, Some(error)) if !error.is_empty() => Ok((state, Callback::Error(error))),
+        (Some(_), Some(_)) => Err("code_and_error"),
+        _ => Err("code_missing"),
+    }
+}
+
+async fn redeem(
+    state: &Arc<State>,
+    request: &RequestView<'_>,
+    visitor: Visitor,
+    attempt: Attempt,
+    clear: Vec<HeaderValue>,
+    code: &str,
+    login_state: &str,
+) -> Answer {
+    let exchange = {
+        let state = Arc::clone(state);
+        let code = AuthorizationCode::new(code);
+        let now = request.now;
+        let context = RedeemContext {
+            nonce: attempt.nonce.clone(),
+            verifier: attempt.verifier.clone(),
+            max_age: attempt.max_age,
+            acr_values: attempt.acr_values.clone(),
+            now,
+        };
+        let nonce_hash = attempt.nonce_hash();
+        let (request_id, client) = (request.request_id.to_owned(), request.client);
+        let replaces = attempt.replaces;
+        move || async move {
+            let outcome = state.provider.redeem(&code, &context).await;
+            let outcome = outcome.map_err(Failure::Provider).and_then(|login| {
+                if login.tokens.refresh_token.is_none() && state.provider.settings().scopes.iter().any(|scope| scope == "offline_access") {
+                    tracing::warn!(
+                        target: "sidegate", event = "no_refresh_token", request_id,
+                        hint = "the session ends with its access token; try authorize_params = { prompt = \"consent\" }, or allow refresh tokens for this client at the provider"
+                    );
+                }
+                let id = SessionId(random::bytes());
+                let now = state.clock.now();
+                let session = Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
+                // Judged before anything says that the login succeeded.
+                let sealed = state.jar.seal(&session, &Presented::default(), now);
+                sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
+            });
+            let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
+            finish(&state, &outcome, replaces, from);
+            outcome
+        }
+    };
+    match state.attempts.once(attempt.id, request.now, exchange).await {
+        Taken::Used => stale(state, request, &visitor, login_state, attempt.restarts),
+        Taken::Outcome(Err(Failure::Provider(error))) => Answer::Refuse(provider_problem(&error), clear),
+        Taken::Outcome(Err(Failure::TooLarge(_))) => Answer::Refuse(too_large(), clear),
+        Taken::Outcome(Ok(session)) => match state.jar.seal(&session, &visitor.presented, request.now) {
+            Ok(cookies) => {
+                // A browser that says `none` over the whole chain withholds the Strict cookie from the page behind
+                // this redirect: leave a short-lived trace of the attempt, by which that page is answered with a hop.
+                let typed = request.headers.get("sec-fetch-site").is_some_and(|site| site == "none");
+                let attempt_cookie = if typed { state.logins.trace(attempt.id) } else { clear };
+                set_location(to_page(StatusCode::FOUND, &attempt.return_to), &without_fragment(&attempt.return_to))
+                    .set_cookies(cookies)
+                    .set_cookies(attempt_cookie)
+                    .into()
+            }
+            Err(_) => Answer::Refuse(too_large(), clear),
+        },
+    }
+}
+
+fn too_large() -> Problem {
+    Problem::new(Code::SessionTooLarge, "The provider's tokens do not fit into cookies; the log has the sizes.")
+}
+
+/// Counts and logs a finished exchange, and ends the session that it replaces (ASVS 7.2.4).
+fn finish(state: &State, outcome: &Finished, replaces: Option<SessionId>, from: audit::Origin<'_>) {
+    match outcome {
+        Ok(session) => {
+            state.metrics.observe_login(LoginOutcome::Ok);
+            let from = audit::Origin { sub_hash: Some(state.sub_hash(&session.subject)), ..from };
+            audit::login(&from);
+            if let Some(old) = replaces {
+                state.end_session(old, EndReason::Replaced, &from);
+            }
+        }
+        Err(Failure::TooLarge(sizes)) => {
+            state.metrics.observe_login(LoginOutcome::Internal);
+            audit::login_too_large(&from, sizes);
+        }
+        Err(Failure::Provider(error)) => {
+            state.metrics.observe_login(match error {
+                ProviderError::Unavailable { .. } | ProviderError::Ambiguous { .. } => LoginOutcome::Unavailable,
+                ProviderError::Refused { .. } => LoginOutcome::Config,
+                ProviderError::Dead { .. } => LoginOutcome::Refused,
+                ProviderError::Invalid { .. } => LoginOutcome::Invalid,
+            });
+            audit::login_refused(&from, error.reason());
+        }
+    }
+}
+
+/// The provider said no. A silent attempt comes back either way; all else gets a page.
+async fn refused_by_provider(
+    state: &Arc<State>,
+    request: &RequestView<'_>,
+    attempt: &Attempt,
+    clear: Vec<HeaderValue>,
+    error: &str,
+) -> Answer {
+    let reason = error_word(error);
+    let used = state.attempts.once(attempt.id, request.now, move || async move {
+        Err(Failure::Provider(ProviderError::Dead { reason }))
+    });
+    if matches!(used.await, Taken::Used) {
+        return Answer::Refuse(Problem::new(Code::BadCallback, "This login attempt was used before."), clear);
+    }
+    state.metrics.observe_login(LoginOutcome::Refused);
+    audit::login_refused(&origin(request, None), reason);
+    if attempt.silent {
+        let response = if needs_session(state, request, &attempt.return_to) {
+            pages::signed_out(&attempt.return_to.login_url(&state.settings.prefix))
+        } else {
+            let location = without_fragment(&attempt.return_to);
+            set_location(to_page(StatusCode::FOUND, &attempt.return_to), &location)
+        };
+        return response.set_cookies(clear).into();
+    }
+    Answer::Refuse(Problem::new(Code::LoginRefused, "The login service refused this login."), clear)
+}
+
+/// The registered error codes (RFC 6749 section 4.1.2.1, OpenID Connect Core section 3.1.2.6): what is logged is one
+/// of these words, never the provider's text.
+fn error_word(error: &str) -> &'static str {
+    const KNOWN: [&str; 14] = [
+        "access_denied",
+        "invalid_request",
+        "unauthorized_client",
+        "unsupported_response_type",
+        "invalid_scope",
+        "server_error",
+        "temporarily_unavailable",
+        "interaction_required",
+        "login_required",
+        "account_selection_required",
+        "consent_required",
+        "request_not_supported",
+        "invalid_target",
+        "unmet_authentication_requirements",
+    ];
+    KNOWN.into_iter().find(|known| *known == error).unwrap_or("provider_error")
+}
+
+/// Whether sending the browser to this page would start another login.
+fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) -> bool {
+    let path = target.as_str().split(['?', '#']).next().unwrap_or("/");
+    let Ok(path) = CleanPath::parse(path) else { return true };
+    match state.routes.find(&path, request.host, Some(&http::Method::GET)) {
+        Matched::Route(entry) => entry.0.settings.access == Access::Session,
+        Matched::MethodNotAllowed { .. } | Matched::None => false,
+    }
+}
+
+/// Made here, but its attempt is used, expired or gone. Whether somebody is logged in can only be said when the
+/// Strict cookies come along, which the provider's redirect withholds: by way of the hop page, then.
+fn stale(
+    state: &State,
+    request: &RequestView<'_>,
+    visitor: &Visitor,
+    login_state: &str,
+    restarts: u8,
+) -> Answer {
+    tracing::info!(target: "sidegate", event = "login_stale", request_id = request.request_id, restarts);
+    if visitor.session.is_some() {
+        return to_page(StatusCode::FOUND, &ReturnTo::home()).into();
+    }
+    if restarts >= MAX_RESTARTS {
+        return bad_callback(state, request, "stale");
+    }
+    let target = format!("{}/login?resume={login_state}", state.settings.prefix);
+    pages::hop(&target).into()
+}
+
+fn bad_callback(state: &State, request: &RequestView<'_>, reason: &'static str) -> Answer {
+    state.metrics.observe_login(LoginOutcome::BadCallback);
+    audit::login_refused(&origin(request, None), reason);
+    Problem::new(Code::BadCallback, "This does not finish a login that was started here.").into()
+}
+

@@ -1,0 +1,106 @@
+//! `GET <prefix>/login`: the way to the provider.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use super::{Answer, Visitor, csrf, provider_problem, to_page};
+use crate::crypto::random;
+use crate::gateway::state::State;
+use crate::oidc::authorize::AuthorizationRequest;
+use crate::oidc::types::{Nonce, PkceVerifier};
+use crate::session::login_cookie::Attempt;
+use crate::web::problem::{Code, Problem};
+use crate::web::query::Params;
+use crate::web::request::RequestView;
+use crate::web::response::LocalResponse;
+use crate::web::return_to::ReturnTo;
+
+/// How often a login may start over by itself because its attempt went stale.
+pub(super) const MAX_RESTARTS: u8 = 3;
+
+/// Starts a login: 302 to the provider, with an attempt's cookie.
+pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+    let caller = visitor.caller;
+    // FAPI2-17: nobody else's page starts a login in a frame, an image or a script.
+    if caller.foreign && !(caller.navigation && caller.document) {
+        return csrf().into();
+    }
+    let params = Params::parse(request.query);
+    if let Some(resume) = params.first("resume") {
+        return resumed(state, request, visitor, resume).await;
+    }
+    let prefix = &state.settings.prefix;
+    let wanted = params.one("return_to").ok().flatten();
+    let mut return_to = ReturnTo::parse(wanted, prefix);
+    // OpenID Connect Core section 4: a login that a third party asks for.
+    match params.one("iss") {
+        Ok(None) => {}
+        Ok(Some(issuer)) if issuer == state.provider.settings().issuer => {
+            if wanted.is_none() {
+                return_to = ReturnTo::parse(params.one("target_link_uri").ok().flatten(), prefix);
+            }
+        }
+        _ => return Problem::new(Code::BadRequest, "The parameter iss does not name the provider of this gateway.").into(),
+    }
+    let asked: Vec<(String, String)> = state
+        .provider
+        .settings()
+        .login_params
+        .iter()
+        .filter_map(|name| params.one(name).ok().flatten().map(|value| (name.clone(), value.to_owned())))
+        .collect();
+    start(state, request, visitor, return_to, asked, 0).await
+}
+
+/// A stale attempt comes back from the hop page, now with its Strict cookies: home when somebody is logged in, else
+/// a new attempt, a few times in a row.
+async fn resumed(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor, resume: &str) -> Answer {
+    if visitor.session.is_some() {
+        return to_page(StatusCode::FOUND, &ReturnTo::home()).into();
+    }
+    match state.logins.restarts(resume) {
+        Some(restarts) if restarts < MAX_RESTARTS => {
+            start(state, request, visitor, ReturnTo::home(), Vec::new(), restarts + 1).await
+        }
+        Some(_) => Problem::new(Code::LoginRefused, "The login went stale several times in a row.").into(),
+        None => Problem::new(Code::BadCallback, "This login was not started here.").into(),
+    }
+}
+
+async fn start(
+    state: &Arc<State>,
+    request: &RequestView<'_>,
+    visitor: Visitor,
+    return_to: ReturnTo,
+    asked: Vec<(String, String)>,
+    restarts: u8,
+) -> Answer {
+    let value = |name: &str| asked.iter().find(|(asked, _)| asked == name).map(|(_, value)| value.clone());
+    let attempt = Attempt {
+        id: random::bytes(),
+        nonce: Nonce::new(random::base64url::<24>()),
+        verifier: PkceVerifier::new(random::base64url::<32>()),
+        return_to,
+        started: request.now,
+        max_age: value("max_age").and_then(|text| text.parse().ok()),
+        acr_values: value("acr_values"),
+        silent: value("prompt").is_some_and(|prompt| prompt == "none"),
+        restarts,
+        replaces: visitor.session.as_ref().map(|session| session.id),
+    };
+    let (login_state, cookies) = state.logins.start(&attempt, request.headers, request.now);
+    let authorization = AuthorizationRequest {
+        state: login_state,
+        nonce: attempt.nonce.clone(),
+        verifier: attempt.verifier.clone(),
+        login_params: asked,
+    };
+    match state.provider.authorization_url(&authorization).await {
+        Ok(url) => LocalResponse::redirect(StatusCode::FOUND, &url).set_cookies(cookies).into(),
+        Err(error) => {
+            tracing::warn!(target: "sidegate", event = "login_unavailable", request_id = request.request_id, reason = error.reason());
+            provider_problem(&error).into()
+        }
+    }
+}

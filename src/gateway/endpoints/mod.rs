@@ -1,0 +1,165 @@
+//! sidegate's own endpoints, below the prefix: `RequestView` in, `LocalResponse` out.
+
+pub mod callback;
+pub mod login;
+pub mod logout;
+pub mod session;
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, StatusCode, header};
+
+use super::decide::Caller;
+use super::state::State;
+use crate::oidc::ProviderError;
+use crate::session::Session;
+use crate::session::jar::Presented;
+use crate::telemetry::{SubHash, audit};
+use crate::web::problem::{Code, Problem};
+use crate::web::request::RequestView;
+use crate::web::response::LocalResponse;
+use crate::web::return_to::ReturnTo;
+
+/// An endpoint of contract section 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Login,
+    Callback,
+    Session,
+    Refresh,
+    Logout,
+    LogoutReturn,
+}
+
+/// What an endpoint sees of the request's session.
+#[derive(Debug)]
+pub struct Visitor {
+    /// The newest generation known of the session that the cookies hold.
+    pub session: Option<Arc<Session>>,
+    /// The browser's cookie is older than that.
+    pub stale: bool,
+    /// What the browser sent.
+    pub presented: Presented,
+    pub caller: Caller,
+}
+
+/// An endpoint's answer.
+#[derive(Debug)]
+pub enum Answer {
+    /// As it is.
+    Respond(LocalResponse),
+    /// A refusal, with cookies to set.
+    Refuse(Problem, Vec<HeaderValue>),
+}
+
+impl From<LocalResponse> for Answer {
+    fn from(response: LocalResponse) -> Self {
+        Self::Respond(response)
+    }
+}
+
+impl From<Problem> for Answer {
+    fn from(problem: Problem) -> Self {
+        Self::Refuse(problem, Vec::new())
+    }
+}
+
+impl Endpoint {
+    /// The endpoint of a path below the prefix; none when there is no such one. `rest` is what follows the prefix.
+    pub fn find(rest: &str) -> Option<Self> {
+        match rest {
+            "/login" => Some(Self::Login),
+            "/callback" => Some(Self::Callback),
+            "/session" => Some(Self::Session),
+            "/refresh" => Some(Self::Refresh),
+            "/logout" => Some(Self::Logout),
+            "/logout/return" => Some(Self::LogoutReturn),
+            _ => None,
+        }
+    }
+
+    /// Its methods, as `Allow` lists them.
+    pub fn methods(self) -> &'static str {
+        match self {
+            Self::Login | Self::Callback => "GET",
+            Self::Session | Self::LogoutReturn => "GET, HEAD",
+            Self::Refresh => "POST",
+            Self::Logout => "GET, POST",
+        }
+    }
+
+    fn takes(self, method: &Method) -> bool {
+        self.methods().split(", ").any(|own| own == method.as_str())
+    }
+
+    /// Serves one request.
+    pub async fn serve(self, state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+        if !self.takes(request.method) {
+            let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
+            return problem.allow(self.methods().to_owned()).into();
+        }
+        match self {
+            Self::Login => login::serve(state, request, visitor).await,
+            Self::Callback => callback::serve(state, request, visitor).await,
+            Self::Session => session::show(state, request, visitor),
+            Self::Refresh => session::refresh(state, request, visitor).await,
+            Self::Logout => logout::serve(state, request, visitor).await,
+            Self::LogoutReturn => logout::returned(state, request, visitor),
+        }
+    }
+}
+
+/// The request that an audit event belongs to.
+fn origin<'a>(request: &RequestView<'a>, sub_hash: Option<SubHash>) -> audit::Origin<'a> {
+    audit::Origin { request_id: Some(request.request_id), client: request.client, sub_hash }
+}
+
+/// A refusal for a request that does not prove its origin.
+fn csrf() -> Problem {
+    Problem::new(Code::Csrf, "The request does not prove that it comes from this application.")
+}
+
+/// What a failed call to the provider means for the browser.
+fn provider_problem(error: &ProviderError) -> Problem {
+    match error {
+        ProviderError::Unavailable { retry_after, .. } => {
+            let seconds = retry_after.map_or(2, |after| after.as_secs().clamp(1, 10));
+            Problem::new(Code::ProviderUnavailable, "The login service does not answer. Try again.").retry_after(seconds)
+        }
+        ProviderError::Ambiguous { .. } => {
+            Problem::new(Code::ProviderUnavailable, "The login service does not answer. Try again.").retry_after(2)
+        }
+        ProviderError::Refused { .. } => {
+            Problem::new(Code::ProviderRefused, "This gateway is not set up correctly at the login service.")
+        }
+        ProviderError::Dead { .. } | ProviderError::Invalid { .. } => {
+            Problem::new(Code::LoginRefused, "The login service refused, or its answer did not hold.")
+        }
+    }
+}
+
+/// A redirect to a page of the application.
+fn to_page(status: StatusCode, target: &ReturnTo) -> LocalResponse {
+    LocalResponse::redirect(status, target.as_str())
+}
+
+/// `Clear-Site-Data`, when configured.
+fn clear_site_data(response: LocalResponse, state: &State) -> LocalResponse {
+    match &state.settings.logout.clear_site_data {
+        Some(value) => response.header(http::HeaderName::from_static("clear-site-data"), value.clone()),
+        None => response,
+    }
+}
+
+/// Keeps `Location` free of a fragment that the browser would carry over a redirect (RFC 9700 section 4.1.3).
+fn without_fragment(target: &ReturnTo) -> String {
+    format!("{}#", target.as_str())
+}
+
+/// The `Location` field of an answer.
+fn set_location(mut response: LocalResponse, location: &str) -> LocalResponse {
+    if let Ok(value) = HeaderValue::try_from(location) {
+        response.headers.insert(header::LOCATION, value);
+    }
+    response
+}

@@ -1,0 +1,102 @@
+//! `GET <prefix>/session` and `POST <prefix>/refresh`: who is logged in, and until when.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::{Answer, Visitor, csrf};
+use crate::clock::Timestamp;
+use crate::gateway::state::State;
+use crate::refresh::coordinator::Freshened;
+use crate::refresh::policy::Demand;
+use crate::session::Session;
+use crate::web::problem::{Code, Problem};
+use crate::web::request::RequestView;
+use crate::web::response::LocalResponse;
+
+/// Who is logged in. Polling it keeps no session alive (BFF-39).
+pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+    if visitor.caller.foreign || (visitor.session.is_some() && !visitor.caller.proven) {
+        return csrf().into();
+    }
+    let Some(session) = visitor.session else {
+        let cookies = state.jar.expire(&visitor.presented);
+        return LocalResponse::json(&json!({ "authenticated": false })).set_cookies(cookies).into();
+    };
+    let response = LocalResponse::json(&describe(state, &session, request.now));
+    // A cookie older than what is known here is mended on the way (an earlier answer was lost).
+    let cookies = if visitor.stale { state.jar.seal(&session, &visitor.presented, request.now).ok() } else { None };
+    response.set_cookies(cookies.unwrap_or_default()).into()
+}
+
+/// Refreshes now.
+pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+    let over = || {
+        Answer::Refuse(
+            Problem::new(Code::LoginRequired, "There is no session. Log in at login_url."),
+            state.jar.expire(&visitor.presented),
+        )
+    };
+    let Some(session) = &visitor.session else {
+        return if visitor.caller.foreign { csrf().into() } else { over() };
+    };
+    if !visitor.caller.proven {
+        return csrf().into();
+    }
+    match state.refresh.freshen(Arc::clone(session), Demand::Now).await {
+        // `max_refreshes` is used up: the session goes on to its token's end, but a newer one is not to be had.
+        Freshened::Exhausted { .. } => {
+            let problem = Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
+            problem.into()
+        }
+        Freshened::Use { session: fresh, changed } => {
+            let cookies = if changed || visitor.stale {
+                state.jar.seal(&fresh, &visitor.presented, request.now).unwrap_or_default()
+            } else {
+                Vec::new()
+            };
+            LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
+        }
+        Freshened::Over { .. } => over(),
+        Freshened::Unavailable { retry_after } => unavailable(retry_after.as_secs()).into(),
+        Freshened::Refused => refused().into(),
+    }
+}
+
+/// 503 while the provider does not answer; the session is kept.
+pub(crate) fn unavailable(seconds: u64) -> Problem {
+    Problem::new(Code::ProviderUnavailable, "The login service does not answer; the session is kept. Try again.")
+        .retry_after(seconds.max(1))
+}
+
+/// 502 while our client is misconfigured at the provider; the session is kept.
+pub(crate) fn refused() -> Problem {
+    Problem::new(
+        Code::ProviderRefused,
+        "This gateway is not set up correctly at the login service; the session is kept.",
+    )
+}
+
+fn describe(state: &State, session: &Session, now: Timestamp) -> Value {
+    let mut claims = Map::new();
+    for name in &state.settings.expose {
+        let value = if name == "sub" { Some(json!(session.subject)) } else { session.claims.get(name).cloned() };
+        if let Some(value) = value {
+            claims.insert(name.clone(), value);
+        }
+    }
+    let settings = state.jar.settings();
+    json!({
+        "authenticated": true,
+        "claims": claims,
+        "expires_at": session.ends(settings).as_secs(),
+        "access_token_expires_at": session.access_expires.map(Timestamp::as_secs),
+        "idle_expires_at": session.idle_ends(settings).map(seconds),
+        "now": seconds(now),
+    })
+}
+
+/// Epoch seconds, with a fraction only where one is needed.
+fn seconds(time: Timestamp) -> u64 {
+    time.as_secs()
+}

@@ -1,0 +1,113 @@
+//! `sidegate explain`: the truth about one request, told by the very code that decides it.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use http::Method;
+
+use super::decide::{Caller, Decision, Presence, Rules, decide};
+use super::endpoints::Endpoint;
+use super::routes::{Matched, RouteTable};
+use super::settings::{Access, Route, Settings, Token, Upstream, UpstreamAddress};
+use super::upstream;
+use crate::web::path::CleanPath;
+use crate::web::problem::{Code, Problem};
+use crate::web::return_to::ReturnTo;
+
+/// The explanation of `METHOD PATH`, as a script's call or, with `navigate`, as a browser opening the page.
+pub fn explain(settings: &Settings, embedded: bool, method: &Method, target: &str, navigate: bool) -> String {
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let Ok(clean) = CleanPath::parse(path) else {
+        return refusal(&Problem::new(Code::BadPath, "The path is ambiguous: it has no single reading."));
+    };
+    let prefix = &settings.prefix;
+    if let Some(rest) = clean.as_str().strip_prefix(prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return match Endpoint::find(rest) {
+            Some(endpoint) => format!(
+                "endpoint         {prefix}{rest}, answered by sidegate itself\nmethods          {}\n",
+                endpoint.methods()
+            ),
+            None => refusal(&Problem::new(Code::NoRoute, "There is no such endpoint below the prefix.")) + prefix + "\n",
+        };
+    }
+    let table = RouteTable::new(settings.routes.iter().cloned().map(Arc::new));
+    let route = match table.find(&clean, settings.public.host(), Some(method)) {
+        Matched::Route(route) => route,
+        Matched::MethodNotAllowed { route, allow } => {
+            let problem = Problem::new(Code::MethodNotAllowed, "The path is there, the method is not.");
+            return format!("route            {}\n{}allow            {allow}\n", route.path, refusal(&problem));
+        }
+        Matched::None => return refusal(&Problem::new(Code::NoRoute, "No route takes this path.")),
+    };
+    describe(route, settings, embedded, method, &clean, query, navigate)
+}
+
+fn describe(
+    route: &Route,
+    settings: &Settings,
+    embedded: bool,
+    method: &Method,
+    path: &CleanPath,
+    query: Option<&str>,
+    navigate: bool,
+) -> String {
+    let rules = Rules {
+        access: route.access,
+        on_anonymous: route.on_anonymous,
+        csrf: route.csrf,
+        websocket: route.websocket,
+        embedded,
+    };
+    let caller = Caller { navigation: navigate, document: navigate, proven: true, ..Caller::default() };
+    let return_to = ReturnTo::from_request(path, query, &settings.prefix);
+    let says = |presence| match decide(rules, presence, caller, method) {
+        Decision::ForwardAnonymous => "forwarded, without a token".to_owned(),
+        Decision::ForwardWithSession => "forwarded, refreshed first if due".to_owned(),
+        Decision::Preflight => "answered by sidegate (CORS preflight)".to_owned(),
+        Decision::Hop => "the hop page, then judged again".to_owned(),
+        Decision::Login(status) => format!("{} to {}", status.as_u16(), return_to.login_url(&settings.prefix)),
+        Decision::Refuse(problem) => format!("{} {}", problem.code.status().as_u16(), problem.code.as_str()),
+    };
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<17}{value}");
+    };
+    line("route", &route.path);
+    line("access", match route.access {
+        Access::Session => "session",
+        Access::Optional => "optional",
+        Access::Public => "public",
+    });
+    for own in &route.upstreams {
+        line("upstream", &shown(own));
+        line("forwarded as", &upstream::target(route, &own.base_path, path, query));
+    }
+    line("without session", &says(Presence::Absent));
+    line("with session", &says(Presence::Live));
+    let token = match (route.access, route.token) {
+        (Access::Public, _) | (_, Token::None) => "none".to_owned(),
+        (_, token) => {
+            let kind = if token == Token::Id { "id" } else { "access" };
+            let scheme = route.token_header.scheme.as_deref().unwrap_or("(bare)");
+            format!("{kind} token in {}: {scheme}", route.token_header.name)
+        }
+    };
+    line("token", &token);
+    for (name, claim) in &route.identity_headers {
+        line("identity", &format!("{name} = {claim}"));
+    }
+    text
+}
+
+fn shown(upstream: &Upstream) -> String {
+    match &upstream.address {
+        UpstreamAddress::Tcp { tls, .. } => {
+            format!("{}://{}{}", if *tls { "https" } else { "http" }, upstream.authority, upstream.base_path)
+        }
+        UpstreamAddress::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+fn refusal(problem: &Problem) -> String {
+    format!("answer           {} {}\n                 {}\n", problem.code.status().as_u16(), problem.code.as_str(), problem.detail)
+}

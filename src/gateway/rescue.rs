@@ -1,0 +1,49 @@
+//! Every error of Pingora's, turned into the answer that the client gets.
+
+use pingora::{Error, ErrorSource, ErrorType};
+
+use crate::web::problem::{Code, Problem};
+
+/// None when the client is gone and nobody reads an answer.
+pub fn problem(error: &Error) -> Option<Problem> {
+    use ErrorType as E;
+    let unreachable = || Problem::new(Code::UpstreamUnreachable, "The application cannot be reached.");
+    let answer = match error.etype() {
+        E::HTTPStatus(413) => Problem::new(Code::BodyTooLarge, "The request body is larger than this route takes."),
+        E::HTTPStatus(408) => Problem::new(Code::RequestTimeout, "The request did not arrive in time."),
+        E::HTTPStatus(400) => Problem::new(Code::BadRequest, "The request is malformed."),
+        kind => match (error.esource(), kind) {
+            (ErrorSource::Downstream, E::ReadTimedout) => {
+                Problem::new(Code::RequestTimeout, "The request did not arrive in time.")
+            }
+            (ErrorSource::Downstream, E::ReadError | E::WriteError | E::WriteTimedout | E::ConnectionClosed) => {
+                return None;
+            }
+            (ErrorSource::Downstream, _) => Problem::new(Code::BadRequest, "The request is malformed."),
+            (ErrorSource::Upstream, E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout) => {
+                Problem::new(Code::UpstreamTimeout, "The application did not answer in time.")
+            }
+            (
+                ErrorSource::Upstream,
+                E::ConnectRefused
+                | E::ConnectNoRoute
+                | E::ConnectError
+                | E::ConnectProxyFailure
+                | E::BindError
+                | E::AcceptError
+                | E::SocketError
+                | E::TLSHandshakeFailure
+                | E::InvalidCert
+                | E::HandshakeError
+                | E::TLSWantX509Lookup,
+            ) => unreachable(),
+            (ErrorSource::Upstream, _) => {
+                Problem::new(Code::UpstreamProtocol, "The application's answer is not valid HTTP.")
+            }
+            (ErrorSource::Internal | ErrorSource::Unset, _) => {
+                Problem::new(Code::Internal, "This is a bug in the gateway; the log has it under the request id.")
+            }
+        },
+    };
+    Some(answer)
+}

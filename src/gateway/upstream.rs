@@ -1,0 +1,190 @@
+//! Towards the upstream: which peer, and the request's head as it leaves us.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, header};
+use pingora::http::RequestHeader;
+use pingora::protocols::ALPN;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+
+use super::ctx::Forward;
+use super::settings::{Route, Token};
+use super::state::{Endpoint, State};
+use crate::session::Session;
+use crate::web::path::CleanPath;
+use crate::web::problem::{Code, Problem};
+use crate::web::{cookies, headers};
+
+/// Shorter than what common servers keep an idle connection (Node: 5 s), so that they rarely close one under us.
+const IDLE: Duration = Duration::from_secs(4);
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The id that the log, the upstream and a problem document share.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C trace context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The peer of this try. Every try takes the next address, so that a dead one is passed over.
+///
+/// # Errors
+/// `upstream_unreachable` when the name does not resolve.
+pub async fn peer(forward: &Forward) -> Result<HttpPeer, Problem> {
+    let unreachable = || Problem::new(Code::UpstreamUnreachable, "The application's address is not known.");
+    let target = forward.target().ok_or_else(unreachable)?;
+    let mut peer = match &target.endpoint {
+        Endpoint::Tcp(name) => {
+            let addresses = name.addresses().await;
+            let turn = forward.turn / forward.route.targets.len().max(1);
+            let address = addresses.get(turn % addresses.len().max(1)).ok_or_else(unreachable)?;
+            #[expect(clippy::disallowed_methods, reason = "a socket address needs no look-up")]
+            HttpPeer::new(*address, target.tls, target.server_name.clone())
+        }
+        Endpoint::Unix(path) => HttpPeer::new_uds(path, false, String::new()).map_err(|_| unreachable())?,
+    };
+    peer.group_key = target.group;
+    let settings = &forward.route.settings;
+    let options = &mut peer.options;
+    options.connection_timeout = Some(settings.connect_timeout);
+    options.total_connection_timeout = Some(settings.connect_timeout);
+    options.idle_timeout = Some(IDLE);
+    options.alpn = ALPN::H1;
+    // Silence is natural in a WebSocket and in a stream of events.
+    let quiet = forward.upgrade || forward.event_stream;
+    options.read_timeout = (!quiet).then_some(settings.read_timeout);
+    options.write_timeout = Some(settings.read_timeout);
+    options.http_upstream_request_policy = if settings.websocket {
+        HttpUpstreamRequestPolicy::standard()
+    } else {
+        HttpUpstreamRequestPolicy::deny_upgrades()
+    };
+    Ok(peer)
+}
+
+/// Path and query as the upstream gets them: prefix stripped or replaced, then the upstream's base path in front.
+pub fn target(route: &Route, base_path: &str, path: &CleanPath, query: Option<&str>) -> String {
+    let path = path.as_str();
+    let own = route.path.strip_suffix('/').unwrap_or(&route.path);
+    let rewritten = match (&route.rewrite_prefix, &route.strip_prefix) {
+        (Some(new), _) => rest_below(path, own).map(|rest| join(new, rest)),
+        (None, Some(strip)) => rest_below(path, strip.trim_end_matches('/')).map(|rest| join("", rest)),
+        (None, None) => None,
+    };
+    let path = rewritten.as_deref().unwrap_or(path);
+    let mut target = String::with_capacity(base_path.len() + path.len() + query.map_or(0, |query| query.len() + 1));
+    target.push_str(base_path);
+    target.push_str(path);
+    if let Some(query) = query {
+        target.push('?');
+        target.push_str(query);
+    }
+    target
+}
+
+/// What follows `prefix` on a segment boundary, without its leading slash.
+fn rest_below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    let rest = path.strip_prefix(prefix)?;
+    if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
+}
+
+fn join(prefix: &str, rest: &str) -> String {
+    format!("{}/{rest}", prefix.trim_end_matches('/'))
+}
+
+/// The header that carries the session's token on this route.
+///
+/// # Errors
+/// `provider_refused` when the route sends the ID token and there is none.
+pub fn credential(route: &Route, session: &Session) -> Result<Option<(HeaderName, HeaderValue)>, Problem> {
+    let missing = |detail| Problem::new(Code::ProviderRefused, detail);
+    let id_token;
+    let token = match route.token {
+        Token::None => return Ok(None),
+        Token::Access => session.access_token.expose(),
+        Token::Id => {
+            id_token = session.id_token.as_ref().and_then(|packed| packed.unpack());
+            id_token.as_deref().ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?
+        }
+    };
+    let value = match &route.token_header.scheme {
+        Some(scheme) => HeaderValue::try_from(format!("{scheme} {token}")),
+        None => HeaderValue::try_from(token),
+    };
+    let mut value = value.map_err(|_| missing("The provider's token cannot stand in a header."))?;
+    value.set_sensitive(true);
+    Ok(Some((route.token_header.name.clone(), value)))
+}
+
+/// The claim behind an identity header.
+fn claim(session: &Session, name: &str) -> Option<HeaderValue> {
+    match name {
+        "sub" => headers::encode_claim(&serde_json::Value::String(session.subject.clone())),
+        _ => session.claims.get(name).and_then(headers::encode_claim),
+    }
+}
+
+/// Rewrites the head that Pingora is about to send. Runs once per try, after Pingora removed what `Connection`
+/// nominates, so that a client cannot nominate away what is set here.
+pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, request_id: &str) {
+    let Some(target) = forward.target() else { return };
+    let unwanted: Vec<HeaderName> = request
+        .headers
+        .keys()
+        .filter(|name| {
+            let kept_by_pingora = matches!(**name, header::CONNECTION | header::UPGRADE | header::TRANSFER_ENCODING);
+            (headers::is_hop_by_hop(name.as_str()) && !kept_by_pingora)
+                || headers::is_removed_from_client(name.as_str())
+                || state.is_reserved(name)
+        })
+        .cloned()
+        .collect();
+    for name in unwanted {
+        request.remove_header(&name);
+    }
+    let owns = |name: &str| state.jar.owns(name);
+    if let cookies::Stripped::Changed(rest) = cookies::strip(&request.headers, owns) {
+        request.remove_header(&header::COOKIE);
+        set(request, header::COOKIE, rest);
+    }
+
+    let path = self::target(&forward.route.settings, &target.base_path, &forward.path, forward.query.as_deref());
+    if request.set_raw_path(path.as_bytes()).is_err() {
+        tracing::warn!(target: "sidegate", event = "target_kept", reason = "not accepted by the HTTP library");
+    }
+    let public = &state.settings.public;
+    let host = if forward.route.settings.preserve_host { None } else { Some(target.authority.clone()) };
+    if let Some(host) = host {
+        set(request, header::HOST, Some(host));
+    }
+    set(request, X_FORWARDED_FOR, HeaderValue::try_from(&forward.forwarded_for).ok());
+    set(request, X_FORWARDED_HOST, HeaderValue::try_from(public.authority()).ok());
+    set(
+        request,
+        X_FORWARDED_PROTO,
+        Some(HeaderValue::from_static(if public.is_https() { "https" } else { "http" })),
+    );
+    set(request, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
+    if let Some(traceparent) = &forward.traceparent {
+        set(request, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
+    }
+    // A chain of proxies each adds itself (RFC 9110 section 7.6.3).
+    let _ = request.append_header(header::VIA, state.via.clone());
+
+    if let Some((name, value)) = &forward.credential {
+        set(request, name.clone(), Some(value.clone()));
+    }
+    if let Some(used) = &forward.session {
+        for (name, source) in &forward.route.settings.identity_headers {
+            set(request, name.clone(), claim(&used.session, source));
+        }
+    }
+}
+
+/// Sets the field to exactly this value, or removes it.
+fn set(request: &mut RequestHeader, name: HeaderName, value: Option<HeaderValue>) {
+    request.remove_header(&name);
+    if let Some(value) = value {
+        let _ = request.insert_header(name, value);
+    }
+}
