@@ -121,8 +121,8 @@ fn sessions() {
         ("the same with ID token", &entra200, &opaque, Some(&id)),
     ];
     println!(
-        "{:28} {:>6} {:>6} {:>7} {:>6} {:>8} {:>8} {:>8} {:>8}",
-        "session", "AT", "RT", "cookies", "chars", "open ns", "decode", "drop", "seal ns"
+        "{:28} {:>6} {:>6} {:>7} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "session", "AT", "RT", "cookies", "chars", "open ns", "unseal", "decode", "drop", "seal ns"
     );
     for (name, access, refresh, id) in cases {
         let settings = settings();
