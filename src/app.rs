@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::admin::readiness::Readiness;
 use crate::admin::{AdminService, AdminState};
 use crate::clock::{Clock, Timestamp};
-use crate::config::Config;
+use crate::config::{Config, Problem};
 use crate::crypto::random;
 use crate::gateway::Gateway;
 use crate::gateway::attempts::Attempts;
@@ -42,8 +42,8 @@ use crate::telemetry::{SubHasher, audit};
 
 /// How often what is past its time is dropped, and gauges are set.
 const SWEEP: Duration = Duration::from_secs(5);
-/// How often key files are looked at. Kubernetes swaps symlinks; a poll sees that as well as a plain write.
-const KEY_FILES: Duration = Duration::from_secs(2);
+/// How often files are looked at. Kubernetes swaps symlinks; a poll sees that as well as a plain write.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// Why the process could not start: exit status 71.
 #[derive(Debug)]
@@ -57,11 +57,14 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// Reads the configuration again, the same way as at the start.
+pub type Reload = Arc<dyn Fn() -> Result<Config, Vec<Problem>> + Send + Sync>;
+
 /// Serves until a signal ends it.
 ///
 /// # Errors
 /// When an address cannot be bound, a certificate cannot be used, or a service fails at its start.
-pub fn run(config: Config) -> Result<(), StartError> {
+pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
     let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
     let admin_listener = match config.admin.listen {
         Some(address) => Some(TcpListener::bind(address).map_err(|error| {
@@ -83,7 +86,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
 
     let shutdown = Shutdown::new(config.server.shutdown_delay, config.server.shutdown_drain);
     let readiness = Readiness::new(shutdown.phase(), config.admin.ready_requires_provider);
-    let parts = Parts::assemble(&config).map_err(StartError)?;
+    let parts = Parts::assemble(config).map_err(StartError)?;
     let state = Arc::new(ArcSwap::from_pointee(parts.state));
     {
         let refresh = Arc::clone(&parts.refresh);
@@ -102,7 +105,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     )));
     let (drain, draining) = watch::channel(false);
     let entrance = Entrance {
-        settings: Arc::new(ArcSwap::from_pointee(config.server.limits)),
+        settings: Arc::new(ArcSwap::from_pointee(config.server.net)),
         tls,
         refusals: Arc::new(Wording(Arc::clone(&state))),
         connections: connections.clone(),
@@ -116,16 +119,17 @@ pub fn run(config: Config) -> Result<(), StartError> {
             connections,
             phase: shutdown.phase(),
             drain,
-            key_files: config.key_files.clone(),
+            watched: config.watched_files.clone(),
+            reload,
         },
     };
 
     // No command line, no file: Pingora is configured here and nowhere else.
-    let mut server = Server::new_with_opt_and_conf(None, ServerConf::clone(&conf));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(config.server.threads));
     server.bootstrap();
     server.add_service(public);
     if let Some(listener) = admin_listener {
-        let shown = config.shown.clone();
+        let shown = config.effective();
         let admin = AdminState { metrics: parts.metrics, readiness, config: Arc::new(move || shown.clone()) };
         let admin = AdminService::new(listener, admin).map_err(|error| StartError(format!("admin.listen: {error}")))?;
         tracing::info!(target: "sidegate", event = "listening", addr = %admin.address(), kind = "admin");
@@ -308,7 +312,8 @@ struct Background {
     connections: Connections,
     phase: watch::Receiver<Phase>,
     drain: watch::Sender<bool>,
-    key_files: Vec<PathBuf>,
+    watched: Vec<PathBuf>,
+    reload: Reload,
 }
 
 #[async_trait]
@@ -345,9 +350,7 @@ impl Background {
             }
             readiness.set_provider_loaded();
         }));
-        if !self.key_files.is_empty() {
-            tasks.push(tokio::spawn(watch_keys(Arc::clone(&self.state), self.key_files.clone())));
-        }
+        tasks.push(tokio::spawn(watch_keys(Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload))));
         tasks
     }
 }
@@ -375,33 +378,53 @@ async fn follow(mut phase: watch::Receiver<Phase>, drain: watch::Sender<bool>, c
     }
 }
 
-/// Takes new cookie keys from changed files; what cannot be used leaves the old ring in force.
-async fn watch_keys(state: Arc<ArcSwap<State>>, files: Vec<PathBuf>) {
-    let read = || {
-        let files = files.clone();
-        async move { tokio::task::spawn_blocking(move || crate::config::read_key_files(&files)).await.ok() }
-    };
-    let mut known = read().await;
-    let mut ticks = tokio::time::interval(KEY_FILES);
+/// Takes new cookie keys when a file of the configuration changed, as long as the whole of it is without mistakes: a
+/// configuration that cannot be used leaves the old keys in force. What else changed waits for a restart.
+async fn watch_keys(state: Arc<ArcSwap<State>>, watched: Vec<PathBuf>, reload: Reload) {
+    let mut known = fingerprint(&watched).await;
+    let mut ticks = tokio::time::interval(WATCH);
     loop {
         ticks.tick().await;
-        let now = read().await;
+        let now = fingerprint(&watched).await;
         if now == known {
             continue;
         }
-        let state = state.load_full();
-        match &now {
-            Some(Ok(keyring)) => {
-                state.jar.replace_keys(keyring.clone(), state.clock.now());
-                state.metrics.observe_reload(ReloadOutcome::Ok);
-                tracing::info!(target: "sidegate", event = "reload", what = "session.key_files", outcome = "ok");
-            }
-            Some(Err(problem)) => {
-                state.metrics.observe_reload(ReloadOutcome::Failed);
-                tracing::error!(target: "sidegate", event = "reload", what = "session.key_files", outcome = "failed", problem);
-            }
-            None => {}
-        }
         known = now;
+        let reload = Arc::clone(&reload);
+        let Ok(outcome) = tokio::task::spawn_blocking(move || reload()).await else { continue };
+        let state = state.load_full();
+        match outcome {
+            Ok(config) if config.keyring_is_random => {}
+            Ok(config) => {
+                state.jar.replace_keys(config.keyring, state.clock.now());
+                state.metrics.observe_reload(ReloadOutcome::Ok);
+                tracing::info!(target: "sidegate", event = "reload", outcome = "ok", scope = "session keys");
+            }
+            Err(problems) => {
+                state.metrics.observe_reload(ReloadOutcome::Failed);
+                for problem in problems {
+                    tracing::error!(target: "sidegate", event = "reload", outcome = "failed", problem = %problem);
+                }
+            }
+        }
     }
+}
+
+/// What the files hold, as one hash. Contents, not times: a symlink swap changes no time of the file it leads to.
+async fn fingerprint(files: &[PathBuf]) -> Option<Vec<u8>> {
+    let files = files.to_vec();
+    let read = move || {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        for file in &files {
+            match std::fs::read(file) {
+                Ok(content) => {
+                    hash.update(&u64::try_from(content.len()).unwrap_or(u64::MAX).to_be_bytes());
+                    hash.update(&content);
+                }
+                Err(_) => hash.update(b"absent"),
+            }
+        }
+        hash.finish().as_ref().to_vec()
+    };
+    tokio::task::spawn_blocking(read).await.ok()
 }

@@ -32,12 +32,14 @@ pub struct Surroundings {
     pub variables: Vec<(OsString, OsString)>,
     /// Standard output is a terminal.
     pub terminal: bool,
+    /// Stands for the files, under this name: the demo has none.
+    pub text: Option<(&'static str, String)>,
 }
 
 impl Surroundings {
     /// Those of this process.
     pub fn of_process() -> Self {
-        Self { variables: std::env::vars_os().collect(), terminal: std::io::stdout().is_terminal() }
+        Self { variables: std::env::vars_os().collect(), terminal: std::io::stdout().is_terminal(), text: None }
     }
 
     fn variable(&self, name: &str) -> Option<&OsStr> {
@@ -119,10 +121,12 @@ fn leaf_tag(value: &Value) -> Tag {
 /// When a file cannot be read or is not TOML; then nothing else can be judged.
 pub(super) fn read(files: &[PathBuf], around: &Surroundings) -> Result<(Sources, Vec<Problem>), Vec<Problem>> {
     let mut problems = Vec::new();
-    let files: Vec<FileLayer> = select(files, around)?
-        .iter()
-        .filter_map(|path| FileLayer::read(path).map_err(|problem| problems.push(problem)).ok())
-        .collect();
+    let layers = match &around.text {
+        Some((name, text)) => vec![FileLayer::parse(Path::new(name), text)],
+        None => select(files, around)?.iter().map(|path| FileLayer::read(path)).collect(),
+    };
+    let files: Vec<FileLayer> =
+        layers.into_iter().filter_map(|layer| layer.map_err(|problem| problems.push(problem)).ok()).collect();
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -172,8 +176,13 @@ impl FileLayer {
         let bytes = std::fs::read(path)
             .map_err(|error| problem(format!("cannot read {}: {}", path.display(), cause(&error))))?;
         let text = String::from_utf8(bytes).map_err(|_| problem(format!("{} is not UTF-8 text", path.display())))?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Problem> {
+        let problem = |text: String| Problem { key: String::new(), layer: None, text };
         // Some editors begin a file with a byte order mark.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let dict = Toml::from_str::<Dict>(text).map_err(|error| {
             // Not the error's own Display: that quotes the line, and a secret may stand there.
             let line = error.span().map_or(1, |span| line_of(text, span.start));
@@ -240,7 +249,7 @@ fn variables(around: &Surroundings, problems: &mut Vec<Problem>) -> Vec<Variable
         let path: Vec<String> = rest.split(SEPARATOR).map(str::to_ascii_lowercase).collect();
         let layer = format!("environment variable {name}");
         let read = match value.to_str() {
-            Some(value) => typed(value, schema_at(&schema, &path)),
+            Some(value) => typed(value, schema_at(schema, &path)),
             None => Err("is not UTF-8 text"),
         };
         match read {
@@ -448,12 +457,12 @@ mod tests {
     #[test]
     fn a_variable_is_one_value_of_the_keys_type() {
         let schema = schema();
-        let at = |path: &str| schema_at(&schema, &path.split('.').map(str::to_owned).collect::<Vec<_>>());
+        let at = |path: &str| schema_at(schema, &path.split('.').map(str::to_owned).collect::<Vec<_>>());
         for text in ["true", "[1, 2]", "\"quoted\"", "{ a = 1 }", "x\"\n[server]\nlisten = 1"] {
             let value = typed(text, at("provider.client_secret")).ok();
             assert_eq!(value.as_ref().and_then(Value::as_str), Some(text));
         }
-        assert_eq!(typed("77", at("limits.header_count")).ok().and_then(|value| value.to_u128()), Some(77));
+        assert_eq!(typed("77", at("limits.header_count")).ok().and_then(|value| value.to_num()?.to_i128()), Some(77));
         assert_eq!(typed("true", at("provider.userinfo")).ok().and_then(|value| value.to_bool()), Some(true));
         assert!(typed("1\nx = 2", at("limits.header_count")).is_err());
         assert!(typed("[\"a:1\"]", at("server.listen")).is_ok_and(|value| value.as_array().is_some()));

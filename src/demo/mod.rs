@@ -20,14 +20,15 @@ use hyper_util::rt::TokioIo;
 
 use self::provider::{CLIENT_ID, DemoProvider, USERS};
 use crate::clock::Clock;
+use crate::config::Surroundings;
 use crate::crypto::keyring::Key;
 use crate::crypto::random;
 
 /// What the demo runs on. The servers stop when this is dropped.
 #[derive(Debug)]
 pub struct Demo {
-    /// The configuration of its gateway, as TOML.
-    pub config: String,
+    /// The configuration of its gateway.
+    pub config: Surroundings,
     /// What to tell the user.
     pub banner: String,
     _runtime: tokio::runtime::Runtime,
@@ -101,6 +102,7 @@ access = "public"
          Access tokens live 20 seconds, so a refresh is soon to be seen. Ctrl-C stops. Never for production.\n",
         users.join(", ")
     );
+    let config = Surroundings { text: Some(("the demo's configuration", config)), ..Surroundings::default() };
     Ok(Demo { config, banner, _runtime: runtime })
 }
 

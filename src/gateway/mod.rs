@@ -27,11 +27,11 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 use tokio::time::Instant;
 
 use self::ctx::{Ctx, Forward, Label, Phase, Used};
@@ -166,7 +166,8 @@ impl Ctx {
         };
         let head = session.req_header();
         let now = self.state.clock.now();
-        let prefix = &self.state.settings.prefix;
+        let state = Arc::clone(&self.state);
+        let prefix = &state.settings.prefix;
         let caller = self.caller(head, &initiator);
         if let Some(rest) = below(arrived.path.as_str(), prefix) {
             self.route = Label::None(NoRoute::Endpoint);
@@ -208,9 +209,9 @@ impl Ctx {
         let head = session.req_header();
         let method = (!caller.preflight).then_some(&head.method);
         let entry = match state.routes.find(&arrived.path, &arrived.host, method) {
-            Matched::Route(entry) => Arc::clone(entry),
+            Matched::Route(entry) => Arc::clone(&entry.0),
             Matched::MethodNotAllowed { route, allow } => {
-                self.route = Label::Route(Arc::clone(route));
+                self.route = Label::Route(Arc::clone(&route.0));
                 return Problem::new(Code::MethodNotAllowed, "This path does not take the method.").allow(allow).into();
             }
             Matched::None => {
@@ -388,7 +389,7 @@ impl Ctx {
             document: initiator.is_top_level_navigation(),
             framed: initiator.in_frame(),
             cross_site: initiator.site == Site::CrossSite,
-            typed_return: typed && self.state.logins.presented(&head.headers),
+            typed_return: typed && self.state.logins.any_presented(&head.headers),
             foreign: initiator.names_foreign_site(),
             websocket,
             websocket_origin: initiator.websocket_origin_ok(),
@@ -508,7 +509,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        let idle = ctx.state.settings.limits.body_idle;
+        let idle = ctx.state.settings.body_idle;
         session.set_read_timeout(Some(idle));
         session.set_write_timeout(Some(idle));
         // A client that half-closes after its request still gets its answer (pitfall 13).

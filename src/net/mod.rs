@@ -13,9 +13,11 @@ pub mod accept;
 pub mod connection;
 pub mod framer;
 pub mod guard;
-mod refusal;
+pub mod refusal;
+pub mod resolve;
 mod serve;
-mod settings;
+pub mod settings;
+
 pub mod tls;
 mod websocket;
 mod wire;

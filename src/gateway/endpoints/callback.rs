@@ -125,7 +125,7 @@ async fn redeem(
                 }
                 let id = SessionId(random::bytes());
                 let now = state.clock.now();
-                let session = Session::begin(login, Some(nonce_hash), id, state.jar.settings(), now);
+                let session = Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
                 // Judged before anything says that the login succeeded.
                 let sealed = state.jar.seal(&session, &Presented::default(), now);
                 sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
@@ -242,7 +242,7 @@ fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) ->
     let path = target.as_str().split(['?', '#']).next().unwrap_or("/");
     let Ok(path) = CleanPath::parse(path) else { return true };
     match state.routes.find(&path, request.host, Some(&http::Method::GET)) {
-        Matched::Route(entry) => entry.settings.access == Access::Session,
+        Matched::Route(entry) => entry.0.settings.access == Access::Session,
         Matched::MethodNotAllowed { .. } | Matched::None => false,
     }
 }
