@@ -273,6 +273,35 @@ fn slug(heading: &str) -> String {
     kept.map(|one| if one == ' ' { '-' } else { one }).collect()
 }
 
+/// The Rust files below a folder, without those that hold tests only.
+fn sources(folder: PathBuf, found: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            sources(path, found);
+        } else if path.to_str().is_some_and(|name| name.ends_with(".rs") && !name.ends_with("tests.rs")) {
+            found.push(path);
+        }
+    }
+}
+
+/// ASVS 16.1.1: the inventory of the log is complete.
+#[test]
+fn every_log_event_is_documented() {
+    let documented = read("docs/operations.md") + &read("docs/endpoints.md");
+    let mut files = Vec::new();
+    sources(root().join("src"), &mut files);
+    let mut events = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for event in code.split("event = \"").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(documented.contains(&format!("`{event}`")), "{}: {event} is not documented", file.display());
+            events += 1;
+        }
+    }
+    assert!(events > 10);
+}
+
 /// Operators look up what they see: every code and every metric stands in the reference.
 #[test]
 fn the_reference_lists_every_code_and_metric() {
