@@ -27,7 +27,9 @@ use crate::gateway::Gateway;
 use crate::gateway::attempts::Attempts;
 use crate::gateway::refusals::Wording;
 use crate::gateway::state::{Shared, State};
-use crate::metrics::{ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome};
+use crate::metrics::{
+    ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome,
+};
 use crate::net::accept::{AcceptService, Entrance, bind};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
 use crate::oidc::Provider;
@@ -70,9 +72,10 @@ pub type Reload = Arc<dyn Fn() -> Result<Config, Vec<Problem>> + Send + Sync>;
 pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
     let shutdown = Shutdown::new(config.server.shutdown_delay, config.server.shutdown_drain);
     let admin_listener = match config.admin.listen {
-        Some(address) => Some(TcpListener::bind(address).map_err(|error| {
-            StartError(format!("admin.listen: cannot listen on {address}: {error}"))
-        })?),
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .map_err(|error| StartError(format!("admin.listen: cannot listen on {address}: {error}")))?,
+        ),
         None => None,
     };
     let assembly = Assembly::new(config, &Clock::System, &shutdown, reload)?;
@@ -125,12 +128,7 @@ impl Assembly {
     ///
     /// # Errors
     /// When an address cannot be bound, or a certificate cannot be used.
-    pub fn new(
-        config: &Config,
-        clock: &Clock,
-        shutdown: &Arc<Shutdown>,
-        reload: Reload,
-    ) -> Result<Self, StartError> {
+    pub fn new(config: &Config, clock: &Clock, shutdown: &Arc<Shutdown>, reload: Reload) -> Result<Self, StartError> {
         let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
         let tls = match &config.server.tls {
@@ -271,11 +269,8 @@ fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
     let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
     let logins = Arc::new(LoginCookies::new(config.session.clone(), Arc::clone(jar.sealer())));
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let told = Told {
-        metrics: Arc::clone(&metrics),
-        sub_hasher: Arc::clone(&sub_hasher),
-        issuer: config.oidc.issuer.clone(),
-    };
+    let told =
+        Told { metrics: Arc::clone(&metrics), sub_hasher: Arc::clone(&sub_hasher), issuer: config.oidc.issuer.clone() };
     let refresh = Coordinator::new(
         config.refresh.clone(),
         Arc::clone(&provider) as _,
@@ -317,7 +312,10 @@ struct Told {
 
 impl Told {
     fn origin(&self, session: &Session) -> audit::Origin<'static> {
-        audit::Origin { sub_hash: Some(self.sub_hasher.hash(&self.issuer, &session.subject)), ..audit::Origin::default() }
+        audit::Origin {
+            sub_hash: Some(self.sub_hasher.hash(&self.issuer, &session.subject)),
+            ..audit::Origin::default()
+        }
     }
 }
 

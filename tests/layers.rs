@@ -9,16 +9,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "admin", "clock", "config", "crypto", "gateway", "metrics", "net", "oidc", "refresh", "session", "shutdown",
+            "admin",
+            "clock",
+            "config",
+            "crypto",
+            "gateway",
+            "metrics",
+            "net",
+            "oidc",
+            "refresh",
+            "session",
+            "shutdown",
             "telemetry",
         ],
     ),
     ("config", &["crypto", "gateway", "net", "oidc", "refresh", "secret", "session", "web"]),
     ("demo", &["clock", "config", "crypto"]),
-    (
-        "gateway",
-        &["clock", "crypto", "metrics", "net", "oidc", "refresh", "session", "telemetry", "web"],
-    ),
+    ("gateway", &["clock", "crypto", "metrics", "net", "oidc", "refresh", "session", "telemetry", "web"]),
     ("admin", &["metrics", "shutdown"]),
     ("net", &["web"]),
     ("refresh", &["clock", "oidc", "session"]),
@@ -91,9 +98,10 @@ fn no_layer_imports_upwards_or_sideways() {
         let (_, allowed) = MAY_IMPORT.iter().find(|(name, _)| *name == layer).unwrap_or_else(|| panic!("{layer}?"));
         for line in code_lines(&text) {
             for path in ["crate::", "sidegate::"].iter().flat_map(|root| line.split(root).skip(1)) {
-                let names = path.strip_prefix('{').map_or_else(|| vec![first_word(path)], |list| {
-                    list.trim_end_matches(['}', ';']).split(',').map(|item| first_word(item.trim())).collect()
-                });
+                let names = path.strip_prefix('{').map_or_else(
+                    || vec![first_word(path)],
+                    |list| list.trim_end_matches(['}', ';']).split(',').map(|item| first_word(item.trim())).collect(),
+                );
                 for name in names {
                     if layers.contains(&name) && name != layer && !allowed.contains(&name) {
                         wrong.push(format!("{file}: {layer} imports {name}: {}", line.trim()));
