@@ -1,1 +1,430 @@
 //! Composition root: the only place that knows every part.
+
+use std::fmt;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use http::HeaderValue;
+use parking_lot::Mutex;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
+use pingora::services::Service;
+use tokio::sync::watch;
+
+use crate::admin::readiness::Readiness;
+use crate::admin::{AdminService, AdminState};
+use crate::clock::{Clock, Timestamp};
+use crate::config::{Config, Problem};
+use crate::crypto::random;
+use crate::gateway::Gateway;
+use crate::gateway::attempts::Attempts;
+use crate::gateway::refusals::Wording;
+use crate::gateway::state::{Shared, State};
+use crate::metrics::{ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome};
+use crate::net::accept::{AcceptService, Entrance, bind};
+use crate::net::connection::{self, Connections, Kind};
+use crate::net::resolve;
+use crate::net::tls::{Tls, load_server_config};
+use crate::oidc::Provider;
+use crate::refresh::coordinator::{Coordinator, Handles, Observer};
+use crate::refresh::policy;
+use crate::session::jar::Jar;
+use crate::session::login_cookie::LoginCookies;
+use crate::session::model::{Handle, Session};
+use crate::session::settings::SameSite;
+use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
+use crate::telemetry::{SubHasher, audit};
+
+/// How often what is past its time is dropped, and gauges are set.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How often files are looked at. Kubernetes swaps symlinks; a poll sees that as well as a plain write.
+const WATCH: Duration = Duration::from_secs(2);
+
+/// Why the process could not start: exit status 71.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Reads the configuration again, the same way as at the start.
+pub type Reload = Arc<dyn Fn() -> Result<Config, Vec<Problem>> + Send + Sync>;
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// When an address cannot be bound, a certificate cannot be used, or a service fails at its start.
+pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
+    let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
+    let admin_listener = match config.admin.listen {
+        Some(address) => Some(TcpListener::bind(address).map_err(|error| {
+            StartError(format!("admin.listen: cannot listen on {address}: {error}"))
+        })?),
+        None => None,
+    };
+    let tls = match &config.server.tls {
+        Some(files) => {
+            let server = load_server_config(&files.cert_file, &files.key_file, files.client_ca_file.as_deref())
+                .map_err(|problem| StartError(format!("server.tls: {problem}")))?;
+            Some(Tls::new(server))
+        }
+        None => None,
+    };
+    for listener in &listeners {
+        tracing::info!(target: "sidegate", event = "listening", addr = %listener.address(), kind = "public");
+    }
+
+    let shutdown = Shutdown::new(config.server.shutdown_delay, config.server.shutdown_drain);
+    let readiness = Readiness::new(shutdown.phase(), config.admin.ready_requires_provider);
+    let parts = Parts::assemble(config).map_err(StartError)?;
+    let state = Arc::new(ArcSwap::from_pointee(parts.state));
+    {
+        let refresh = Arc::clone(&parts.refresh);
+        shutdown.on_drain(move || {
+            let refresh = Arc::clone(&refresh);
+            async move { refresh.drain().await }
+        });
+    }
+
+    let conf = Arc::new(server_conf(config.server.threads));
+    let proxy = http_proxy(&conf, Gateway::new(Arc::clone(&state)));
+    let connections = Connections::new(Arc::new(Gauges::new(
+        Arc::clone(&parts.metrics),
+        Arc::clone(&shutdown),
+        if tls.is_some() { ConnectionKind::Tls } else { ConnectionKind::Http },
+    )));
+    let (drain, draining) = watch::channel(false);
+    let entrance = Entrance {
+        settings: Arc::new(ArcSwap::from_pointee(config.server.net)),
+        tls,
+        refusals: Arc::new(Wording(Arc::clone(&state))),
+        connections: connections.clone(),
+        draining,
+    };
+    let public = Public {
+        accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
+        background: Background {
+            state,
+            readiness: Arc::clone(&readiness),
+            connections,
+            phase: shutdown.phase(),
+            drain,
+            watched: config.watched_files.clone(),
+            reload,
+        },
+    };
+
+    // No command line, no file: Pingora is configured here and nowhere else.
+    let mut server = Server::new_with_opt_and_conf(None, ServerConf::clone(&conf));
+    server.bootstrap();
+    server.add_service(public);
+    if let Some(listener) = admin_listener {
+        let shown = config.effective();
+        let admin = AdminState { metrics: parts.metrics, readiness, config: Arc::new(move || shown.clone()) };
+        let admin = AdminService::new(listener, admin).map_err(|error| StartError(format!("admin.listen: {error}")))?;
+        tracing::info!(target: "sidegate", event = "listening", addr = %admin.address(), kind = "admin");
+        server.add_service(admin);
+    }
+    server.run(RunArgs { shutdown_signal: shutdown.signal_watch() });
+    if shutdown.failed() { Err(StartError("a service ended before its time".to_owned())) } else { Ok(()) }
+}
+
+fn server_conf(threads: usize) -> ServerConf {
+    ServerConf {
+        // The process ends when the last request has; waiting is `shutdown`'s business.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        threads: if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads },
+        work_stealing: true,
+        upstream_keepalive_pool_size: 512,
+        // Bounds the tries at connecting; `Gateway::fail_to_connect` and `error_while_proxy` decide on each.
+        max_retries: 16,
+        ..ServerConf::default()
+    }
+}
+
+/// What the gateway is made of.
+struct Parts {
+    state: State,
+    metrics: Arc<Metrics>,
+    refresh: Arc<Coordinator>,
+}
+
+impl Parts {
+    fn assemble(config: &Config) -> Result<Self, String> {
+        let clock = Clock::System;
+        let metrics = Metrics::new();
+        let provider = {
+            let metrics = Arc::clone(&metrics);
+            let observer = move |endpoint: &'static str, took| {
+                if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
+                    metrics.observe_provider(*known, took);
+                }
+            };
+            Provider::new(config.oidc.clone(), clock.clone(), Box::new(observer)).map_err(|error| error.to_string())?
+        };
+        let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
+        let logins = Arc::new(LoginCookies::new(config.session.clone(), Arc::clone(jar.sealer())));
+        let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
+        let told = Told {
+            metrics: Arc::clone(&metrics),
+            sub_hasher: Arc::clone(&sub_hasher),
+            issuer: config.oidc.issuer.clone(),
+        };
+        let refresh = Coordinator::new(
+            config.refresh.clone(),
+            Arc::clone(&provider) as _,
+            Arc::clone(&jar) as _,
+            clock.clone(),
+            Arc::new(told),
+        );
+        let via = format!("1.1 sidegate-{}", random::base64url::<6>());
+        let shared = Shared {
+            jar,
+            logins,
+            provider,
+            refresh: Arc::clone(&refresh),
+            attempts: Arc::new(Attempts::default()),
+            metrics: Arc::clone(&metrics),
+            clock,
+            sub_hasher,
+            via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
+        };
+        let embedded = config.session.same_site == SameSite::None;
+        Ok(Self { state: State::new(config.gateway.clone(), embedded, shared), metrics, refresh })
+    }
+}
+
+impl Handles for Jar {
+    fn handle(&self, session: &Session) -> Option<Handle> {
+        Self::handle(self, session)
+    }
+
+    fn index_key(&self, now: Timestamp) -> u16 {
+        self.sealing_key_id(now)
+    }
+}
+
+/// Hears of refreshes, for metrics and audit.
+struct Told {
+    metrics: Arc<Metrics>,
+    sub_hasher: Arc<SubHasher>,
+    issuer: String,
+}
+
+impl Told {
+    fn origin(&self, session: &Session) -> audit::Origin<'static> {
+        audit::Origin { sub_hash: Some(self.sub_hasher.hash(&self.issuer, &session.subject)), ..audit::Origin::default() }
+    }
+}
+
+impl Observer for Told {
+    fn refreshed(&self, session: &Session, outcome: &'static str, reason: &'static str, took: Duration) {
+        if let Some(known) = RefreshOutcome::ALL.iter().find(|known| known.as_str() == outcome) {
+            self.metrics.observe_refresh(*known, took);
+        }
+        let reason = (outcome != RefreshOutcome::Ok.as_str()).then_some(reason);
+        audit::refresh(&self.origin(session), outcome, reason);
+    }
+
+    fn joined(&self) {
+        self.metrics.observe_refresh_joined();
+    }
+
+    fn stale_cookie(&self) {
+        self.metrics.observe_stale_cookie();
+    }
+
+    fn cookie_reuse(&self) {
+        self.metrics.observe_cookie_reuse();
+    }
+
+    fn session_ended(&self, session: &Session, reason: policy::EndReason) {
+        if let Some(known) = EndReason::ALL.iter().find(|known| known.as_str() == reason.word()) {
+            self.metrics.observe_session_ended(*known);
+        }
+        audit::session_ended(&self.origin(session), reason.word());
+    }
+}
+
+/// Counts connections, for the gauge and for the drain.
+struct Gauges {
+    metrics: Arc<Metrics>,
+    shutdown: Arc<Shutdown>,
+    transport: ConnectionKind,
+    clients: Mutex<Vec<(OpenConnection, ConnectionGuard)>>,
+    tunnels: Mutex<Vec<OpenConnection>>,
+}
+
+impl Gauges {
+    fn new(metrics: Arc<Metrics>, shutdown: Arc<Shutdown>, transport: ConnectionKind) -> Self {
+        Self { metrics, shutdown, transport, clients: Mutex::default(), tunnels: Mutex::default() }
+    }
+}
+
+impl connection::Observer for Gauges {
+    fn opened(&self, kind: Kind) {
+        match kind {
+            Kind::Client => {
+                let counted = (self.metrics.connection(self.transport), self.shutdown.guard());
+                self.clients.lock().push(counted);
+            }
+            Kind::Tunnel => {
+                let counted = self.metrics.connection(ConnectionKind::Websocket);
+                self.tunnels.lock().push(counted);
+            }
+        }
+    }
+
+    fn closed(&self, kind: Kind) {
+        // Any one will do: they differ in nothing.
+        match kind {
+            Kind::Client => drop(self.clients.lock().pop()),
+            Kind::Tunnel => drop(self.tunnels.lock().pop()),
+        }
+    }
+
+    fn handshake_failed(&self) {
+        tracing::debug!(target: "sidegate", event = "tls_handshake_failed");
+    }
+}
+
+/// The public listeners as a service of Pingora's server, with all that goes on beside the requests: on the same
+/// runtime, because the provider client's connections live there.
+struct Public {
+    accept: Option<AcceptService<HttpProxy<Gateway>>>,
+    background: Background,
+}
+
+struct Background {
+    state: Arc<ArcSwap<State>>,
+    readiness: Arc<Readiness>,
+    connections: Connections,
+    phase: watch::Receiver<Phase>,
+    drain: watch::Sender<bool>,
+    watched: Vec<PathBuf>,
+    reload: Reload,
+}
+
+#[async_trait]
+impl Service for Public {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        let Some(mut accept) = self.accept.take() else { return };
+        let tasks = self.background.start();
+        self.background.readiness.set_listening();
+        accept.run(shutdown).await;
+        for task in tasks {
+            task.abort();
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "public"
+    }
+}
+
+impl Background {
+    fn start(&self) -> Vec<tokio::task::JoinHandle<()>> {
+        let state = self.state.load_full();
+        let provider = Arc::clone(&state.provider);
+        let mut tasks = vec![
+            tokio::spawn(Arc::clone(&provider).keep_ready()),
+            tokio::spawn(resolve::keep_fresh(state.names())),
+            tokio::spawn(sweep(Arc::clone(&self.state))),
+            tokio::spawn(follow(self.phase.clone(), self.drain.clone(), self.connections.clone())),
+        ];
+        let readiness = Arc::clone(&self.readiness);
+        tasks.push(tokio::spawn(async move {
+            while provider.metadata().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            readiness.set_provider_loaded();
+        }));
+        tasks.push(tokio::spawn(watch_keys(Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload))));
+        tasks
+    }
+}
+
+/// Drops what is past its time, and sets the gauges.
+async fn sweep(state: Arc<ArcSwap<State>>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        let state = state.load_full();
+        state.refresh.sweep();
+        state.attempts.sweep(state.clock.now());
+        let stats = state.refresh.stats();
+        state.metrics.set_handoff(stats.entries, stats.bytes);
+    }
+}
+
+/// Tells the way in of the shutdown's phases.
+async fn follow(mut phase: watch::Receiver<Phase>, drain: watch::Sender<bool>, connections: Connections) {
+    if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
+        drain.send_replace(true);
+    }
+    if phase.wait_for(|phase| *phase >= Phase::Stopped).await.is_ok() {
+        connections.close_all();
+    }
+}
+
+/// Takes new cookie keys when a file of the configuration changed, as long as the whole of it is without mistakes: a
+/// configuration that cannot be used leaves the old keys in force. What else changed waits for a restart.
+async fn watch_keys(state: Arc<ArcSwap<State>>, watched: Vec<PathBuf>, reload: Reload) {
+    let mut known = fingerprint(&watched).await;
+    let mut ticks = tokio::time::interval(WATCH);
+    loop {
+        ticks.tick().await;
+        let now = fingerprint(&watched).await;
+        if now == known {
+            continue;
+        }
+        known = now;
+        let reload = Arc::clone(&reload);
+        let Ok(outcome) = tokio::task::spawn_blocking(move || reload()).await else { continue };
+        let state = state.load_full();
+        match outcome {
+            Ok(config) if config.keyring_is_random => {}
+            Ok(config) => {
+                state.jar.replace_keys(config.keyring, state.clock.now());
+                state.metrics.observe_reload(ReloadOutcome::Ok);
+                tracing::info!(target: "sidegate", event = "reload", outcome = "ok", scope = "session keys");
+            }
+            Err(problems) => {
+                state.metrics.observe_reload(ReloadOutcome::Failed);
+                for problem in problems {
+                    tracing::error!(target: "sidegate", event = "reload", outcome = "failed", problem = %problem);
+                }
+            }
+        }
+    }
+}
+
+/// What the files hold, as one hash. Contents, not times: a symlink swap changes no time of the file it leads to.
+async fn fingerprint(files: &[PathBuf]) -> Option<Vec<u8>> {
+    let files = files.to_vec();
+    let read = move || {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        for file in &files {
+            match std::fs::read(file) {
+                Ok(content) => {
+                    hash.update(&u64::try_from(content.len()).unwrap_or(u64::MAX).to_be_bytes());
+                    hash.update(&content);
+                }
+                Err(_) => hash.update(b"absent"),
+            }
+        }
+        hash.finish().as_ref().to_vec()
+    };
+    tokio::task::spawn_blocking(read).await.ok()
+}

@@ -1,3 +1,148 @@
-//! Arguments, configuration, telemetry, [`sidegate::app`].
+//! Arguments, configuration, telemetry, [`sidegate::app`]. The only place that ends the process.
 
-fn main() {}
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use sidegate::config::cli::{Cli, Command};
+use sidegate::config::{self, Config, LogFormat, Problem};
+use sidegate::crypto::keyring::Key;
+use sidegate::{app, gateway, oidc, telemetry};
+
+/// Worth a tenth of a request's cost over the system's allocator (`docs/performance.md`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// `EX_OSERR` of sysexits.h: an address that cannot be bound, or another failure at the start.
+const CANNOT_START: u8 = 71;
+/// `EX_CONFIG`.
+const REFUSED: u8 = 78;
+
+fn main() -> ExitCode {
+    match Cli::parse_args() {
+        Ok(command) => obey(command),
+        Err(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+    }
+}
+
+fn obey(command: Command) -> ExitCode {
+    match command {
+        Command::Run(files) => run(files.files),
+        Command::Check { config, online } => check(&config.files, online),
+        Command::Explain { config, method, path, navigate } => explain(&config.files, &method, &path, navigate),
+        Command::Schema => {
+            println!("{:#}", config::schema());
+            ExitCode::SUCCESS
+        }
+        Command::Keygen => {
+            println!("{}", Key::generate().to_base64url());
+            ExitCode::SUCCESS
+        }
+        #[cfg(feature = "demo")]
+        Command::Demo { port } => demo(port),
+    }
+}
+
+fn run(files: Vec<std::path::PathBuf>) -> ExitCode {
+    match config::load(&files) {
+        Ok(config) => serve(&config, Arc::new(move || config::load(&files))),
+        Err(problems) => refuse(&problems),
+    }
+}
+
+fn serve(config: &Config, reload: app::Reload) -> ExitCode {
+    let format = match config.log.format {
+        LogFormat::Json => telemetry::Format::Json,
+        LogFormat::Text => telemetry::Format::Text,
+    };
+    let level = telemetry::Level::from(&config.log.level);
+    telemetry::init(&telemetry::Settings { format, level, access: config.log.access });
+    if let Err(error) = sidegate::shutdown::harden_process() {
+        tracing::warn!(target: "sidegate", event = "not_hardened", problem = %error);
+    }
+    for warning in &config.warnings {
+        tracing::warn!(target: "sidegate", event = "config_warning", problem = %warning);
+    }
+    let outcome = app::run(config, reload);
+    if let Err(error) = &outcome {
+        tracing::error!(target: "sidegate", event = "start_failed", problem = %error);
+        eprintln!("sidegate: {error}");
+    }
+    telemetry::flush();
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(CANNOT_START) }
+}
+
+fn refuse(problems: &[Problem]) -> ExitCode {
+    for problem in problems {
+        eprintln!("error: {problem}");
+    }
+    eprintln!("The configuration is refused; `sidegate check` judges it without starting.");
+    ExitCode::from(REFUSED)
+}
+
+fn check(files: &[std::path::PathBuf], online: bool) -> ExitCode {
+    let Ok(config) = config::check::run(files, &mut std::io::stdout()) else { return ExitCode::from(REFUSED) };
+    if !online {
+        return ExitCode::SUCCESS;
+    }
+    let findings = tokio::runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
+        runtime.block_on(async {
+            match oidc::Provider::new(config.oidc.clone(), sidegate::clock::Clock::System, Box::new(|_, _| {})) {
+                Ok(provider) => provider.judge_online().await,
+                Err(error) => {
+                    vec![oidc::provider::Finding { fatal: true, key: "provider", text: error.to_string() }]
+                }
+            }
+        })
+    });
+    let findings = match findings {
+        Ok(findings) => findings,
+        Err(error) => {
+            eprintln!("sidegate: {error}");
+            return ExitCode::from(CANNOT_START);
+        }
+    };
+    for finding in &findings {
+        println!("{}: {}: {}", if finding.fatal { "error" } else { "warning" }, finding.key, finding.text);
+    }
+    if findings.is_empty() {
+        println!("The provider offers all that is asked of it.");
+    }
+    if findings.iter().any(|finding| finding.fatal) { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS }
+}
+
+fn explain(files: &[std::path::PathBuf], method: &str, path: &str, navigate: bool) -> ExitCode {
+    let config = match config::load(files) {
+        Ok(config) => config,
+        Err(problems) => return refuse(&problems),
+    };
+    let Ok(method) = http::Method::from_bytes(method.as_bytes()) else {
+        eprintln!("error: {method} is not an HTTP method");
+        return ExitCode::from(config::cli::WRONG_USAGE_CODE);
+    };
+    let embedded = config.session.same_site == sidegate::session::settings::SameSite::None;
+    print!("{}", gateway::explain::explain(&config.gateway, embedded, &method, path, navigate));
+    ExitCode::SUCCESS
+}
+
+#[cfg(feature = "demo")]
+fn demo(port: u16) -> ExitCode {
+    // Before anything is announced: the message names the port.
+    if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
+        eprintln!("sidegate demo: port {port} cannot be had: {error}; choose another one with --port");
+        return ExitCode::from(CANNOT_START);
+    }
+    let demo = match sidegate::demo::start(port) {
+        Ok(demo) => demo,
+        Err(error) => {
+            eprintln!("sidegate demo: {error}");
+            return ExitCode::from(CANNOT_START);
+        }
+    };
+    let config = match config::load_in(&[], &demo.config) {
+        Ok(config) => config,
+        Err(problems) => return refuse(&problems),
+    };
+    println!("{}", demo.banner);
+    let surroundings = demo.config.clone();
+    serve(&config, Arc::new(move || config::load_in(&[], &surroundings)))
+}

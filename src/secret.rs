@@ -58,7 +58,7 @@ impl schemars::JsonSchema for Secret {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "minLength": 1 })
+        schemars::json_schema!({ "type": "string", "minLength": 1, "writeOnly": true })
     }
 
     fn inline_schema() -> bool {

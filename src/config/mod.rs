@@ -1,1 +1,195 @@
-//! Configuration: read, judged as a whole, turned into each layer's settings.
+//! The operator's wishes: files and environment in, one typed and consistent [`Config`] out, or every mistake at once.
+//!
+//! ```text
+//! files, environment ── load ──► merged value ── judge (by the schema of raw) ──► RawConfig ── parse ──► Config
+//!                                each leaf knows       keys, types, words                       meaning
+//!                                its layer
+//! ```
+
+pub mod check;
+pub mod cli;
+mod files;
+mod judge;
+mod load;
+mod not_yet;
+mod parse;
+mod problem;
+pub mod raw;
+mod routes;
+mod schema;
+pub mod text;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::crypto::keyring::Keyring;
+use crate::{gateway, oidc, refresh, session};
+
+pub use load::Surroundings;
+pub use problem::{Problem, Warning};
+pub use schema::schema;
+
+/// A configuration without mistakes: settings for each layer, secrets read.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The way in.
+    pub server: ServerSettings,
+    /// The operator's listener.
+    pub admin: AdminSettings,
+    /// Logging.
+    pub log: LogSettings,
+    /// Routes, CSRF, endpoints.
+    pub gateway: gateway::settings::Settings,
+    /// The provider.
+    pub oidc: oidc::Settings,
+    /// The session and its cookies.
+    pub session: session::Settings,
+    /// Keys that seal cookies.
+    pub keyring: Keyring,
+    /// The keys were made up for this run: sessions end with the process, and a reload must keep them.
+    pub keyring_is_random: bool,
+    /// Refreshing.
+    pub refresh: refresh::settings::Settings,
+    /// What was configured, defaults included; serializes with secrets masked.
+    pub raw: raw::RawConfig,
+    /// Configuration files and all files that they name: a change of one asks for a reload.
+    pub watched_files: Vec<PathBuf>,
+    /// Allowed, but worth a word.
+    pub warnings: Vec<Warning>,
+}
+
+impl Config {
+    /// The effective configuration as TOML: key names of the file, defaults included, secrets masked.
+    pub fn effective(&self) -> String {
+        toml::to_string(&self.raw).unwrap_or_default()
+    }
+}
+
+/// `[server]` and the connection's part of `[limits]`.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Where to listen; never empty.
+    pub listen: Vec<ListenAddress>,
+    /// TLS towards the browser.
+    pub tls: Option<TlsFiles>,
+    /// Peers that may use the PROXY protocol and whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Expect PROXY protocol v1 or v2 from trusted peers.
+    pub proxy_protocol: bool,
+    /// 0 = as many as this container may use.
+    pub threads: usize,
+    /// HTTP/2 by prior knowledge on listeners without TLS.
+    pub h2c: bool,
+    /// The operator says that there is one instance.
+    pub single_replica: bool,
+    /// After SIGTERM: serving, but not ready.
+    pub shutdown_delay: Duration,
+    /// Then the longest time that requests in flight get.
+    pub shutdown_drain: Duration,
+    /// For a whole request head.
+    pub head_timeout: Duration,
+    /// Idle time between requests of a connection.
+    pub keepalive: Duration,
+    /// Silence within a body.
+    pub body_idle: Duration,
+    /// Client connections at a time.
+    pub connections: usize,
+    /// Bytes of a request head.
+    pub header_bytes: usize,
+    /// Fields of a request head.
+    pub header_count: usize,
+    /// Bytes of a request target.
+    pub uri_bytes: usize,
+}
+
+/// Where a listener is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// IP address and port.
+    Tcp(SocketAddr),
+    /// `unix:/path`.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// PEM files, judged at start: readable, and key and certificate belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Chain, own certificate first.
+    pub cert_file: PathBuf,
+    /// Private key.
+    pub key_file: PathBuf,
+    /// Ask clients for a certificate of these authorities.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// None = off.
+    pub listen: Option<SocketAddr>,
+    /// `/readyz` waits for the provider's metadata.
+    pub ready_requires_provider: bool,
+    /// Holds the bearer of `POST /revoke`.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `[log]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LogSettings {
+    /// Text for a terminal, JSON for machines.
+    pub format: LogFormat,
+    /// The least severe level that is written.
+    pub level: tracing::Level,
+    /// A line per request.
+    pub access: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For human eyes.
+    Text,
+}
+
+/// Reads and judges the configuration: `files` in order, or the usual places when there are none, then the environment.
+///
+/// # Errors
+/// Every mistake that was found; never empty.
+pub fn load(files: &[PathBuf]) -> Result<Config, Vec<Problem>> {
+    load_in(files, &Surroundings::of_process())
+}
+
+/// [`load`] in given surroundings, for tests.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_in(files: &[PathBuf], around: &Surroundings) -> Result<Config, Vec<Problem>> {
+    let (sources, mut problems) = load::read(files, around)?;
+    let mut value = sources.value();
+    let mut found = problem::Findings::new(sources);
+    found.problems.append(&mut problems);
+    judge::judge(&mut value, &schema(), &mut found);
+    let raw: raw::RawConfig = match value.deserialize() {
+        Ok(raw) => raw,
+        Err(error) => {
+            // Not the error's own Display: that shows the value.
+            found.problem(error.path.join("."), "does not have the form that `sidegate schema` describes");
+            return Err(found.problems);
+        }
+    };
+    parse::parse(raw, found, around)
+}

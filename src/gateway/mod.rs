@@ -11,6 +11,7 @@ pub mod decide;
 pub mod downstream;
 pub mod endpoints;
 pub mod explain;
+pub mod refusals;
 pub mod rescue;
 pub mod respond;
 pub mod routes;
@@ -43,11 +44,11 @@ use crate::crypto::random;
 use crate::metrics::{MethodLabel, NoRoute};
 use crate::net::guard::Guard;
 use crate::refresh::coordinator::Freshened;
-use crate::refresh::engine::Demand;
+use crate::refresh::policy::Demand;
 use crate::session::jar::Presented;
 use crate::session::{Session as UserSession, lifecycle};
 use crate::telemetry::{self, AccessLine, audit};
-use crate::web::fetch::{Initiator, Proof};
+use crate::web::fetch::{Initiator, OriginField, Proof, Site};
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem, Shape};
 use crate::web::request::RequestView;
@@ -130,7 +131,7 @@ impl Ctx {
         self.request_id =
             forwarded::request_id(headers).map_or_else(|| random::base64url::<15>(), ToOwned::to_owned);
         let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
-        self.shape = if initiator.is_navigation() { Shape::Html } else { Shape::Json };
+        self.shape = initiator.shape();
         self.cors = listed_origin(headers, &initiator);
 
         let target = std::str::from_utf8(head.raw_path())
@@ -166,7 +167,7 @@ impl Ctx {
         let head = session.req_header();
         let now = self.state.clock.now();
         let prefix = &self.state.settings.prefix;
-        let caller = self.caller(head, &initiator, &arrived);
+        let caller = self.caller(head, &initiator);
         if let Some(rest) = below(arrived.path.as_str(), prefix) {
             self.route = Label::None(NoRoute::Endpoint);
             if caller.preflight {
@@ -290,7 +291,8 @@ impl Ctx {
         };
         let fresh = match state.refresh.freshen(user, demand).await {
             Freshened::Use { session, .. } => session,
-            Freshened::Over { .. } => {
+            Freshened::Exhausted { session, .. } if entry.settings.max_token_age.is_none() => session,
+            Freshened::Over { .. } | Freshened::Exhausted { .. } => {
                 let expire = state.jar.expire(&opened.presented);
                 if entry.settings.access == Access::Optional {
                     return self.forward(session, arrived, entry, None, expire);
@@ -358,7 +360,7 @@ impl Ctx {
         let bodiless = !head.headers.contains_key(header::CONTENT_LENGTH)
             && !head.headers.contains_key(header::TRANSFER_ENCODING);
         Outcome::Forward(Box::new(Forward {
-            upgrade: entry.settings.websocket && fetch::is_websocket(&head.headers),
+            upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
             event_stream,
             repeatable: safe && bodiless,
             forwarded_for: peer_ip(session).map_or_else(
@@ -377,35 +379,32 @@ impl Ctx {
         }))
     }
 
-    fn caller(&self, head: &RequestHeader, initiator: &Initiator, arrived: &Arrived) -> Caller {
-        let websocket = fetch::is_websocket(&head.headers);
+    fn caller(&self, head: &RequestHeader, initiator: &Initiator) -> Caller {
+        let websocket = fetch::is_websocket_handshake(&head.headers);
         let navigation = initiator.is_navigation();
-        let typed = navigation && initiator.is_typed();
+        let typed = navigation && initiator.site == Site::Typed;
         Caller {
             navigation,
-            document: initiator.is_top_level(),
+            document: initiator.is_top_level_navigation(),
             framed: initiator.in_frame(),
-            cross_site: initiator.is_cross_site(),
+            cross_site: initiator.site == Site::CrossSite,
             typed_return: typed && self.state.logins.presented(&head.headers),
             foreign: initiator.names_foreign_site(),
             websocket,
             websocket_origin: initiator.websocket_origin_ok(),
-            preflight: head.method == Method::OPTIONS
-                && head.headers.contains_key(header::ORIGIN)
-                && head.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-                && !arrived.path.as_str().is_empty(),
+            preflight: fetch::is_preflight(&head.method, &head.headers),
             proven: false,
         }
     }
 
     fn proves(&self, head: &RequestHeader, initiator: &Initiator, strict: bool) -> bool {
         let csrf = &self.state.settings.csrf;
-        let has_header = head.headers.contains_key(&csrf.header);
-        let mode = match csrf.mode {
-            settings::CsrfMode::FetchMetadata => fetch::Mode::FetchMetadata,
-            settings::CsrfMode::Header => fetch::Mode::Header,
+        let demand = fetch::Demand {
+            header_mode: csrf.mode == settings::CsrfMode::Header,
+            header_present: head.headers.contains_key(&csrf.header),
+            app_navigation_only: strict,
         };
-        fetch::proves_origin(initiator, &head.method, mode, has_header, strict) == Proof::Proven
+        fetch::proves_origin(initiator, &head.method, demand) == Proof::Proven
     }
 
     /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold.
@@ -717,12 +716,7 @@ impl ProxyHttp for Gateway {
 
 /// None on a unix socket.
 fn peer_ip(session: &Session) -> Option<IpAddr> {
-    guard(session).and_then(|guard| guard.info().peer_ip)
-}
-
-/// The connection under this request (HTTP/1.1).
-fn guard(session: &Session) -> Option<&Guard> {
-    session.as_downstream().stream().and_then(|stream| stream.as_any().downcast_ref())
+    Guard::of(session.as_downstream()).and_then(|guard| guard.info().peer).map(|peer| peer.ip().to_canonical())
 }
 
 /// The path and query of a request target; the authority of an absolute one was compared with `Host` by `net`.
@@ -766,7 +760,7 @@ fn went_through_us(headers: &HeaderMap, via: &HeaderValue) -> bool {
 
 /// The `Origin` to answer CORS with: only one that the configuration lists.
 fn listed_origin(headers: &HeaderMap, initiator: &Initiator) -> Option<HeaderValue> {
-    initiator.is_listed_origin().then(|| headers.get(header::ORIGIN).cloned()).flatten()
+    matches!(initiator.origin, OriginField::Allowed(_)).then(|| headers.get(header::ORIGIN).cloned()).flatten()
 }
 
 /// A CORS preflight, answered here: a listed origin may, any other learns nothing.

@@ -182,7 +182,7 @@ impl State {
 
     /// A user's pseudonym in the log.
     pub fn sub_hash(&self, subject: &str) -> SubHash {
-        self.sub_hasher.hash(self.provider.issuer(), subject)
+        self.sub_hasher.hash(&self.provider.settings().issuer, subject)
     }
 
     /// Every name that upstreams are reached by.

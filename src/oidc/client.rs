@@ -1,1 +1,310 @@
+//! The one HTTP client towards the provider: bounded in time and size, no redirects, no proxy from the environment.
 
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use base64_simd::STANDARD;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::time::Instant;
+use url::{Url, form_urlencoded};
+
+use super::error::ProviderError;
+use super::settings::{ClientAuth, Settings};
+use super::token::{Answer, Form, retry_after};
+use super::types::AccessToken;
+use crate::clock::Clock;
+
+/// The largest document that is read, in bytes.
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// Below the five seconds after which common servers close an idle connection: a request that meets the closing is
+/// lost, and a code cannot be sent twice.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// Told the endpoint's name and the duration of every call.
+pub type Observer = Box<dyn Fn(&'static str, Duration) + Send + Sync>;
+
+/// Why the client cannot be built: a sentence that names the configuration key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetupError(pub String);
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+/// Why there is no answer. What it means depends on what was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// Nothing was sent: no name, no connection, no trust.
+    Unreachable(&'static str),
+    /// Sent, and then silence, a lost connection or a broken answer.
+    Lost(&'static str),
+    /// An answer above [`MAX_BODY_BYTES`].
+    TooLarge,
+}
+
+impl CallError {
+    /// Of a request that changes nothing there: whatever happened, try again.
+    pub const fn of_read(self) -> ProviderError {
+        match self {
+            Self::Unreachable(reason) | Self::Lost(reason) => ProviderError::Unavailable { reason, retry_after: None },
+            Self::TooLarge => ProviderError::Refused { reason: "too_large" },
+        }
+    }
+
+    /// Of a grant, which may have been spent.
+    pub const fn of_grant(self) -> ProviderError {
+        match self {
+            Self::Unreachable(reason) => ProviderError::Unavailable { reason, retry_after: None },
+            Self::Lost(reason) => ProviderError::Ambiguous { reason },
+            Self::TooLarge => ProviderError::Invalid { reason: "too_large" },
+        }
+    }
+}
+
+/// The client; cheap to share.
+#[derive(Clone)]
+pub struct Client {
+    http: Arc<ArcSwap<reqwest::Client>>,
+    auth: Arc<Auth>,
+    timeout: Duration,
+    clock: Clock,
+    observer: Arc<dyn Fn(&'static str, Duration) + Send + Sync>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+/// Client authentication, made ready once.
+enum Auth {
+    Basic(HeaderValue),
+    Post { client_id: String, secret: crate::secret::Secret },
+    None { client_id: String },
+}
+
+impl Client {
+    /// Reads the trust anchors; connects nowhere.
+    ///
+    /// # Errors
+    /// A sentence that names `provider.ca_file`, `provider.proxy` or `provider.issuer`.
+    pub fn new(settings: &Settings, clock: Clock, observer: Observer) -> Result<Self, SetupError> {
+        Self::with_shared_observer(settings, clock, Arc::from(observer))
+    }
+
+    fn with_shared_observer(
+        settings: &Settings,
+        clock: Clock,
+        observer: Arc<dyn Fn(&'static str, Duration) + Send + Sync>,
+    ) -> Result<Self, SetupError> {
+        let client_id = settings.client_id.clone();
+        let auth = match &settings.client_auth {
+            ClientAuth::Basic(secret) => Auth::Basic(basic(&client_id, secret.expose())?),
+            ClientAuth::Post(secret) => Auth::Post { client_id, secret: secret.clone() },
+            ClientAuth::None => Auth::None { client_id },
+        };
+        Ok(Self {
+            http: Arc::new(ArcSwap::from_pointee(build(settings)?)),
+            auth: Arc::new(auth),
+            timeout: settings.timeout,
+            clock,
+            observer,
+        })
+    }
+
+    /// The same for new settings.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn renewed(&self, settings: &Settings) -> Result<Self, SetupError> {
+        Self::with_shared_observer(settings, self.clock.clone(), Arc::clone(&self.observer))
+    }
+
+    /// Reads a document, with a bearer where the endpoint wants one (RFC 6750 section 2.1).
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn get(
+        &self,
+        endpoint: &'static str,
+        url: &Url,
+        bearer: Option<&AccessToken>,
+    ) -> Result<Answer, CallError> {
+        let mut request = self.http.load().get(url.clone()).header(ACCEPT, "application/json, application/jwt;q=0.9");
+        if let Some(token) = bearer {
+            let value = format!("Bearer {}", token.expose());
+            request = request.header(AUTHORIZATION, sensitive(&value).ok_or(CallError::Unreachable("bearer"))?);
+        }
+        self.send(endpoint, request).await
+    }
+
+    /// Posts a form with our client authentication: exactly one method.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn post(&self, endpoint: &'static str, url: &Url, mut form: Form) -> Result<Answer, CallError> {
+        let mut request = self
+            .http
+            .load()
+            .post(url.clone())
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        match self.auth.as_ref() {
+            Auth::Basic(header) => request = request.header(AUTHORIZATION, header.clone()),
+            Auth::Post { client_id, secret } => {
+                form.set("client_id", client_id);
+                form.set("client_secret", secret.expose());
+            }
+            Auth::None { client_id } => form.set("client_id", client_id),
+        }
+        self.send(endpoint, request.body(form.encoded().to_owned())).await
+    }
+
+    async fn send(&self, endpoint: &'static str, request: reqwest::RequestBuilder) -> Result<Answer, CallError> {
+        let started = Instant::now();
+        // Connecting has half of the time (see `build`), so when this ends the request was sent.
+        let outcome = match tokio::time::timeout(self.timeout, self.exchange(request)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(CallError::Lost("timeout")),
+        };
+        (self.observer)(endpoint, started.elapsed());
+        outcome
+    }
+
+    async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<Answer, CallError> {
+        let mut response = request.send().await.map_err(|error| blame(&error))?;
+        let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let content_type = text(CONTENT_TYPE).and_then(|value| value.split(';').next()).unwrap_or_default();
+        let content_type = content_type.trim().to_ascii_lowercase();
+        let retry_after = text(RETRY_AFTER).and_then(|value| retry_after(value, self.clock.now()));
+        let announced = text(CONTENT_LENGTH).and_then(|value| value.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+            return Err(CallError::TooLarge);
+        }
+        let status = response.status().as_u16();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|_| CallError::Lost("cut_off"))? {
+            if body.len() + chunk.len() > MAX_BODY_BYTES {
+                return Err(CallError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer { status, content_type, retry_after, body })
+    }
+}
+
+fn blame(error: &reqwest::Error) -> CallError {
+    if error.is_connect() {
+        return CallError::Unreachable(if is_tls(error) {
+            "tls"
+        } else if error.is_timeout() {
+            "connect_timeout"
+        } else {
+            "connect"
+        });
+    }
+    if error.is_builder() {
+        return CallError::Unreachable("request");
+    }
+    CallError::Lost("lost")
+}
+
+/// Whether TLS refused, so that the log can say that it is a matter of trust and not of the network.
+fn is_tls(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = match inner {
+            Some(inner) => inner.source().or_else(|| error.source()),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// RFC 6749 section 2.3.1: both parts are form-encoded before they are joined.
+fn basic(client_id: &str, secret: &str) -> Result<HeaderValue, SetupError> {
+    let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let credentials = format!("{}:{}", encoded(client_id), encoded(secret));
+    sensitive(&format!("Basic {}", STANDARD.encode_to_string(credentials)))
+        .ok_or_else(|| SetupError("provider.client_secret does not fit into a header".to_owned()))
+}
+
+fn sensitive(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn build(settings: &Settings) -> Result<reqwest::Client, SetupError> {
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls(settings)?)
+        .user_agent("sidegate")
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(settings.timeout / 2)
+        .pool_idle_timeout(POOL_IDLE)
+        .no_proxy();
+    if let Some(proxy) = &settings.proxy {
+        let refused = |_| SetupError("provider.proxy is not the URL of an HTTP proxy".to_owned());
+        builder = builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(refused)?);
+    }
+    builder.build().map_err(|_| SetupError("the client of the provider cannot be set up: see provider.*".to_owned()))
+}
+
+/// TLS 1.2 and up with *ring*, the system's trust anchors and the operator's.
+fn tls(settings: &Settings) -> Result<rustls::ClientConfig, SetupError> {
+    let mut roots = rustls::RootCertStore::empty();
+    let (_, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = &settings.ca_file {
+        for anchor in anchors(path)? {
+            roots.add(anchor).map_err(|_| unreadable(path, "holds a certificate that is no trust anchor"))?;
+        }
+    }
+    if roots.is_empty() && settings.discovery_url.scheme() == "https" {
+        return Err(SetupError(
+            "provider.ca_file is needed: this system has no trust anchors, so no https provider can be verified".to_owned(),
+        ));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|_| SetupError("TLS cannot be set up".to_owned()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn anchors(path: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+    let pem = std::fs::read(path).map_err(|error| unreadable(path, &format!("cannot be read: {}", error.kind())))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(unreadable(path, "holds no certificate in PEM form")),
+    }
+}
+
+fn unreadable(path: &Path, what: &str) -> SetupError {
+    SetupError(format!("provider.ca_file: {} {what}", path.display()))
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

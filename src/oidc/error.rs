@@ -56,3 +56,13 @@ impl fmt::Display for ProviderError {
 }
 
 impl std::error::Error for ProviderError {}
+
+/// A check that did not hold, as a fixed word (`nonce`, `aud`, `signature`, …).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault(pub &'static str);
+
+impl From<Fault> for ProviderError {
+    fn from(fault: Fault) -> Self {
+        Self::Invalid { reason: fault.0 }
+    }
+}

@@ -1,1 +1,237 @@
+//! Provider metadata (OpenID Connect Discovery, RFC 8414): which endpoints we may use and what the provider can do.
 
+use serde_json::{Map, Value};
+use url::{Host, Url};
+
+use super::error::Fault;
+use super::json;
+use super::settings::Settings;
+
+/// What we use of the discovery document, the operator's overrides applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderMetadata {
+    /// Equal to the configured issuer, byte for byte.
+    pub issuer: String,
+    /// Where the browser goes to sign in.
+    pub authorization: Url,
+    /// Where codes and refresh tokens are redeemed.
+    pub token: Url,
+    /// Where the keys are.
+    pub jwks: Url,
+    /// Claims by access token.
+    pub userinfo: Option<Url>,
+    /// RP-initiated logout.
+    pub end_session: Option<Url>,
+    /// RFC 7009.
+    pub revocation: Option<Url>,
+    /// Authorization answers carry `iss` (RFC 9207).
+    pub iss_parameter: bool,
+    /// `scopes_supported`, when told.
+    pub scopes: Option<Vec<String>>,
+    /// `id_token_signing_alg_values_supported`, when told.
+    pub id_token_algs: Option<Vec<String>>,
+    /// `code_challenge_methods_supported`, when told.
+    pub challenge_methods: Option<Vec<String>>,
+    /// `token_endpoint_auth_methods_supported`, when told.
+    pub auth_methods: Option<Vec<String>>,
+}
+
+impl ProviderMetadata {
+    /// Reads a discovery document.
+    ///
+    /// # Errors
+    /// `metadata` (no JSON object), `issuer` (another one), `authorization_endpoint`, `token_endpoint` or `jwks_uri`
+    /// (missing or not usable).
+    pub fn parse(document: &[u8], settings: &Settings) -> Result<Self, Fault> {
+        let document = json::object(document).map_err(|_| Fault("metadata"))?;
+        if document.get("issuer").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
+            return Err(Fault("issuer"));
+        }
+        let front = |name: &str, own: &Option<Url>| own.clone().or_else(|| endpoint(&document, name));
+        let back = |name: &str, own: &Option<Url>| {
+            own.clone().or_else(|| moved(endpoint(&document, name)?, settings.backchannel_base_url.as_ref()))
+        };
+        let own = &settings.endpoints;
+        Ok(Self {
+            issuer: settings.issuer.clone(),
+            authorization: front("authorization_endpoint", &own.authorization).ok_or(Fault("authorization_endpoint"))?,
+            token: back("token_endpoint", &own.token).ok_or(Fault("token_endpoint"))?,
+            jwks: back("jwks_uri", &own.jwks).ok_or(Fault("jwks_uri"))?,
+            userinfo: back("userinfo_endpoint", &own.userinfo),
+            end_session: front("end_session_endpoint", &own.end_session),
+            revocation: back("revocation_endpoint", &own.revocation),
+            iss_parameter: document.get("authorization_response_iss_parameter_supported") == Some(&Value::Bool(true)),
+            scopes: words(&document, "scopes_supported"),
+            id_token_algs: words(&document, "id_token_signing_alg_values_supported"),
+            challenge_methods: words(&document, "code_challenge_methods_supported"),
+            auth_methods: words(&document, "token_endpoint_auth_methods_supported"),
+        })
+    }
+
+    /// Whether the provider says that it does not know this scope. `offline_access` is left out then; other scopes
+    /// are sent as configured, because providers rarely list them all.
+    pub fn denies_scope(&self, scope: &str) -> bool {
+        self.scopes.as_ref().is_some_and(|known| !known.iter().any(|name| name == scope))
+    }
+}
+
+fn words(document: &Map<String, Value>, name: &str) -> Option<Vec<String>> {
+    let list = document.get(name)?.as_array()?;
+    Some(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn endpoint(document: &Map<String, Value>, name: &str) -> Option<Url> {
+    usable(document.get(name)?.as_str()?)
+}
+
+/// An endpoint we would send a secret or a browser to: absolute https (http on loopback), no user, no fragment.
+pub fn usable(text: &str) -> Option<Url> {
+    // The URL parser forgives blanks, control characters, backslashes and missing slashes; a document gets no such
+    // mercy.
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    let (scheme, rest) = text.split_once("://")?;
+    if !plain || rest.starts_with('/') || rest.split(['/', '?', '#']).next()?.contains('@') {
+        return None;
+    }
+    let url = Url::parse(text).ok()?;
+    let secure = match url.scheme() {
+        "https" => scheme.eq_ignore_ascii_case("https"),
+        "http" => scheme.eq_ignore_ascii_case("http") && is_loopback(&url),
+        _ => false,
+    };
+    (secure && url.host().is_some() && url.fragment().is_none()).then_some(url)
+}
+
+/// Whether the URL names this machine.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
+    }
+}
+
+/// `url` under the origin of `base`.
+fn moved(mut url: Url, base: Option<&Url>) -> Option<Url> {
+    if let Some(base) = base {
+        url.set_scheme(base.scheme()).ok()?;
+        url.set_host(base.host_str()).ok()?;
+        url.set_port(base.port()).ok()?;
+    }
+    Some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::oidc::testing::settings;
+
+    fn document() -> Value {
+        json!({
+            "issuer": "https://op.example",
+            "authorization_endpoint": "https://op.example/authorize?p=1",
+            "token_endpoint": "https://op.example/token",
+            "jwks_uri": "https://keys.example/set-8a1",
+            "userinfo_endpoint": "https://op.example/userinfo",
+            "end_session_endpoint": "https://op.example/end",
+            "revocation_endpoint": "https://op.example/revoke",
+            "authorization_response_iss_parameter_supported": true,
+            "scopes_supported": ["openid", "email"],
+            "unknown_member": {"a": [1]},
+        })
+    }
+
+    fn with(name: &str, value: Value) -> Result<ProviderMetadata, Fault> {
+        let mut document = document();
+        document[name] = value;
+        ProviderMetadata::parse(document.to_string().as_bytes(), &settings("https://op.example"))
+    }
+
+    /// oidcc-client-test-discovery-openid-config, -discovery-jwks-uri-keys: every URL comes from the document.
+    #[test]
+    fn endpoints_come_from_the_document() {
+        let metadata = with("issuer", json!("https://op.example")).unwrap();
+        assert_eq!(metadata.authorization.as_str(), "https://op.example/authorize?p=1");
+        assert_eq!(metadata.jwks.as_str(), "https://keys.example/set-8a1");
+        assert!(metadata.iss_parameter);
+        assert!(metadata.denies_scope("offline_access") && !metadata.denies_scope("email"));
+        assert!(!with("scopes_supported", Value::Null).unwrap().denies_scope("offline_access"));
+    }
+
+    /// oidcc-client-test-discovery-issuer-mismatch, ASVS-10.5.3: byte for byte.
+    #[test]
+    fn another_issuer_is_not_used() {
+        for issuer in ["https://op.example/", "https://OP.example", "http://op.example", "https://op.exampleINVALID", ""] {
+            assert_eq!(with("issuer", json!(issuer)), Err(Fault("issuer")), "{issuer}");
+        }
+        assert_eq!(with("issuer", json!(["https://op.example"])), Err(Fault("issuer")));
+    }
+
+    /// KEY-02: endpoints are absolute https URLs.
+    #[test]
+    fn unfit_endpoints_are_not_used() {
+        for url in [
+            "http://op.example/token",
+            "javascript:alert(1)",
+            "file:///etc/passwd",
+            "/token",
+            "//op.example/token",
+            "https:op.example/token",
+            "https:///op.example",
+            "https://user@op.example/token",
+            "https://user:pw@op.example/token",
+            "https://@op.example/token",
+            "https://op.example/token#x",
+            "https://op.example\\@evil.example/",
+            " https://op.example/token",
+            "https://op.ex\tample/token",
+            "ftp://op.example/",
+            "",
+        ] {
+            assert_eq!(with("token_endpoint", json!(url)), Err(Fault("token_endpoint")), "{url}");
+            assert_eq!(with("end_session_endpoint", json!(url)).unwrap().end_session, None, "{url}");
+        }
+        for url in ["http://127.0.0.1:8080/t", "http://[::1]/t", "http://localhost:1/t", "HTTPS://op.example/t"] {
+            assert!(with("token_endpoint", json!(url)).is_ok(), "{url}");
+        }
+        assert_eq!(with("token_endpoint", json!(7)), Err(Fault("token_endpoint")));
+    }
+
+    #[test]
+    fn overrides_win_and_the_back_channel_moves_origin_only() {
+        let mut settings = settings("https://op.example");
+        settings.backchannel_base_url = Some(Url::parse("http://keycloak.svc:8080").unwrap());
+        settings.endpoints.revocation = Some(Url::parse("https://other.example/r").unwrap());
+        let metadata = ProviderMetadata::parse(document().to_string().as_bytes(), &settings).unwrap();
+        assert_eq!(metadata.token.as_str(), "http://keycloak.svc:8080/token");
+        assert_eq!(metadata.jwks.as_str(), "http://keycloak.svc:8080/set-8a1");
+        assert_eq!(metadata.userinfo.unwrap().as_str(), "http://keycloak.svc:8080/userinfo");
+        assert_eq!(metadata.revocation.unwrap().as_str(), "https://other.example/r");
+        assert_eq!(metadata.authorization.as_str(), "https://op.example/authorize?p=1");
+        assert_eq!(metadata.end_session.unwrap().as_str(), "https://op.example/end");
+    }
+
+    /// IDT-07 for metadata: duplicates and non-objects.
+    #[test]
+    fn odd_documents_are_refused() {
+        let settings = settings("https://op.example");
+        let doubled = document().to_string().replacen('{', r#"{"issuer":"https://op.example","#, 1);
+        for text in ["", "[]", "null", "<html>", doubled.as_str()] {
+            assert_eq!(ProviderMetadata::parse(text.as_bytes(), &settings), Err(Fault("metadata")), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_usable_is_safe(text in r"(https?|ftp)?:?/{0,3}[a-z@:\\/.#? 0-9\[\]]{0,30}") {
+            if let Some(url) = usable(&text) {
+                prop_assert!(url.username().is_empty() && url.password().is_none() && url.fragment().is_none());
+                prop_assert!(url.scheme() == "https" || is_loopback(&url));
+            }
+        }
+    }
+}

@@ -4,15 +4,20 @@ pub mod authorize;
 pub mod client;
 pub mod error;
 pub mod id_token;
+pub mod json;
 pub mod jwks;
 pub mod jwt;
 pub mod logout;
 pub mod metadata;
 pub mod provider;
 pub mod settings;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod token;
 pub mod types;
 
+pub use authorize::AuthorizationRequest;
+pub use client::{Observer, SetupError};
 pub use error::ProviderError;
-pub use provider::{Grant, Provider};
+pub use provider::{Finding, Grant, Provider, RedeemContext, RefreshExpectation};
 pub use settings::Settings;

@@ -1,10 +1,35 @@
 //! The provider as the rest of the house sees it: metadata that heals by itself, code exchange, refresh, logout.
 
-use async_trait::async_trait;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use super::error::ProviderError;
-use super::types::{RefreshToken, TokenSet};
-use crate::clock::Timestamp;
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use base64_simd::URL_SAFE_NO_PAD;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::authorize::{self, AuthorizationRequest};
+use super::client::{Client, Observer, SetupError};
+use super::error::{Fault, ProviderError};
+use super::id_token::{self, LoginExpectation};
+use super::jwks::{FetchKeys, KeySet, Keys};
+use super::jwt::{Claims, Verified, numeric_date};
+use super::metadata::ProviderMetadata;
+use super::settings::{ClientAuth, Settings};
+use super::token::{self, Answer, TokenAnswer};
+use super::types::{Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet};
+use super::{json, logout};
+use crate::clock::{Clock, Timestamp};
+
+/// The first and the longest pause between two attempts to read the metadata.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+const BACKOFF_LAST: Duration = Duration::from_secs(5);
+/// How often metadata and keys are read anew although nothing asks for it.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
 
 /// What an ID token in a refresh answer must agree with (OpenID Connect Core section 12.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +57,484 @@ pub trait Grant: Send + Sync {
     ) -> Result<TokenSet, ProviderError>;
 }
 
+/// What the login attempt remembers for the exchange of its code.
+#[derive(Clone, Debug)]
+pub struct RedeemContext {
+    /// The attempt's nonce.
+    pub nonce: Nonce,
+    /// The attempt's PKCE verifier.
+    pub verifier: PkceVerifier,
+    /// A requested `max_age`, in seconds, to be verified against `auth_time`.
+    pub max_age: Option<u64>,
+    /// Requested `acr_values` that must be met.
+    pub acr_values: Option<String>,
+    /// When the callback came.
+    pub now: Timestamp,
+}
+
+/// Something that `check --online` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The configuration cannot work like this.
+    pub fatal: bool,
+    /// The configuration key to look at.
+    pub key: &'static str,
+    /// A sentence for the operator.
+    pub text: String,
+}
+
 /// The configured provider.
-#[derive(Debug)]
-pub struct Provider {}
+pub struct Provider {
+    settings: Settings,
+    clock: Clock,
+    client: Client,
+    known: ArcSwapOption<ProviderMetadata>,
+    gate: Mutex<Gate>,
+    keys: Keys,
+    told: AtomicBool,
+}
+
+/// Guards the fetching of metadata, so that concurrent fetches are one, and remembers a failure for a moment.
+#[derive(Default)]
+struct Gate {
+    failures: u32,
+    failed: Option<(ProviderError, Instant)>,
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Provider").field("issuer", &self.settings.issuer).finish_non_exhaustive()
+    }
+}
+
+impl Provider {
+    /// Reads the trust anchors; nothing is fetched yet.
+    ///
+    /// # Errors
+    /// A sentence that names the configuration key.
+    pub fn new(settings: Settings, clock: Clock, observer: Observer) -> Result<Arc<Self>, SetupError> {
+        let client = Client::new(&settings, clock.clone(), observer)?;
+        Ok(Arc::new(Self::with_client(settings, clock, client)))
+    }
+
+    fn with_client(settings: Settings, clock: Clock, client: Client) -> Self {
+        Self {
+            settings,
+            clock,
+            client,
+            known: ArcSwapOption::empty(),
+            gate: Mutex::default(),
+            keys: Keys::default(),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    /// A provider for changed settings or a changed `ca_file`, that goes on with what this one knows if it still
+    /// counts.
+    ///
+    /// # Errors
+    /// As [`Provider::new`].
+    pub fn renewed(&self, settings: Settings) -> Result<Arc<Self>, SetupError> {
+        let client = self.client.renewed(&settings)?;
+        let old = &self.settings;
+        let same_source = old.issuer == settings.issuer
+            && old.discovery_url == settings.discovery_url
+            && old.backchannel_base_url == settings.backchannel_base_url
+            && old.endpoints == settings.endpoints;
+        let next = Self::with_client(settings, self.clock.clone(), client);
+        if same_source {
+            next.known.store(self.known.load_full());
+            next.keys.inherit(&self.keys);
+        }
+        Ok(Arc::new(next))
+    }
+
+    /// What the operator configured.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The metadata, when it was loaded already.
+    pub fn known(&self) -> Option<Arc<ProviderMetadata>> {
+        self.known.load_full()
+    }
+
+    /// The metadata, fetched when there is none yet. Concurrent fetches are one; after a failure the next one waits
+    /// for a back-off, until which the failure is the answer.
+    ///
+    /// # Errors
+    /// `Unavailable` when the document is not to be had, `Refused` when it is not one for us.
+    pub async fn metadata(&self) -> Result<Arc<ProviderMetadata>, ProviderError> {
+        if let Some(metadata) = self.known() {
+            return Ok(metadata);
+        }
+        let mut gate = self.gate.lock().await;
+        if let Some(metadata) = self.known() {
+            return Ok(metadata);
+        }
+        if let Some((error, until)) = &gate.failed {
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                return Err(later(error.clone(), left));
+            }
+        }
+        match self.fetch_metadata().await {
+            Ok(metadata) => {
+                *gate = Gate::default();
+                Ok(metadata)
+            }
+            Err(error) => {
+                let pause = backoff(gate.failures);
+                tracing::warn!(event = "provider_metadata", reason = error.reason(), "no usable provider metadata yet");
+                gate.failures = gate.failures.saturating_add(1);
+                gate.failed = Some((error.clone(), Instant::now() + pause));
+                Err(later(error, pause))
+            }
+        }
+    }
+
+    async fn fetch_metadata(&self) -> Result<Arc<ProviderMetadata>, ProviderError> {
+        let answer = self.client.get("discovery", &self.settings.discovery_url, None).await;
+        let answer = document(answer.map_err(super::client::CallError::of_read)?)?;
+        let metadata = ProviderMetadata::parse(&answer.body, &self.settings)
+            .map_err(|Fault(reason)| ProviderError::Refused { reason })?;
+        let metadata = Arc::new(metadata);
+        self.known.store(Some(Arc::clone(&metadata)));
+        if !self.told.swap(true, Ordering::Relaxed) {
+            for finding in self.judge(&metadata) {
+                tracing::warn!(event = "provider_support", key = finding.key, "{}", finding.text);
+            }
+        }
+        Ok(metadata)
+    }
+
+    /// Loads metadata and keys, again and again until it succeeds, and renews them from time to time. Ends when
+    /// nobody else holds the provider any more.
+    pub async fn keep_ready(self: Arc<Self>) {
+        let weak = Arc::downgrade(&self);
+        let mut this = self;
+        let mut failures = 0;
+        let mut renew = false;
+        loop {
+            let loaded = if renew { this.renew().await } else { this.prepare().await };
+            let pause = match loaded {
+                Ok(()) => {
+                    failures = 0;
+                    renew = true;
+                    jittered(RENEW_EVERY)
+                }
+                Err(_) => {
+                    failures += 1;
+                    backoff(failures - 1)
+                }
+            };
+            drop(this);
+            tokio::time::sleep(pause).await;
+            match weak.upgrade() {
+                Some(alive) => this = alive,
+                None => return,
+            }
+        }
+    }
+
+    async fn prepare(&self) -> Result<(), ProviderError> {
+        let metadata = self.metadata().await?;
+        self.keys.load(&self.key_source(&metadata)).await.map(drop)
+    }
+
+    /// What is known stays in use while this fails.
+    async fn renew(&self) -> Result<(), ProviderError> {
+        let metadata = self.fetch_metadata().await.inspect_err(|error| {
+            tracing::warn!(event = "provider_metadata", reason = error.reason(), "cannot renew the provider metadata");
+        })?;
+        self.keys.reload(&self.key_source(&metadata)).await.map(drop)
+    }
+
+    fn key_source(&self, metadata: &Arc<ProviderMetadata>) -> KeySource<'_> {
+        KeySource { client: &self.client, metadata: Arc::clone(metadata) }
+    }
+
+    async fn verify(&self, metadata: &Arc<ProviderMetadata>, token: &str) -> Result<Verified<Claims>, ProviderError> {
+        self.keys.verify(token, self.settings.id_token_alg, &self.key_source(metadata)).await
+    }
+
+    /// Where to send the browser to sign in.
+    ///
+    /// # Errors
+    /// Those of [`Provider::metadata`].
+    pub async fn authorization_url(&self, request: &AuthorizationRequest) -> Result<String, ProviderError> {
+        Ok(authorize::url(&self.settings, self.metadata().await?.as_ref(), request))
+    }
+
+    /// RFC 9207: `iss` of the callback must be our provider's when it is there, and must be there when announced.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check_callback_iss(&self, iss: Option<&str>) -> Result<(), ProviderError> {
+        let announced = || self.known().is_some_and(|metadata| metadata.iss_parameter);
+        match iss {
+            Some(iss) if iss == self.settings.issuer => Ok(()),
+            Some(_) => Err(ProviderError::Invalid { reason: "callback_iss" }),
+            None if announced() => Err(ProviderError::Invalid { reason: "callback_iss_missing" }),
+            None => Ok(()),
+        }
+    }
+
+    /// Redeems a code, once, and verifies what comes. Nothing of the answer is used before all of it holds.
+    ///
+    /// # Errors
+    /// By who is to blame; `Invalid` names the check that failed.
+    pub async fn redeem(&self, code: &Code, login: &RedeemContext) -> Result<Login, ProviderError> {
+        let metadata = self.metadata().await?;
+        // Without keys the code would be spent for nothing.
+        self.keys.load(&self.key_source(&metadata)).await?;
+
+        let form = token::code_form(&self.settings, code, &login.verifier);
+        let answer = self.client.post("token", &metadata.token, form).await;
+        let answer = answer.map_err(super::client::CallError::of_grant)?;
+        let answer = token::decode(&answer, self.settings.default_expires_in, login.now)?;
+        let raw = answer.id_token.as_deref().ok_or(Fault("id_token_missing"))?;
+        let verified = self.verify(&metadata, raw).await?;
+        let expect = LoginExpectation {
+            nonce: &login.nonce,
+            code,
+            access_token: &answer.access_token,
+            max_age: login.max_age,
+            acr_values: login.acr_values.as_deref(),
+        };
+        let mut identity = id_token::check_login(&verified, &self.settings, &expect, self.after(login.now))?;
+        if self.settings.userinfo {
+            self.complete(&metadata, &answer, &mut identity).await?;
+        }
+        let asked_offline = || authorize::scope(&self.settings, &metadata).split(' ').any(|scope| scope == "offline_access");
+        if answer.refresh_token.is_none() && asked_offline() {
+            tracing::warn!(
+                event = "no_refresh_token",
+                "the provider gave no refresh token although offline_access was asked for: sessions end with the access \
+                 token; allow refresh tokens for this client there, or try authorize_params = {{ prompt = \"consent\" }}"
+            );
+        }
+        Ok(Login { tokens: token_set(answer), identity })
+    }
+
+    /// Userinfo (OpenID Connect Core section 5.3): JSON, or a JWT signed like the ID token.
+    async fn complete(
+        &self,
+        metadata: &Arc<ProviderMetadata>,
+        tokens: &TokenAnswer,
+        identity: &mut Identity,
+    ) -> Result<(), ProviderError> {
+        let unavailable = |reason| ProviderError::Unavailable { reason, retry_after: None };
+        let url = metadata.userinfo.as_ref().ok_or(ProviderError::Refused { reason: "userinfo_endpoint" })?;
+        let answer = self.client.get("userinfo", url, Some(&tokens.access_token)).await;
+        let answer = answer.map_err(super::client::CallError::of_read)?;
+        if answer.status != 200 {
+            return Err(ProviderError::Unavailable { reason: "userinfo", retry_after: answer.retry_after });
+        }
+        if answer.content_type == "application/jwt" {
+            let token = std::str::from_utf8(&answer.body).map_err(|_| Fault("userinfo"))?;
+            let verified = self.verify(metadata, token.trim_ascii()).await?;
+            id_token::check_typ(&verified)?;
+            let claims = verified.get();
+            id_token::check_parties(claims, &self.settings)?;
+            if let Some(exp) = claims.get("exp") {
+                let exp = numeric_date(exp).ok_or(Fault("exp"))?;
+                if self.clock.now() > Timestamp::from_millis(exp) + self.settings.clock_skew {
+                    return Err(Fault("exp").into());
+                }
+            }
+            return Ok(id_token::merge_userinfo(identity, claims)?);
+        }
+        let claims = json::object(&answer.body).map_err(|error| match error {
+            json::JsonError::Syntax => unavailable("userinfo"),
+            json::JsonError::Shape => Fault("userinfo").into(),
+        })?;
+        Ok(id_token::merge_userinfo(identity, &claims)?)
+    }
+
+    /// The time after a call that began at `now`: a token may have been made meanwhile.
+    fn after(&self, now: Timestamp) -> Timestamp {
+        self.clock.now().max(now)
+    }
+
+    /// Revokes a token (RFC 7009), as far as it goes: true when the provider confirmed. Bounded by the call's
+    /// time-out. `hint` is `refresh_token` or `access_token`.
+    pub async fn revoke(&self, token: &str, hint: &str) -> bool {
+        let endpoint = self.known().and_then(|metadata| metadata.revocation.clone());
+        let (true, Some(url)) = (self.settings.revoke, endpoint) else {
+            return false;
+        };
+        let form = logout::revocation_form(token, hint);
+        let reason = match self.client.post("revocation", &url, form).await {
+            Ok(answer) if answer.status == 200 => return true,
+            Ok(_) => "status",
+            Err(error) => error.of_read().reason(),
+        };
+        tracing::warn!(event = "revocation", reason, "the provider did not confirm the revocation of a token");
+        false
+    }
+
+    /// Where to send the browser so that the provider's session ends too; none when that is off or not offered.
+    pub fn end_session_url(&self, id_token_hint: Option<&IdToken>) -> Option<String> {
+        let endpoint = self.known().filter(|_| self.settings.logout_at_provider)?.end_session.clone()?;
+        let mut state = [0; 16];
+        let state = SystemRandom::new().fill(&mut state).ok().map(|()| URL_SAFE_NO_PAD.encode_to_string(state));
+        Some(logout::end_session_url(&endpoint, &self.settings, id_token_hint, state.as_deref()))
+    }
+
+    /// For `check --online`: reads metadata and keys now and compares them with the settings.
+    pub async fn judge_online(&self) -> Vec<Finding> {
+        let fatal = |key, text| vec![Finding { fatal: true, key, text }];
+        let metadata = match self.fetch_metadata().await {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                let (url, reason) = (&self.settings.discovery_url, error.reason());
+                let text = match error {
+                    ProviderError::Refused { reason: "issuer" } => {
+                        format!("the document at {url} names another issuer than {:?}", self.settings.issuer)
+                    }
+                    ProviderError::Refused { .. } => format!("the document at {url} is not usable: {reason}"),
+                    _ => format!("the provider cannot be reached at {url}: {reason}"),
+                };
+                return fatal("provider.issuer", text);
+            }
+        };
+        let mut findings = self.judge(&metadata);
+        let algorithm = self.settings.id_token_alg;
+        match self.keys.reload(&self.key_source(&metadata)).await {
+            Ok(keys) if !keys.serves(algorithm) => findings.push(Finding {
+                fatal: false,
+                key: "provider.id_token_alg",
+                text: format!("the key set at {} holds no key for {algorithm}", metadata.jwks),
+            }),
+            Ok(_) => {}
+            Err(error) => findings.push(Finding {
+                fatal: true,
+                key: "provider.issuer",
+                text: format!("the provider's keys cannot be read at {}: {}", metadata.jwks, error.reason()),
+            }),
+        }
+        findings
+    }
+
+    /// What the provider says it does not support.
+    fn judge(&self, metadata: &ProviderMetadata) -> Vec<Finding> {
+        let settings = &self.settings;
+        let mut findings = Vec::new();
+        let mut warn = |key, text| findings.push(Finding { fatal: false, key, text });
+        for scope in settings.scopes.iter().filter(|scope| metadata.denies_scope(scope)) {
+            let left_out = if scope == "offline_access" { ": it is left out" } else { "" };
+            warn("provider.scopes", format!("the provider does not list the scope {scope:?} as supported{left_out}"));
+        }
+        let lacks = |list: &Option<Vec<String>>, name: &str| {
+            list.as_ref().is_some_and(|list| !list.iter().any(|known| known == name))
+        };
+        let algorithm = settings.id_token_alg.name();
+        if lacks(&metadata.id_token_algs, algorithm) {
+            warn("provider.id_token_alg", format!("the provider does not sign ID tokens with {algorithm}"));
+        }
+        if lacks(&metadata.challenge_methods, "S256") {
+            warn("provider.issuer", "the provider does not announce PKCE with S256; it is sent all the same".to_owned());
+        }
+        let method = match settings.client_auth {
+            ClientAuth::Basic(_) => "client_secret_basic",
+            ClientAuth::Post(_) => "client_secret_post",
+            ClientAuth::None => "none",
+        };
+        if lacks(&metadata.auth_methods, method) {
+            warn("provider.client_auth", format!("the provider does not list {method} as supported"));
+        }
+        if settings.userinfo && metadata.userinfo.is_none() {
+            warn("provider.userinfo", "the provider has no usable userinfo endpoint: logins will fail".to_owned());
+        }
+        findings
+    }
+}
+
+#[async_trait]
+impl Grant for Provider {
+    async fn refresh(
+        &self,
+        token: &RefreshToken,
+        expect: &RefreshExpectation,
+        now: Timestamp,
+    ) -> Result<TokenSet, ProviderError> {
+        // `Invalid` ends the session, and a badly made answer is no word about the session.
+        let not_ours = |error| match error {
+            ProviderError::Invalid { reason } => ProviderError::Refused { reason },
+            other => other,
+        };
+        let metadata = self.metadata().await?;
+        let form = token::refresh_form(&self.settings, token);
+        let answer = self.client.post("token", &metadata.token, form).await.map_err(|error| not_ours(error.of_grant()))?;
+        let answer = token::decode(&answer, self.settings.default_expires_in, now).map_err(not_ours)?;
+        if let Some(raw) = &answer.id_token {
+            let verified = self.verify(&metadata, raw).await?;
+            id_token::check_refresh(&verified, &self.settings, expect, &answer.access_token, self.after(now))?;
+        }
+        Ok(token_set(answer))
+    }
+}
+
+/// Reads the key set from where the metadata says.
+struct KeySource<'a> {
+    client: &'a Client,
+    metadata: Arc<ProviderMetadata>,
+}
+
+#[async_trait]
+impl FetchKeys for KeySource<'_> {
+    async fn fetch(&self) -> Result<KeySet, ProviderError> {
+        let answer = self.client.get("jwks", &self.metadata.jwks, None).await;
+        let answer = document(answer.map_err(super::client::CallError::of_read)?)?;
+        KeySet::parse(&answer.body).map_err(|Fault(reason)| ProviderError::Refused { reason })
+    }
+}
+
+/// A document of the provider: 200, or it is not one. Redirects are not followed.
+fn document(answer: Answer) -> Result<Answer, ProviderError> {
+    match answer.status {
+        200 => Ok(answer),
+        300..=399 => Err(ProviderError::Refused { reason: "redirect" }),
+        408 | 425 | 429 | 500.. => {
+            Err(ProviderError::Unavailable { reason: "server_error", retry_after: answer.retry_after })
+        }
+        _ => Err(ProviderError::Refused { reason: "status" }),
+    }
+}
+
+fn token_set(answer: TokenAnswer) -> TokenSet {
+    TokenSet {
+        access_token: answer.access_token,
+        access_expires: answer.access_expires,
+        refresh_token: answer.refresh_token,
+        refresh_expires: answer.refresh_expires,
+        id_token: answer.id_token.map(IdToken::new),
+        scope: answer.scope,
+    }
+}
+
+/// The same failure, told while the back-off lasts.
+fn later(error: ProviderError, left: Duration) -> ProviderError {
+    match error {
+        ProviderError::Unavailable { reason, retry_after } => {
+            ProviderError::Unavailable { reason, retry_after: Some(retry_after.unwrap_or(left)) }
+        }
+        other => other,
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    jittered(BACKOFF_FIRST.saturating_mul(2_u32.saturating_pow(failures)).min(BACKOFF_LAST))
+}
+
+/// 80 to 100 % of `pause`, so that replicas do not all come at once.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [0_u8];
+    let _ = SystemRandom::new().fill(&mut byte);
+    pause.mul_f64(0.8 + 0.2 * f64::from(byte[0]) / 255.0)
+}
+
+#[cfg(test)]
+#[path = "provider_tests.rs"]
+mod tests;

@@ -20,7 +20,7 @@ pub enum ClientAuth {
 }
 
 /// Endpoints that replace what discovery says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
     pub authorization: Option<Url>,
     pub token: Option<Url>,

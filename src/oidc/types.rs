@@ -66,6 +66,19 @@ pub struct Identity {
     pub claims: BTreeMap<String, serde_json::Value>,
 }
 
+impl Identity {
+    /// A claim by its name in the ID token, whether it has a field of its own or not.
+    pub fn claim(&self, name: &str) -> Option<serde_json::Value> {
+        match name {
+            "sub" => Some(self.subject.as_str().into()),
+            "sid" => self.sid.as_deref().map(Into::into),
+            "acr" => self.acr.as_deref().map(Into::into),
+            "auth_time" => self.auth_time.map(Into::into),
+            _ => self.claims.get(name).cloned(),
+        }
+    }
+}
+
 /// What a finished login yields.
 #[derive(Clone, Debug)]
 pub struct Login {

@@ -1,1 +1,455 @@
+//! Carries out what the engine advises: the only part of a refresh that waits and spawns.
+//!
+//! A flight runs in a task of its own. The request that started it may be dropped, time out or fail: the provider has
+//! rotated by then, and the result must be there for whoever comes next with the old cookie.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::Settings;
+use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Step};
+use super::policy::{self, Demand, Due, EndReason, Facts};
+use crate::clock::{Clock, Timestamp};
+use crate::oidc::ProviderError;
+use crate::oidc::provider::{Grant, RefreshExpectation};
+use crate::oidc::types::{RefreshToken, TokenSet};
+use crate::session::model::{Handle, Session, SessionId};
+
+/// Locks, so that two sessions seldom meet at one. A session's whole line is in one shard.
+const SHARDS: usize = 64;
+/// The least memory that a shard is given, else there are fewer: a bound cut into crumbs would hold nothing.
+const SHARD_MIN: usize = 64 * 1024;
+/// Token requests at once.
+const TRIES_AT_ONCE: usize = 256;
+/// Requests that may wait at once; beyond it they are turned away.
+const WAITERS: usize = 10_000;
+/// Tries after the first one, when nothing happened at the provider.
+const RETRIES: u32 = 2;
+/// The pause before the first of them when the provider names none; doubles.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// The longest `Retry-After` that is honoured.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
+/// What turned-away requests are told to wait.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Names refresh tokens. The cookie jar does it, which has the keys.
+pub trait Handles: Send + Sync {
+    /// The name of the session's refresh token in this generation; none when it has none, or the key is gone.
+    fn handle(&self, session: &Session) -> Option<Handle>;
+    /// The key by which names of the next generation are made.
+    fn index_key(&self, now: Timestamp) -> u16;
+}
+
+/// Is told what happens, for metrics and audit. Called while no lock is held.
+pub trait Observer: Send + Sync {
+    /// A flight ended: `ok`, `dead`, `retry`, `ambiguous` or `config`, after so long; `reason` for the log.
+    fn refreshed(&self, _session: &Session, _outcome: &'static str, _reason: &'static str, _took: Duration) {}
+    /// A request waits for a flight that another one started.
+    fn joined(&self) {}
+    /// A request carried an older generation than we know.
+    fn stale_cookie(&self) {}
+    /// It carried one whose token is unknown here.
+    fn cookie_reuse(&self) {}
+    /// A session is over; once per session.
+    fn session_ended(&self, _session: &Session, _reason: EndReason) {}
+}
+
+/// What a request gets.
+#[derive(Clone, Debug)]
+pub enum Freshened {
+    /// Forward with this one. `changed`: it is newer than the presented one, and the browser must get its cookie.
+    Use { session: Arc<Session>, changed: bool },
+    /// The session is over.
+    Over { reason: EndReason },
+    /// The session is good until its token ends, but the newer token that was asked for cannot be had.
+    Exhausted { session: Arc<Session>, reason: EndReason },
+    /// The provider does not answer, or too many wait for it. The session is kept.
+    Unavailable { retry_after: Duration },
+    /// The provider refuses our client. The session is kept.
+    Refused,
+}
+
+/// For the gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Results kept for those who still carry an older cookie.
+    pub entries: usize,
+    /// What everything kept occupies, about.
+    pub bytes: usize,
+    /// Tokens that are being spent.
+    pub flights: usize,
+}
+
+/// See the module.
+pub struct Coordinator {
+    settings: Settings,
+    grant: Arc<dyn Grant>,
+    handles: Arc<dyn Handles>,
+    clock: Clock,
+    observer: Arc<dyn Observer>,
+    shards: Box<[Mutex<Shard>]>,
+    tries: Semaphore,
+    waiters: AtomicUsize,
+    aloft: watch::Sender<usize>,
+}
+
+struct Shard {
+    engine: Engine,
+    flights: HashMap<FlightId, watch::Receiver<Option<Landing>>>,
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coordinator").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Coordinator {
+    /// A coordinator that knows nothing.
+    pub fn new(
+        settings: Settings,
+        grant: Arc<dyn Grant>,
+        handles: Arc<dyn Handles>,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+    ) -> Arc<Self> {
+        let count = (settings.memory / SHARD_MIN).clamp(1, SHARDS);
+        let share = Settings { memory: settings.memory / count, ..settings.clone() };
+        let shard = || Mutex::new(Shard { engine: Engine::new(share.clone()), flights: HashMap::new() });
+        Arc::new(Self {
+            settings,
+            grant,
+            handles,
+            clock,
+            observer,
+            shards: std::iter::repeat_with(shard).take(count).collect(),
+            tries: Semaphore::new(TRIES_AT_ONCE),
+            waiters: AtomicUsize::new(0),
+            aloft: watch::Sender::new(0),
+        })
+    }
+
+    /// The session as `demand` wants it, refreshed if need be; waits at most `wait`. To drop the future stops no
+    /// refresh.
+    pub async fn freshen(self: &Arc<Self>, session: Arc<Session>, demand: Demand) -> Freshened {
+        let facts = Facts::of(&session);
+        let (advice, landing) = self.advise(&session, &facts, demand);
+        if advice.successor.is_some() {
+            self.observer.stale_cookie();
+            if advice.unknown {
+                self.observer.cookie_reuse();
+            }
+        }
+        let changed = advice.successor.is_some();
+        let session = advice.successor.unwrap_or(session);
+        let landing = match advice.step {
+            Step::Forward => return Freshened::Use { session, changed },
+            Step::Over(reason) => return Freshened::Over { reason },
+            Step::Exhausted(reason) => return Freshened::Exhausted { session, reason },
+            Step::Config => Some(Landing::Refused),
+            Step::BackOff { until } => Some(Landing::Unavailable { until }),
+            Step::Start(_) => self.land(landing).await,
+            Step::Join(_) => {
+                self.observer.joined();
+                self.land(landing).await
+            }
+        };
+        let now = self.clock.now();
+        match landing {
+            Some(Landing::Renewed(_)) if self.is_ended_at(session.id, now) => {
+                Freshened::Over { reason: EndReason::Ended }
+            }
+            Some(Landing::Renewed(next)) => Freshened::Use { session: next, changed: true },
+            Some(Landing::Over(reason)) => Freshened::Over { reason },
+            // No result: what is still good goes on, unless better was asked for.
+            _ if !advice.insists && policy::due(&Facts::of(&session), &self.settings, now) != Due::Over => {
+                Freshened::Use { session, changed }
+            }
+            Some(Landing::Refused) => Freshened::Refused,
+            Some(Landing::Unavailable { until }) => Freshened::Unavailable { retry_after: until.since(now).max(AGAIN) },
+            None => Freshened::Unavailable { retry_after: AGAIN },
+        }
+    }
+
+    /// The newest generation known, for a response that is about to leave: it must not carry an older one.
+    pub fn newest(&self, id: SessionId) -> Option<Arc<Session>> {
+        self.shard(id)?.lock().engine.newest(id, self.clock.now())
+    }
+
+    /// Ends a session until then: no cookie of it is used or set any more.
+    pub fn end(&self, id: SessionId, until: Timestamp) {
+        if let Some(shard) = self.shard(id) {
+            shard.lock().engine.tombstone(id, until);
+        }
+    }
+
+    /// The session was ended here.
+    pub fn is_ended(&self, id: SessionId) -> bool {
+        self.is_ended_at(id, self.clock.now())
+    }
+
+    /// Drops what is past its time. To be called every few seconds: what nobody asks for again is freed only here.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        for shard in &self.shards {
+            shard.lock().engine.sweep(now);
+        }
+    }
+
+    /// Waits until no token is being spent: a flight that is cut off after the provider rotated loses a session. The
+    /// caller bounds the wait.
+    pub async fn drain(&self) {
+        // Fails only when the sender is gone, which is ours.
+        let _ = self.aloft.subscribe().wait_for(|flights| *flights == 0).await;
+    }
+
+    /// For the gauges.
+    pub fn stats(&self) -> Stats {
+        self.shards.iter().map(|shard| shard.lock().engine.load()).fold(Stats::default(), |sum, load: Load| Stats {
+            entries: sum.entries + load.entries,
+            bytes: sum.bytes + load.bytes,
+            flights: sum.flights + load.flights,
+        })
+    }
+
+    /// Asks the engine, and starts the flight that it may want.
+    fn advise(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        facts: &Facts,
+        demand: Demand,
+    ) -> (Advice, Option<watch::Receiver<Option<Landing>>>) {
+        let forward = Advice { successor: None, unknown: false, insists: false, step: Step::Forward };
+        let Some(shard) = self.shard(session.id) else { return (forward, None) };
+        let now = self.clock.now();
+        let glance = shard.lock().engine.glance(facts, demand, now);
+        if let Some(advice) = glance {
+            return (advice, None);
+        }
+        let handle = self.handle(session); // a MAC: not under the lock
+
+        let mut told = false;
+        let mut landing = None;
+        let mut sender = None;
+        let advice = {
+            let mut shard = shard.lock();
+            let advice = shard.engine.present(facts, handle, demand, now);
+            match advice.step {
+                Step::Start(flight) => {
+                    let (sends, receives) = watch::channel(None);
+                    shard.flights.insert(flight, receives.clone());
+                    sender = Some((flight, sends));
+                    landing = Some(receives);
+                }
+                Step::Join(flight) => {
+                    landing = shard.flights.get(&flight).cloned();
+                }
+                Step::Over(EndReason::Expired | EndReason::RefreshLimit) => {
+                    told = shard.engine.tell(session.id, now);
+                }
+                _ => {}
+            }
+            advice
+        };
+        if let (true, Step::Over(reason)) = (told, advice.step) {
+            self.observer.session_ended(session, reason);
+        }
+        if let Some((flight, sender)) = sender {
+            let session = advice.successor.as_ref().unwrap_or(session).clone();
+            self.aloft.send_modify(|flights| *flights += 1);
+            let aloft =
+                Aloft { coordinator: self.clone(), flight, session, began: Instant::now(), sender: Some(sender) };
+            tokio::spawn(aloft.fly());
+        }
+        (advice, landing)
+    }
+
+    /// Waits for a flight, at most `wait`.
+    async fn land(&self, receiver: Option<watch::Receiver<Option<Landing>>>) -> Option<Landing> {
+        let mut receiver = receiver?;
+        let waiting = Waiting::enter(&self.waiters)?;
+        let landed = timeout(self.settings.wait, receiver.wait_for(Option::is_some)).await;
+        drop(waiting);
+        landed.ok()?.ok()?.clone()
+    }
+
+    fn is_ended_at(&self, id: SessionId, now: Timestamp) -> bool {
+        self.shard(id).is_some_and(|shard| shard.lock().engine.is_ended(id, now))
+    }
+
+    /// Session ids are random and sealed: any bytes of them spread well, and nobody can choose theirs.
+    fn shard(&self, id: SessionId) -> Option<&Mutex<Shard>> {
+        let [first, ..] = id.0;
+        self.shards.get(usize::from(first) % self.shards.len().max(1))
+    }
+
+    /// A token whose key left the ring still has a name, good within this process.
+    fn handle(&self, session: &Session) -> Handle {
+        self.handles.handle(session).unwrap_or_else(|| {
+            let named = u128::from_be_bytes(session.id.0) ^ u128::from(session.generation);
+            Handle(named.to_be_bytes())
+        })
+    }
+}
+
+/// One of the requests that wait.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        let waiting = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < WAITERS).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A flight in the air. However it ends, by a panic too, it lands: else everybody would wait for it for ever.
+struct Aloft {
+    coordinator: Arc<Coordinator>,
+    flight: FlightId,
+    /// Whose refresh token is spent.
+    session: Arc<Session>,
+    began: Instant,
+    sender: Option<watch::Sender<Option<Landing>>>,
+}
+
+impl Aloft {
+    async fn fly(mut self) {
+        let (outcome, reason) = self.spend().await;
+        self.land(outcome, reason);
+    }
+
+    /// Spends the refresh token. Only a try of which the provider knows nothing is made again at leisure; one whose
+    /// outcome is unknown once, at once: if the provider has a leeway it runs now.
+    async fn spend(&self) -> (Outcome, &'static str) {
+        let Some(text) = self.session.refresh_token.as_ref().and_then(|token| token.unpack()) else {
+            return (Outcome::Dead("no_refresh_token"), "no_refresh_token");
+        };
+        let settings = &self.coordinator.settings;
+        let token = RefreshToken::new(text);
+        let expect = RefreshExpectation {
+            subject: self.session.subject.clone(),
+            auth_time: self.session.auth_time,
+            nonce_hash: self.session.nonce_hash,
+        };
+        let deadline = self.began + settings.wait;
+        let mut retries = 0;
+        let mut in_doubt = false;
+        loop {
+            let Ok(permit) = timeout_at(deadline, self.coordinator.tries.acquire()).await else {
+                return (Outcome::Retry { after: None }, "overloaded");
+            };
+            let now = self.coordinator.clock.now();
+            let answer = timeout(settings.timeout, self.coordinator.grant.refresh(&token, &expect, now)).await;
+            drop(permit);
+            match answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" })) {
+                Ok(tokens) => return (self.renewed(tokens, &token), "ok"),
+                Err(ProviderError::Dead { reason }) => return (Outcome::Dead(reason), reason),
+                Err(ProviderError::Invalid { reason }) => return (Outcome::Mismatch(reason), reason),
+                Err(ProviderError::Refused { reason }) => return (Outcome::Config, reason),
+                Err(ProviderError::Ambiguous { reason }) => {
+                    if std::mem::replace(&mut in_doubt, true) {
+                        return (Outcome::Ambiguous, reason);
+                    }
+                }
+                Err(ProviderError::Unavailable { reason, retry_after }) => {
+                    let after = retry_after.map(|after| after.min(RETRY_AFTER_MAX));
+                    let pause = after.unwrap_or_else(|| RETRY_PAUSE.saturating_mul(1 << retries));
+                    if retries == RETRIES || Instant::now() + pause >= deadline {
+                        return (Outcome::Retry { after }, reason);
+                    }
+                    retries += 1;
+                    sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
+        let Coordinator { handles, clock, .. } = &*self.coordinator;
+        let longest = |token: Option<&str>, old: usize| token.map_or(old, str::len);
+        let id_token = longest(tokens.id_token.as_ref().map(|token| token.expose()), self.kept_id_token());
+        let refresh_token = longest(tokens.refresh_token.as_ref().map(|token| token.expose()), spent.expose().len());
+        let now = clock.now();
+        let next = self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now);
+        let weight = weight(&next) + id_token + refresh_token;
+        let handle = self.coordinator.handle(&next);
+        Outcome::Renewed { next: Arc::new(next), handle, weight }
+    }
+
+    /// A guess: to unpack a token only to measure it is not worth it.
+    fn kept_id_token(&self) -> usize {
+        if self.session.id_token.is_some() { 1024 } else { 0 }
+    }
+
+    /// Tells the engine, the observer, and those who wait, in this order.
+    fn land(&mut self, outcome: Outcome, reason: &'static str) {
+        let Some(sender) = self.sender.take() else { return };
+        let word = match &outcome {
+            Outcome::Renewed { .. } => "ok",
+            Outcome::Dead(_) | Outcome::Mismatch(_) => "dead",
+            Outcome::Retry { .. } => "retry",
+            Outcome::Ambiguous => "ambiguous",
+            Outcome::Config => "config",
+        };
+        let Coordinator { clock, observer, .. } = &*self.coordinator;
+        let now = clock.now();
+        let Some(shard) = self.coordinator.shard(self.flight.session()) else { return };
+        let (landing, told) = {
+            let mut shard = shard.lock();
+            let landing = shard.engine.settled(self.flight, outcome, now);
+            shard.flights.remove(&self.flight);
+            let told = matches!(landing, Landing::Over(_)) && shard.engine.tell(self.flight.session(), now);
+            (landing, told)
+        };
+        observer.refreshed(&self.session, word, reason, self.began.elapsed());
+        if let (true, Landing::Over(reason)) = (told, &landing) {
+            observer.session_ended(&self.session, *reason);
+        }
+        sender.send_replace(Some(landing));
+        self.coordinator.aloft.send_modify(|flights| *flights = flights.saturating_sub(1));
+    }
+}
+
+impl Drop for Aloft {
+    fn drop(&mut self) {
+        self.land(Outcome::Ambiguous, "interrupted");
+    }
+}
+
+/// What a session occupies without its packed tokens, about.
+fn weight(session: &Session) -> usize {
+    fn json(value: &serde_json::Value) -> usize {
+        let inner = match value {
+            serde_json::Value::String(text) => text.len(),
+            serde_json::Value::Array(items) => items.iter().map(json).sum(),
+            serde_json::Value::Object(members) => members.iter().map(|(key, value)| 32 + key.len() + json(value)).sum(),
+            _ => 0,
+        };
+        size_of::<serde_json::Value>() + inner
+    }
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let claims: usize = session.claims.iter().map(|(name, value)| 32 + name.len() + json(value)).sum();
+    size_of::<Session>()
+        + session.access_token.expose().len()
+        + session.subject.len()
+        + text(&session.scope)
+        + text(&session.provider_sid)
+        + text(&session.acr)
+        + claims
+}
+
+#[cfg(test)]
+mod tests;

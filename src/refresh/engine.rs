@@ -1,1 +1,604 @@
+//! What a request may do about its token, decided without a lock, a timer or a socket.
+//!
+//! One engine keeps a *line* per session: for every refresh token that was spent or is being spent, named by its
+//! [`Handle`], one entry.
+//!
+//! ```text
+//! (nothing) => Flying                                    present: the caller spends the token
+//! Flying    => Renewed | Dead | BackOff | Config         settled
+//! Renewed   => Renewed, acknowledged                     present of the next generation: delivered
+//! BackOff   => Flying                                    present, after the pause
+//! any but Flying => (nothing)                            its time is over, the session was ended, or memory is short
+//! ```
+//!
+//! A `Renewed` entry is the hand-off: whoever still presents the spent token gets its successor, until the new cookie
+//! was seen (`recovery`) and a moment longer (`grace`). A token that has an entry here is never spent twice.
+//!
+//! Refreshing early does not hold up a burst: the request that starts the flight waits for it, the others go on with
+//! the token that is still good.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Settings;
+use super::policy::{self, Demand, Due, EndReason, Facts};
+use crate::clock::Timestamp;
+use crate::session::model::{Handle, Session, SessionId};
+
+/// How long the provider's "dead" is believed without asking again.
+const DEAD_FOR: Duration = Duration::from_secs(10);
+/// How long "your client is misconfigured" is believed: short, since the operator is at work on it.
+const CONFIG_FOR: Duration = Duration::from_secs(1);
+/// The shortest pause after a failure.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause that we ask of requests whose token is over, whatever the provider's `Retry-After`.
+const HARD_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The longest pause between early tries, which nobody waits for.
+const SOFT_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long after a pause the next failure still counts as one more in a row.
+const STREAK: Duration = Duration::from_secs(60);
+/// The least time that a session ended by a bad answer stays ended.
+const ENDED_FOR: Duration = Duration::from_secs(24 * 3600);
+/// What one entry costs besides the session that it holds: the line, the map and the queue, rounded up.
+const ENTRY: usize = 256;
+
+/// One spending of one refresh token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlightId {
+    session: SessionId,
+    handle: Handle,
+    number: u64,
+}
+
+impl FlightId {
+    /// The session whose token is spent.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The token that is spent.
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+}
+
+/// What a request may do.
+#[derive(Clone, Debug)]
+pub struct Advice {
+    /// A newer generation than the presented one: everything below is about it, and the browser gets its cookie.
+    pub successor: Option<Arc<Session>>,
+    /// `successor` was found by its generation, not by the presented token, of which nothing is known here: it was
+    /// acknowledged and its grace is over, or another replica renewed it.
+    pub unknown: bool,
+    /// The request asked for a newer token than it has: going on with the old one is no answer to it.
+    pub insists: bool,
+    /// The next step.
+    pub step: Step,
+}
+
+/// The next step of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The token is good to be sent.
+    Forward,
+    /// Spend the refresh token, exactly once, and report by [`Engine::settled`].
+    Start(FlightId),
+    /// Somebody is spending it: wait for that result.
+    Join(FlightId),
+    /// The provider failed a moment ago.
+    BackOff { until: Timestamp },
+    /// The provider refused our client a moment ago.
+    Config,
+    /// The session is over.
+    Over(EndReason),
+    /// The token is good to its end, but cannot be renewed as the request asked.
+    Exhausted(EndReason),
+}
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The provider gave new tokens.
+    Renewed {
+        /// The next generation.
+        next: Arc<Session>,
+        /// Names its refresh token.
+        handle: Handle,
+        /// What it occupies, in bytes.
+        weight: usize,
+    },
+    /// The provider says that the token is spent or revoked.
+    Dead(&'static str),
+    /// The answer was of another user or another login: its tokens must not be used, nor the session go on.
+    Mismatch(&'static str),
+    /// Nothing happened there; `after` as the provider wished.
+    Retry { after: Option<Duration> },
+    /// Nobody knows what happened there.
+    Ambiguous,
+    /// Our client is misconfigured there.
+    Config,
+}
+
+/// What a settled flight means to those who wait for it.
+#[derive(Clone, Debug)]
+pub enum Landing {
+    /// Use this one.
+    Renewed(Arc<Session>),
+    /// The session is over.
+    Over(EndReason),
+    /// No result; ask again from then on.
+    Unavailable { until: Timestamp },
+    /// Our client is misconfigured at the provider.
+    Refused,
+}
+
+/// What is kept, for the gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Results kept for those who still carry an older cookie.
+    pub entries: usize,
+    /// What everything kept occupies, about.
+    pub bytes: usize,
+    /// Tokens that are being spent.
+    pub flights: usize,
+}
+
+/// See the module.
+pub struct Engine {
+    settings: Settings,
+    lines: HashMap<SessionId, Line>,
+    ledger: Ledger,
+    numbers: u64,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("load", &self.load()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine that knows nothing. `settings.memory` bounds this engine.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, lines: HashMap::new(), ledger: Ledger::default(), numbers: 0 }
+    }
+
+    /// The answer where no handle is needed to give it: naming a token costs a MAC, and most requests carry the newest
+    /// token and it is not due. Acknowledges like [`Self::present`].
+    pub fn glance(&mut self, facts: &Facts, demand: Demand, now: Timestamp) -> Option<Advice> {
+        self.prune(facts.id, now);
+        if let Some(line) = self.lines.get_mut(&facts.id) {
+            if line.is_ended() {
+                return Some(Advice::of(Step::Over(EndReason::Ended)));
+            }
+            line.acknowledge(facts, now + self.settings.grace, &mut self.ledger);
+            if line.newest().is_some_and(|newest| newest.generation > facts.generation) {
+                return None;
+            }
+        }
+        let wanted = match demand {
+            Demand::IfDue => false,
+            Demand::Now => true,
+            Demand::OlderThan(limit) => now.since(facts.issued) > limit,
+        };
+        let idle = !wanted && policy::due(facts, &self.settings, now) == Due::Not;
+        idle.then(|| Advice::of(Step::Forward))
+    }
+
+    /// A request presents a session whose refresh token is named `handle`.
+    pub fn present(&mut self, facts: &Facts, handle: Handle, demand: Demand, now: Timestamp) -> Advice {
+        if let Some(advice) = self.glance(facts, demand, now) {
+            return advice;
+        }
+        let found = self.lines.get(&facts.id).and_then(|line| line.walk(facts, handle));
+        let (facts, handle) = found.as_ref().map_or((*facts, handle), |found| (Facts::of(&found.next), found.handle));
+        let insists = match demand {
+            Demand::IfDue => false,
+            Demand::Now => found.is_none(),
+            Demand::OlderThan(limit) => now.since(facts.issued) > limit,
+        };
+        let step = self.step(&facts, handle, insists, now);
+        let unknown = found.as_ref().is_some_and(|found| found.unknown);
+        Advice { successor: found.map(|found| found.next), unknown, insists, step }
+    }
+
+    fn step(&mut self, facts: &Facts, handle: Handle, insists: bool, now: Timestamp) -> Step {
+        let due = policy::due(facts, &self.settings, now);
+        if due == Due::Not && !insists {
+            return Step::Forward;
+        }
+        let usable = due != Due::Over;
+        let goes_on = usable && !insists;
+        let state = self.lines.get(&facts.id).and_then(|line| line.find(handle)).map(|entry| &entry.state);
+        let mut failures = 0;
+        match state {
+            Some(State::Flying { .. } | State::Config | State::Renewed { .. }) if goes_on => {
+                return Step::Forward;
+            }
+            Some(State::Flying { number, .. }) => {
+                return Step::Join(FlightId { session: facts.id, handle, number: *number });
+            }
+            Some(State::Dead { reason, .. }) => return Step::Over(EndReason::Dead(reason)),
+            Some(State::Config) => return Step::Config,
+            Some(State::BackOff { soft, .. }) if goes_on && now < *soft => return Step::Forward,
+            Some(State::BackOff { hard, .. }) if !goes_on && now < *hard => return Step::BackOff { until: *hard },
+            Some(State::BackOff { failures: before, .. }) => failures = *before,
+            // The walk ends where no result is; to spend this one again would be the fault that we are here to prevent.
+            Some(State::Renewed { .. }) => return Step::BackOff { until: now + PAUSE },
+            None => {}
+        }
+        match policy::renewable(facts, &self.settings, now) {
+            Ok(()) => Step::Start(self.start(facts, handle, failures)),
+            Err(_) if goes_on => Step::Forward,
+            Err(reason) if usable => Step::Exhausted(reason),
+            Err(reason) => Step::Over(reason),
+        }
+    }
+
+    fn start(&mut self, facts: &Facts, handle: Handle, failures: u32) -> FlightId {
+        self.numbers += 1;
+        let number = self.numbers;
+        let line = self.lines.entry(facts.id).or_default();
+        line.remove(handle, &mut self.ledger);
+        line.entries.push(Entry {
+            handle,
+            generation: facts.generation,
+            state: State::Flying { number, failures },
+            until: Timestamp::from_millis(u64::MAX),
+            weight: ENTRY,
+            place: None,
+        });
+        self.ledger.bytes += ENTRY;
+        self.ledger.flights += 1;
+        FlightId { session: facts.id, handle, number }
+    }
+
+    /// A flight is over. Says what that means to those who wait; once per flight.
+    pub fn settled(&mut self, flight: FlightId, outcome: Outcome, now: Timestamp) -> Landing {
+        let Some(line) = self.lines.get_mut(&flight.session) else { return Landing::Unavailable { until: now } };
+        let flying = line.find(flight.handle).and_then(|entry| match entry.state {
+            State::Flying { number, failures } if number == flight.number => Some((entry.generation, failures)),
+            _ => None,
+        });
+        let Some((generation, failures)) = flying else { return Landing::Unavailable { until: now } };
+        line.remove(flight.handle, &mut self.ledger);
+        if line.mark.as_ref().is_some_and(|mark| mark.ended && mark.until > now) {
+            return Landing::Over(EndReason::Ended);
+        }
+        let (state, until, weight, landing) = match outcome {
+            Outcome::Renewed { next, handle, weight } if next.generation > generation => {
+                let landing = Landing::Renewed(next.clone());
+                let until = now + self.settings.recovery;
+                (State::Renewed { next, handle, acknowledged: false }, until, weight, landing)
+            }
+            Outcome::Dead(reason) => {
+                (State::Dead { reason }, now + DEAD_FOR, 0, Landing::Over(EndReason::Dead(reason)))
+            }
+            Outcome::Mismatch(reason) => {
+                self.end(flight.session, now + self.settings.recovery.max(ENDED_FOR), false);
+                return Landing::Over(EndReason::Dead(reason));
+            }
+            Outcome::Config => (State::Config, now + CONFIG_FOR, 0, Landing::Refused),
+            Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Renewed { .. } => {
+                let after = if let Outcome::Retry { after } = outcome { after } else { None };
+                let pause = after.unwrap_or(PAUSE).clamp(PAUSE, HARD_PAUSE_MAX);
+                let hard = now + pause;
+                let soft = now + pause.max(PAUSE.saturating_mul(1 << failures.min(5)).min(SOFT_PAUSE_MAX));
+                let state = State::BackOff { hard, soft, failures: failures.saturating_add(1) };
+                (state, soft + STREAK, 0, Landing::Unavailable { until: hard })
+            }
+        };
+        let weight = weight.saturating_add(ENTRY);
+        let place = self.ledger.enter(Rank::Kept, (flight.session, Some(flight.handle)), weight);
+        if matches!(state, State::Renewed { .. }) {
+            self.ledger.results += 1;
+        }
+        let entry = Entry { handle: flight.handle, generation, state, until, weight, place: Some(place) };
+        self.lines.entry(flight.session).or_default().entries.push(entry);
+        self.shed(place);
+        landing
+    }
+
+    /// The session was ended, by a logout for example: until then no generation of it is used, and results of flights
+    /// that are still in the air are dropped.
+    pub fn tombstone(&mut self, id: SessionId, until: Timestamp) {
+        self.end(id, until, true);
+    }
+
+    /// The session is ended here.
+    pub fn is_ended(&self, id: SessionId, now: Timestamp) -> bool {
+        self.lines.get(&id).and_then(|line| line.mark.as_ref()).is_some_and(|mark| mark.ended && mark.until > now)
+    }
+
+    /// True for the first caller only, as long as the session is remembered: the end of a session is told once.
+    pub fn tell(&mut self, id: SessionId, now: Timestamp) -> bool {
+        self.prune(id, now);
+        if let Some(mark) = self.lines.get_mut(&id).and_then(|line| line.mark.as_mut()) {
+            return !std::mem::replace(&mut mark.told, true);
+        }
+        self.mark(id, Mark { ended: false, told: true, until: now + self.settings.recovery, place: Place::default() });
+        true
+    }
+
+    /// The newest generation known, for responses that are about to leave.
+    pub fn newest(&self, id: SessionId, now: Timestamp) -> Option<Arc<Session>> {
+        let line = self.lines.get(&id).filter(|_| !self.is_ended(id, now))?;
+        line.newest().cloned()
+    }
+
+    /// Drops everything whose time is over.
+    pub fn sweep(&mut self, now: Timestamp) {
+        let Self { lines, ledger, .. } = self;
+        lines.retain(|_, line| {
+            line.prune(now, ledger);
+            !line.is_empty()
+        });
+    }
+
+    /// For the gauges.
+    pub fn load(&self) -> Load {
+        Load { entries: self.ledger.results, bytes: self.ledger.bytes, flights: self.ledger.flights }
+    }
+
+    fn end(&mut self, id: SessionId, until: Timestamp, told: bool) {
+        let line = self.lines.entry(id).or_default();
+        for entry in line.entries.extract_if(.., |entry| !entry.is_flying()) {
+            self.ledger.strike(&entry);
+        }
+        let before = line.mark.take();
+        if let Some(mark) = &before {
+            self.ledger.leave(mark.place, ENTRY);
+        }
+        let (until, told) = before.map_or((until, told), |mark| (until.max(mark.until), told || mark.told));
+        self.mark(id, Mark { ended: true, told, until, place: Place::default() });
+    }
+
+    fn mark(&mut self, id: SessionId, mark: Mark) {
+        let place = self.ledger.enter(Rank::Mark, (id, None), ENTRY);
+        self.lines.entry(id).or_default().mark = Some(Mark { place, ..mark });
+        self.shed(place);
+    }
+
+    fn prune(&mut self, id: SessionId, now: Timestamp) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.prune(now, &mut self.ledger);
+            if line.is_empty() {
+                self.lines.remove(&id);
+            }
+        }
+    }
+
+    /// Back within bounds: acknowledged results go first, then the oldest. `spare` is what was just learned: it stays,
+    /// for at this moment somebody waits for it.
+    fn shed(&mut self, spare: Place) {
+        while self.ledger.bytes > self.settings.memory {
+            let victim = self.ledger.order.iter().find(|(place, _)| **place != spare).map(|(_, what)| *what);
+            let Some((id, what)) = victim else { return };
+            let Some(line) = self.lines.get_mut(&id) else { return };
+            match what {
+                Some(handle) => line.remove(handle, &mut self.ledger),
+                None => {
+                    if let Some(mark) = line.mark.take() {
+                        self.ledger.leave(mark.place, ENTRY);
+                    }
+                }
+            }
+            if line.is_empty() {
+                self.lines.remove(&id);
+            }
+        }
+    }
+}
+
+impl Advice {
+    const fn of(step: Step) -> Self {
+        Self { successor: None, unknown: false, insists: false, step }
+    }
+}
+
+/// All that is known of one session.
+#[derive(Default)]
+struct Line {
+    entries: Vec<Entry>,
+    mark: Option<Mark>,
+}
+
+/// What became of one refresh token.
+struct Entry {
+    handle: Handle,
+    /// Of the session that it belongs to.
+    generation: u64,
+    state: State,
+    until: Timestamp,
+    weight: usize,
+    /// In the queue for eviction; a flight is in none.
+    place: Option<Place>,
+}
+
+enum State {
+    Flying {
+        number: u64,
+        failures: u32,
+    },
+    Renewed {
+        next: Arc<Session>,
+        /// Of `next`.
+        handle: Handle,
+        acknowledged: bool,
+    },
+    Dead {
+        reason: &'static str,
+    },
+    BackOff {
+        /// Nobody asks before.
+        hard: Timestamp,
+        /// Nobody whose token is still good asks before.
+        soft: Timestamp,
+        failures: u32,
+    },
+    Config,
+}
+
+/// What outlives a session's entries.
+struct Mark {
+    /// A tombstone: nothing of the session counts.
+    ended: bool,
+    /// Its end was told.
+    told: bool,
+    until: Timestamp,
+    place: Place,
+}
+
+/// Where a walk over results came out.
+struct Found {
+    next: Arc<Session>,
+    handle: Handle,
+    unknown: bool,
+}
+
+impl Entry {
+    fn is_flying(&self) -> bool {
+        matches!(self.state, State::Flying { .. })
+    }
+
+    fn result(&self) -> Option<(&Arc<Session>, Handle)> {
+        match &self.state {
+            State::Renewed { next, handle, .. } => Some((next, *handle)),
+            _ => None,
+        }
+    }
+}
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.mark.is_none()
+    }
+
+    fn is_ended(&self) -> bool {
+        self.mark.as_ref().is_some_and(|mark| mark.ended)
+    }
+
+    fn find(&self, handle: Handle) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.handle == handle)
+    }
+
+    fn newest(&self) -> Option<&Arc<Session>> {
+        let results = self.entries.iter().filter_map(Entry::result);
+        results.map(|(next, _)| next).max_by_key(|next| next.generation)
+    }
+
+    /// From a spent token to the newest generation that came of it. A token of which nothing is known, but whose
+    /// generation is behind, is not spent either: at a provider that watches for reuse that would end the session.
+    /// (What `on_reuse` says is decided on [`Advice::unknown`].)
+    fn walk(&self, facts: &Facts, handle: Handle) -> Option<Found> {
+        let mut found = None;
+        let mut at = handle;
+        // Every hop is one generation up; the bound only guards against a handle that comes twice.
+        for _ in &self.entries {
+            let Some((next, handle)) = self.find(at).and_then(Entry::result) else { break };
+            found = Some(Found { next: next.clone(), handle, unknown: false });
+            at = handle;
+        }
+        if found.is_some() || self.find(handle).is_some() {
+            return found;
+        }
+        let results = self.entries.iter().filter_map(Entry::result);
+        let (next, handle) = results.max_by_key(|(next, _)| next.generation)?;
+        let behind = next.generation > facts.generation;
+        behind.then(|| Found { next: next.clone(), handle, unknown: true })
+    }
+
+    /// The presented session proves the delivery of the generation that it is, and of all before it.
+    fn acknowledge(&mut self, facts: &Facts, until: Timestamp, ledger: &mut Ledger) {
+        for entry in &mut self.entries {
+            let delivered =
+                facts.previous == Some(entry.handle) || entry.generation.saturating_add(1) < facts.generation;
+            if let State::Renewed { acknowledged, .. } = &mut entry.state
+                && delivered
+                && !*acknowledged
+            {
+                *acknowledged = true;
+                entry.until = entry.until.min(until);
+                entry.place = entry.place.map(|place| ledger.demote(place));
+            }
+        }
+    }
+
+    fn remove(&mut self, handle: Handle, ledger: &mut Ledger) {
+        if let Some(at) = self.entries.iter().position(|entry| entry.handle == handle) {
+            ledger.strike(&self.entries.swap_remove(at));
+        }
+    }
+
+    fn prune(&mut self, now: Timestamp, ledger: &mut Ledger) {
+        for entry in self.entries.extract_if(.., |entry| entry.until <= now) {
+            ledger.strike(&entry);
+        }
+        if let Some(mark) = self.mark.take_if(|mark| mark.until <= now) {
+            ledger.leave(mark.place, ENTRY);
+        }
+    }
+}
+
+/// What goes first when memory is short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Acknowledged,
+    #[default]
+    Kept,
+    /// Last: without it a session that was ended could come back.
+    Mark,
+}
+
+/// A place in the queue: rank, then age.
+type Place = (Rank, u64);
+
+/// Everything kept, in the order in which it would be given up, and what it all occupies.
+#[derive(Default)]
+struct Ledger {
+    order: BTreeMap<Place, (SessionId, Option<Handle>)>,
+    sequence: u64,
+    bytes: usize,
+    results: usize,
+    flights: usize,
+}
+
+impl Ledger {
+    fn enter(&mut self, rank: Rank, what: (SessionId, Option<Handle>), weight: usize) -> Place {
+        self.sequence += 1;
+        let place = (rank, self.sequence);
+        self.order.insert(place, what);
+        self.bytes = self.bytes.saturating_add(weight);
+        place
+    }
+
+    fn demote(&mut self, place: Place) -> Place {
+        let lower = (Rank::Acknowledged, place.1);
+        if let Some(what) = self.order.remove(&place) {
+            self.order.insert(lower, what);
+        }
+        lower
+    }
+
+    fn leave(&mut self, place: Place, weight: usize) {
+        self.order.remove(&place);
+        self.bytes = self.bytes.saturating_sub(weight);
+    }
+
+    fn strike(&mut self, entry: &Entry) {
+        match entry.place {
+            Some(place) => self.leave(place, entry.weight),
+            None => self.bytes = self.bytes.saturating_sub(entry.weight),
+        }
+        match entry.state {
+            State::Renewed { .. } => self.results -= 1,
+            State::Flying { .. } => self.flights -= 1,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

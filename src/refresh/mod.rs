@@ -1,11 +1,13 @@
-//! Transparent refresh: one flight per session, its result kept for those who still carry the old cookie.
+//! Transparent refresh: one flight per refresh token, its result kept for those who still carry the old cookie.
 //!
-//! `policy`, `flight` and `engine` are sans-IO: events, time and randomness are arguments. `coordinator` is the only
-//! part that waits and spawns.
+//! `policy` says when a token is due, `engine` what a request may do about it. Both are sans-IO: events and time are
+//! arguments, so that a simulation can drive the code that ships. `coordinator` is the only part that waits and spawns.
 
 pub mod coordinator;
 pub mod engine;
 pub mod policy;
 pub mod settings;
 
+pub use coordinator::{Coordinator, Freshened, Handles, Observer, Stats};
+pub use policy::{Demand, EndReason};
 pub use settings::Settings;

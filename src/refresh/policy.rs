@@ -1,1 +1,190 @@
+//! When a token is due, and when it can be renewed at all.
 
+use std::time::Duration;
+
+use super::Settings;
+use crate::clock::Timestamp;
+use crate::session::model::{Handle, Session, SessionId};
+
+/// The youngest age at which a token can be due. A provider whose tokens end as they are issued would otherwise be
+/// asked again by every single request.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+
+/// What a request wants of the access token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// A token that works: refresh it when it is due.
+    IfDue,
+    /// A newer token than the one presented.
+    Now,
+    /// A token that was issued at most this long ago.
+    OlderThan(Duration),
+}
+
+/// Why a session is over. `word` is the bounded label for log and metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The provider said so, or its answer was of somebody else; the word says why, for the log.
+    Dead(&'static str),
+    /// The access token ended and nothing can renew it.
+    Expired,
+    /// The access token ended and `max_refreshes` is used up.
+    RefreshLimit,
+    /// It was ended here before: logout, or an answer that did not hold. Was told then.
+    Ended,
+}
+
+impl EndReason {
+    /// The fixed word for log and metric.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Dead(_) => "refresh_dead",
+            Self::Expired => "expired",
+            Self::RefreshLimit => "refresh_limit",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// What the engine needs to know of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The same over all generations.
+    pub id: SessionId,
+    /// +1 with every refresh, 0 at login.
+    pub generation: u64,
+    /// The generation that this one was made from: presenting this session acknowledges its delivery.
+    pub previous: Option<Handle>,
+    /// When its tokens were issued.
+    pub issued: Timestamp,
+    /// When the access token ends, if anybody knows.
+    pub access_expires: Option<Timestamp>,
+    /// It has a refresh token.
+    pub refreshable: bool,
+    /// When the refresh token ends, if the provider told.
+    pub refresh_expires: Option<Timestamp>,
+}
+
+impl Facts {
+    /// Reads them off a session.
+    pub fn of(session: &Session) -> Self {
+        Self {
+            id: session.id,
+            generation: session.generation,
+            previous: session.previous,
+            issued: session.issued,
+            access_expires: session.access_expires,
+            refreshable: session.refresh_token.is_some(),
+            refresh_expires: session.refresh_expires,
+        }
+    }
+}
+
+/// How urgent a refresh is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Good as it is.
+    Not,
+    /// Good, but not for long: a failed refresh does no harm yet.
+    Early,
+    /// The access token is over.
+    Over,
+}
+
+/// Whether the access token wants to be renewed.
+pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
+    let age = now.since(facts.issued);
+    if facts.issued <= now && age < FRESH_FOR {
+        return Due::Not;
+    }
+    if let Some(expires) = facts.access_expires {
+        if expires <= now {
+            return Due::Over;
+        }
+        // A fifth at most, so that a token of short life is not renewed all its life.
+        let window = settings.before_expiry.min(expires.since(facts.issued) / 5);
+        if expires.since(now) <= window {
+            return Due::Early;
+        }
+    }
+    if settings.after.is_some_and(|after| age >= after) { Due::Early } else { Due::Not }
+}
+
+/// Whether a refresh has a chance. It has none without a refresh token, with one known to be past its life, or beyond
+/// `max_refreshes`; the access token is then used to its end.
+///
+/// # Errors
+/// Why not.
+pub fn renewable(facts: &Facts, settings: &Settings, now: Timestamp) -> Result<(), EndReason> {
+    if !facts.refreshable || facts.refresh_expires.is_some_and(|expires| expires <= now) {
+        return Err(EndReason::Expired);
+    }
+    if settings.max_refreshes != 0 && facts.generation >= settings.max_refreshes {
+        return Err(EndReason::RefreshLimit);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refresh::engine::tests::settings;
+
+    const T0: Timestamp = Timestamp::from_secs(1_700_000_000);
+
+    fn facts(life: Option<u64>) -> Facts {
+        Facts {
+            id: SessionId([1; 16]),
+            generation: 0,
+            previous: None,
+            issued: T0,
+            access_expires: life.map(|secs| T0 + Duration::from_secs(secs)),
+            refreshable: true,
+            refresh_expires: None,
+        }
+    }
+
+    #[test]
+    fn a_token_is_due_before_its_end_but_never_for_more_than_a_fifth_of_its_life() {
+        let settings = settings();
+        for (life, at, expect) in [
+            (Some(3600), 3539, Due::Not),
+            (Some(3600), 3540, Due::Early),
+            (Some(3600), 3599, Due::Early),
+            (Some(3600), 3600, Due::Over),
+            (Some(100), 79, Due::Not),
+            (Some(100), 80, Due::Early),
+            (Some(0), 0, Due::Not),
+            (Some(0), 1, Due::Over),
+            (None, 1_000_000, Due::Not),
+        ] {
+            assert_eq!(due(&facts(life), &settings, T0 + Duration::from_secs(at)), expect, "{life:?} at {at}");
+        }
+    }
+
+    #[test]
+    fn after_counts_from_issue_whatever_the_expiry() {
+        let settings = Settings { after: Some(Duration::from_secs(30)), ..settings() };
+        assert_eq!(due(&facts(None), &settings, T0 + Duration::from_secs(29)), Due::Not);
+        assert_eq!(due(&facts(None), &settings, T0 + Duration::from_secs(30)), Due::Early);
+        assert_eq!(due(&facts(Some(10)), &settings, T0 + Duration::from_secs(30)), Due::Over);
+    }
+
+    /// RFR-09: a clock that goes back finds a token of the future: nothing to do, so nothing to do again and again.
+    #[test]
+    fn a_clock_that_goes_back_does_not_make_a_token_due() {
+        assert_eq!(due(&facts(Some(300)), &settings(), T0 - Duration::from_secs(3600)), Due::Not);
+        assert_eq!(due(&facts(Some(300)), &settings(), T0 + Duration::from_secs(3600)), Due::Over);
+    }
+
+    #[test]
+    fn no_doomed_call_is_made() {
+        let settings = Settings { max_refreshes: 3, ..settings() };
+        let good = facts(Some(10));
+        assert_eq!(renewable(&good, &settings, T0), Ok(()));
+        assert_eq!(renewable(&Facts { refreshable: false, ..good }, &settings, T0), Err(EndReason::Expired));
+        assert_eq!(renewable(&Facts { refresh_expires: Some(T0), ..good }, &settings, T0), Err(EndReason::Expired));
+        assert_eq!(renewable(&Facts { generation: 2, ..good }, &settings, T0), Ok(()));
+        assert_eq!(renewable(&Facts { generation: 3, ..good }, &settings, T0), Err(EndReason::RefreshLimit));
+    }
+}

@@ -1,1 +1,54 @@
+//! Whether a session still lives. Pure: session, settings and time in, verdict out.
+//!
+//! ```text
+//! Absent   nothing of ours was presented, or only what another replica may open
+//! Broken   something of ours was presented and none of it opens
+//! Over     authentic, but its time has passed
+//! Open     to be used
+//! ```
 
+use std::time::Duration;
+
+use super::{Session, Settings};
+use crate::clock::Timestamp;
+
+/// What the cookies of a request amount to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    Absent,
+    Broken,
+    Over(Ended),
+    Open(Box<Session>),
+}
+
+/// Why a session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its absolute life, or that of its tokens, has passed.
+    Expired,
+    /// No request was forwarded for too long.
+    Idle,
+}
+
+/// `=> (Over | Open)`
+pub fn judge(session: Session, settings: &Settings, now: Timestamp) -> State {
+    if now >= session.ends(settings) {
+        State::Over(Ended::Expired)
+    } else if session.idle_ends(settings).is_some_and(|end| now >= end) {
+        State::Over(Ended::Idle)
+    } else {
+        State::Open(Box::new(session))
+    }
+}
+
+/// Whether the last use should be sealed again: at most once per tenth of the idle timeout, so that not every answer
+/// sets a cookie.
+pub fn needs_touch(session: &Session, settings: &Settings, now: Timestamp) -> bool {
+    settings.idle_timeout.is_some_and(|idle| now.since(session.last_used) > idle / 10)
+}
+
+/// What is left of the session's life.
+pub fn left(session: &Session, settings: &Settings, now: Timestamp) -> Duration {
+    let end = session.ends(settings);
+    session.idle_ends(settings).map_or(end, |idle| idle.min(end)).since(now)
+}

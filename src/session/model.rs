@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
-use crate::oidc::types::AccessToken;
+use crate::oidc::types::{AccessToken, Login, TokenSet};
+use crate::session::Settings;
 use crate::session::codec::PackedToken;
 
 /// 16 random bytes made at login; never shown to anybody outside the sealed cookie.
@@ -60,4 +61,255 @@ pub struct Session {
     pub nonce_hash: Option<[u8; 16]>,
     /// The claims that the configuration names.
     pub claims: BTreeMap<String, serde_json::Value>,
+}
+
+impl Session {
+    /// The session that a login begins.
+    pub fn begin(
+        login: Login,
+        nonce_hash: [u8; 16],
+        id: SessionId,
+        index_key: u16,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Self {
+        let Login { tokens, identity } = login;
+        let mut claims = identity.claims;
+        claims.retain(|name, _| settings.claims.contains(name));
+        Self {
+            id,
+            generation: 0,
+            created: now,
+            last_used: now,
+            issued: now,
+            index_key,
+            previous: None,
+            access_token: tokens.access_token,
+            access_expires: tokens.access_expires,
+            refresh_token: tokens.refresh_token.map(|token| PackedToken::pack(token.expose())),
+            refresh_expires: tokens.refresh_expires,
+            id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())),
+            scope: tokens.scope,
+            subject: identity.subject,
+            provider_sid: identity.sid,
+            auth_time: identity.auth_time,
+            acr: identity.acr,
+            nonce_hash: Some(nonce_hash),
+            claims,
+        }
+    }
+
+    /// The next generation, from the answer to a refresh. `own` is the handle of this one.
+    pub fn refreshed(&self, tokens: TokenSet, own: Handle, index_key: u16, now: Timestamp) -> Self {
+        let (refresh_token, refresh_expires) = match tokens.refresh_token {
+            Some(token) => (Some(PackedToken::pack(token.expose())), tokens.refresh_expires),
+            // RFC 6749 section 6: without a new one the old one stays, and so does what is known of its life.
+            None => (self.refresh_token.clone(), tokens.refresh_expires.or(self.refresh_expires)),
+        };
+        Self {
+            id: self.id,
+            generation: self.generation.saturating_add(1),
+            created: self.created,
+            last_used: self.last_used,
+            issued: now,
+            index_key,
+            previous: Some(own),
+            access_token: tokens.access_token,
+            access_expires: tokens.access_expires,
+            refresh_token,
+            refresh_expires,
+            id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())).or_else(|| self.id_token.clone()),
+            scope: tokens.scope.or_else(|| self.scope.clone()),
+            subject: self.subject.clone(),
+            provider_sid: self.provider_sid.clone(),
+            auth_time: self.auth_time,
+            acr: self.acr.clone(),
+            nonce_hash: self.nonce_hash,
+            claims: self.claims.clone(),
+        }
+    }
+
+    /// Whether a refresh can still be made at `now`: there is a refresh token, it is not known to be past its life, and
+    /// the limit of refreshes is not reached.
+    pub fn is_refreshable(&self, settings: &Settings, now: Timestamp) -> bool {
+        self.has_refresh_left(settings) && self.refresh_expires.is_none_or(|end| now < end)
+    }
+
+    fn has_refresh_left(&self, settings: &Settings) -> bool {
+        self.refresh_token.is_some() && (settings.max_refreshes == 0 || self.generation < settings.max_refreshes)
+    }
+
+    /// When the session is over whatever happens: at its absolute end, or when its access token has ended and nothing
+    /// can renew it any more.
+    pub fn ends(&self, settings: &Settings) -> Timestamp {
+        let absolute = self.created + settings.max_age;
+        let tokens = match (self.access_expires, self.has_refresh_left(settings), self.refresh_expires) {
+            // Nobody knows when the access token ends, or the refresh token.
+            (None, ..) | (_, true, None) => return absolute,
+            (Some(access), true, Some(refresh)) => access.max(refresh),
+            (Some(access), false, _) => access,
+        };
+        absolute.min(tokens)
+    }
+
+    /// When the session ends for want of use.
+    pub fn idle_ends(&self, settings: &Settings) -> Option<Timestamp> {
+        settings.idle_timeout.map(|idle| self.last_used + idle)
+    }
+
+    /// A request was forwarded.
+    pub fn touch(&mut self, now: Timestamp) {
+        self.last_used = self.last_used.max(now);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::oidc::types::{IdToken, Identity, RefreshToken};
+    use crate::session::lifecycle::{self, Ended, State};
+    use crate::session::settings::SameSite;
+    use crate::web::origin::Origin;
+
+    pub(in crate::session) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    pub(in crate::session) fn at(seconds: u64) -> Timestamp {
+        NOW + Duration::from_secs(seconds)
+    }
+
+    pub(in crate::session) fn settings() -> Settings {
+        Settings {
+            cookie_name: "sidegate".into(),
+            same_site: SameSite::Strict,
+            partitioned: false,
+            public: Origin::parse("https://app.example.com").unwrap(),
+            issuer: "https://login.example.com".into(),
+            client_id: "app".into(),
+            max_age: Duration::from_secs(12 * 3600),
+            idle_timeout: None,
+            max_refreshes: 0,
+            header_budget: 7600,
+            claims: vec!["email".into()],
+            id_token_needed: false,
+        }
+    }
+
+    pub(in crate::session) fn tokens(access: &str, refresh: Option<&str>) -> TokenSet {
+        TokenSet {
+            access_token: AccessToken::new(access),
+            access_expires: Some(at(300)),
+            refresh_token: refresh.map(RefreshToken::new),
+            refresh_expires: None,
+            id_token: None,
+            scope: None,
+        }
+    }
+
+    pub(in crate::session) fn login(tokens: TokenSet) -> Login {
+        let identity = Identity {
+            subject: "alice-4711".into(),
+            sid: Some("s1".into()),
+            auth_time: Some(1_799_999_000),
+            acr: None,
+            claims: [("email".to_owned(), "a@example.com".into()), ("secret".to_owned(), "x".into())].into(),
+        };
+        Login { tokens, identity }
+    }
+
+    pub(in crate::session) fn session(tokens: TokenSet) -> Session {
+        Session::begin(login(tokens), [1; 16], SessionId([2; 16]), 7, &settings(), NOW)
+    }
+
+    #[test]
+    fn a_login_keeps_only_the_claims_that_are_needed() {
+        let session = session(tokens("a", Some("r")));
+        assert_eq!(session.claims.keys().collect::<Vec<_>>(), ["email"]);
+        assert_eq!((session.generation, session.created, session.issued, session.last_used), (0, NOW, NOW, NOW));
+    }
+
+    #[test]
+    fn a_refresh_replaces_what_is_new_and_keeps_the_rest() {
+        let mut first = session(TokenSet {
+            id_token: Some(IdToken::new("id-1")),
+            refresh_expires: Some(at(1000)),
+            scope: Some("openid".into()),
+            ..tokens("a", Some("r"))
+        });
+        first.touch(at(5));
+        let second = first.refreshed(tokens("b", None), Handle([9; 16]), 8, at(10));
+        assert_eq!(second.generation, 1);
+        assert_eq!((second.id, second.created, second.last_used, second.issued), (first.id, NOW, at(5), at(10)));
+        assert_eq!((second.previous, second.index_key), (Some(Handle([9; 16])), 8));
+        assert_eq!(second.access_token, AccessToken::new("b"));
+        assert_eq!((&second.refresh_token, second.refresh_expires), (&first.refresh_token, Some(at(1000))));
+        assert_eq!((&second.id_token, &second.scope, &second.claims), (&first.id_token, &first.scope, &first.claims));
+
+        let answer = TokenSet {
+            id_token: Some(IdToken::new("id-2")),
+            scope: Some("openid x".into()),
+            ..tokens("c", Some("r2"))
+        };
+        let third = second.refreshed(answer, Handle([8; 16]), 8, at(20));
+        assert_eq!(third.refresh_token.as_ref().unwrap().unpack().unwrap(), "r2");
+        assert_eq!(third.refresh_expires, None, "the old token's life is not the new one's");
+        assert_eq!(third.id_token.as_ref().unwrap().unpack().unwrap(), "id-2");
+        assert_eq!(third.scope.as_deref(), Some("openid x"));
+    }
+
+    /// ASVS-7.3.1, BFF-11
+    #[test]
+    fn a_session_ends_when_nothing_can_renew_it() {
+        let mut settings = settings();
+        let mut session = session(tokens("a", Some("r")));
+        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        // The refresh token's life is known: what lasts longer counts.
+        session.refresh_expires = Some(at(3));
+        assert_eq!(session.ends(&settings), at(300));
+        assert!(session.is_refreshable(&settings, at(2)) && !session.is_refreshable(&settings, at(3)));
+        session.access_expires = Some(at(2));
+        assert_eq!(session.ends(&settings), at(3));
+        session.access_expires = None;
+        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        // The limit of refreshes is reached: the token is used to its end.
+        session.access_expires = Some(at(300));
+        session.refresh_expires = None;
+        settings.max_refreshes = 2;
+        session.generation = 1;
+        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        session.generation = 2;
+        assert_eq!(session.ends(&settings), at(300));
+        assert!(!session.is_refreshable(&settings, NOW));
+        // No refresh token.
+        settings.max_refreshes = 0;
+        session.refresh_token = None;
+        assert_eq!(session.ends(&settings), at(300));
+        settings.max_age = Duration::from_secs(10);
+        assert_eq!(session.ends(&settings), at(10));
+    }
+
+    #[test]
+    fn cookie_25_time_is_judged_from_what_is_sealed() {
+        let mut settings = settings();
+        settings.idle_timeout = Some(Duration::from_secs(100));
+        let session = session(tokens("a", Some("r")));
+        let judge = |seconds| lifecycle::judge(session.clone(), &settings, at(seconds));
+        assert!(matches!(judge(0), State::Open(_)));
+        assert!(matches!(judge(99), State::Open(_)));
+        assert_eq!(judge(100), State::Over(Ended::Idle));
+        assert_eq!(judge(12 * 3600), State::Over(Ended::Expired));
+    }
+
+    #[test]
+    fn cookie_29_the_last_use_is_sealed_once_per_tenth() {
+        let mut settings = settings();
+        let mut session = session(tokens("a", Some("r")));
+        assert!(!lifecycle::needs_touch(&session, &settings, at(10_000)));
+        settings.idle_timeout = Some(Duration::from_secs(100));
+        assert!(!lifecycle::needs_touch(&session, &settings, at(10)));
+        assert!(lifecycle::needs_touch(&session, &settings, at(11)));
+        session.touch(at(11));
+        assert!(!lifecycle::needs_touch(&session, &settings, at(21)));
+    }
 }

@@ -3,7 +3,9 @@
 pub mod cookies;
 pub mod fetch;
 pub mod forwarded;
+pub mod headers;
 pub mod origin;
+pub mod pages;
 pub mod path;
 pub mod problem;
 pub mod query;

@@ -14,7 +14,7 @@ use crate::gateway::state::State;
 use crate::metrics::{EndReason, LoginOutcome};
 use crate::oidc::provider::RedeemContext;
 use crate::oidc::types::Code as AuthorizationCode;
-use crate::oidc::{ProviderError, id_token};
+use crate::oidc::ProviderError;
 use crate::session::jar::Presented;
 use crate::session::login_cookie::{Attempt, Finish};
 use crate::session::{Session, SessionId};
@@ -72,10 +72,10 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
 }
 
 /// RFC6749-01, BFF-02: one state, and either a code or an error; no token by the front channel.
-fn read<'a>(params: &'a Params<'_>) -> Result<(&'a str, Callback<'a>), &'static str> {
+fn read(params: &Params) -> Result<(&str, Callback<'_>), &'static str> {
     let one = |name: &'static str, repeated: &'static str| params.one(name).map_err(|_| repeated);
     for name in ["access_token", "id_token", "refresh_token"] {
-        if params.has(name) {
+        if params.contains(name) {
             return Err("front_channel_token");
         }
     }
@@ -111,13 +111,13 @@ async fn redeem(
             acr_values: attempt.acr_values.clone(),
             now,
         };
-        let nonce_hash = id_token::nonce_hash(&attempt.nonce);
+        let nonce_hash = attempt.nonce_hash();
         let (request_id, client) = (request.request_id.to_owned(), request.client);
         let replaces = attempt.replaces;
         move || async move {
             let outcome = state.provider.redeem(&code, &context).await;
             let outcome = outcome.map_err(Failure::Provider).and_then(|login| {
-                if login.tokens.refresh_token.is_none() && state.provider.asks_for_refresh_token() {
+                if login.tokens.refresh_token.is_none() && state.provider.settings().scopes.iter().any(|scope| scope == "offline_access") {
                     tracing::warn!(
                         target: "sidegate", event = "no_refresh_token", request_id,
                         hint = "the session ends with its access token; try authorize_params = { prompt = \"consent\" }, or allow refresh tokens for this client at the provider"

@@ -36,7 +36,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     // OpenID Connect Core section 4: a login that a third party asks for.
     match params.one("iss") {
         Ok(None) => {}
-        Ok(Some(issuer)) if issuer == state.provider.issuer() => {
+        Ok(Some(issuer)) if issuer == state.provider.settings().issuer => {
             if wanted.is_none() {
                 return_to = ReturnTo::parse(params.one("target_link_uri").ok().flatten(), prefix);
             }
@@ -45,7 +45,8 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     }
     let asked: Vec<(String, String)> = state
         .provider
-        .login_params()
+        .settings()
+        .login_params
         .iter()
         .filter_map(|name| params.one(name).ok().flatten().map(|value| (name.clone(), value.to_owned())))
         .collect();

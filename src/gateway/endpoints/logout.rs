@@ -59,7 +59,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
 /// RFC 7009, refresh token first: with most providers it takes the access token along. In a task of its own, so
 /// that neither a slow provider nor a browser that leaves hinders the logout.
 async fn revoke(state: &Arc<State>, session: &Arc<Session>) {
-    if !state.provider.revokes() {
+    if !state.provider.settings().revoke {
         return;
     }
     let task = {

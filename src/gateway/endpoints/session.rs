@@ -8,7 +8,7 @@ use super::{Answer, Visitor, csrf};
 use crate::clock::Timestamp;
 use crate::gateway::state::State;
 use crate::refresh::coordinator::Freshened;
-use crate::refresh::engine::Demand;
+use crate::refresh::policy::Demand;
 use crate::session::Session;
 use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
@@ -44,6 +44,11 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
         return csrf().into();
     }
     match state.refresh.freshen(Arc::clone(session), Demand::Now).await {
+        // `max_refreshes` is used up: the session goes on to its token's end, but a newer one is not to be had.
+        Freshened::Exhausted { .. } => {
+            let problem = Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
+            problem.into()
+        }
         Freshened::Use { session: fresh, changed } => {
             let cookies = if changed || visitor.stale {
                 state.jar.seal(&fresh, &visitor.presented, request.now).unwrap_or_default()
@@ -86,7 +91,7 @@ fn describe(state: &State, session: &Session, now: Timestamp) -> Value {
         "claims": claims,
         "expires_at": session.ends(settings).as_secs(),
         "access_token_expires_at": session.access_expires.map(Timestamp::as_secs),
-        "idle_expires_at": settings.idle_timeout.map(|idle| seconds(session.last_used + idle)),
+        "idle_expires_at": session.idle_ends(settings).map(seconds),
         "now": seconds(now),
     })
 }

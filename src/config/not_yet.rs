@@ -1,0 +1,88 @@
+//! Documented keys whose feature this version does not have. A wish that cannot be fulfilled is refused, or said aloud
+//! where going on without it is safe; never ignored. A line goes when its feature comes.
+
+use super::problem::Findings;
+use super::raw::{
+    ClientAuth, Dpop, Layout, OnDead, OnReuse, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken,
+    Store,
+};
+
+pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
+    let mut gaps = Gaps(found);
+
+    gaps.refuse(raw.server.h2c, "server.h2c");
+    gaps.refuse(!raw.presets.is_empty(), "presets");
+    match &raw.provider {
+        Some(OneOrMany::One(provider)) => provider_gaps("provider", provider, &mut gaps),
+        Some(OneOrMany::Many(many)) => gaps.refuse(true, if many.len() > 1 { "provider[1]" } else { "provider" }),
+        None => {}
+    }
+    gaps.refuse(raw.session.store == Store::Redis, "session.store");
+    gaps.mention(raw.session.layout == Layout::Split, "session.layout");
+    gaps.mention(raw.redis.is_some(), "redis");
+    gaps.refuse(raw.refresh.on_reuse != OnReuse::Reauthenticate, "refresh.on_reuse");
+    gaps.mention(raw.refresh.verify != OnDead::Redirect, "refresh.verify");
+    gaps.mention(raw.refresh.leeway.is_some(), "refresh.leeway");
+    gaps.mention(raw.refresh.rotation.is_some(), "refresh.rotation");
+    gaps.mention(raw.refresh.kills_access_token.is_some(), "refresh.kills_access_token");
+    gaps.refuse(raw.logout.backchannel, "logout.backchannel");
+    gaps.refuse(raw.logout.frontchannel, "logout.frontchannel");
+    gaps.refuse(raw.verify.listen != "off", "verify.listen");
+    gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
+    for (index, route) in raw.route.iter().enumerate() {
+        route_gaps(&format!("route[{index}]"), route, &mut gaps);
+    }
+}
+
+fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
+    let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
+    let auth = provider.client_auth;
+    refuse(!matches!(auth, ClientAuth::Basic | ClientAuth::Post | ClientAuth::None), "client_auth");
+    refuse(provider.par == Par::Require, "par");
+    refuse(provider.dpop == Dpop::Require, "dpop");
+    refuse(provider.response_mode == ResponseMode::FormPost, "response_mode");
+    refuse(provider.profile.is_some(), "profile");
+    refuse(provider.tls_cert_file.is_some(), "tls_cert_file");
+    refuse(provider.tls_key_file.is_some(), "tls_key_file");
+    refuse(provider.dialect.is_some(), "dialect");
+    refuse(provider.tenant.is_some(), "tenant");
+    refuse(provider.allowed_tenants.is_some(), "allowed_tenants");
+    refuse(provider.domain.is_some(), "domain");
+    refuse(provider.environment.is_some(), "environment");
+    refuse(provider.environment_id.is_some(), "environment_id");
+    refuse(provider.region.is_some(), "region");
+    refuse(provider.project_id.is_some(), "project_id");
+    refuse(provider.user_scopes.is_some(), "user_scopes");
+    refuse(provider.endpoints.refresh.is_some(), "endpoints.refresh");
+    let mut mention = |wished: bool, key: &str| gaps.mention(wished, &format!("{at}.{key}"));
+    mention(provider.endpoints.pushed_authorization_request.is_some(), "endpoints.pushed_authorization_request");
+}
+
+fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
+    let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
+    refuse(route.static_dir.is_some(), "static_dir");
+    refuse(route.fallback.is_some() && route.static_dir.is_none(), "fallback");
+    refuse(matches!(route.token, RouteToken::Own(_)), "token");
+    refuse(route.allow_hosts.is_some(), "allow_hosts");
+    refuse(route.max_auth_age.is_some(), "max_auth_age");
+    refuse(route.acr_values.is_some(), "acr_values");
+    refuse(route.rate_limit.is_some(), "rate_limit");
+    let mut mention = |wished: bool, key: &str| gaps.mention(wished, &format!("{at}.{key}"));
+    mention(route.verify.is_some(), "verify");
+}
+
+struct Gaps<'a>(&'a mut Findings);
+
+impl Gaps<'_> {
+    fn refuse(&mut self, wished: bool, key: &str) {
+        if wished {
+            self.0.problem(key, "is not yet supported by this version; leave it out");
+        }
+    }
+
+    fn mention(&mut self, wished: bool, key: &str) {
+        if wished {
+            self.0.warn(key, "has no effect in this version yet");
+        }
+    }
+}

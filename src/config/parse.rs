@@ -1,0 +1,1079 @@
+//! What the configuration means: every rule that a schema cannot say. Goes through all sections before it gives up, so
+//! that one run shows every mistake.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+use url::{Host, Url};
+
+use super::files::Files;
+use super::load::{Surroundings, join};
+use super::not_yet::not_yet;
+use super::problem::{Findings, Problem, did_you_mean, shown};
+use super::raw::{self, OneOrMany, RawConfig};
+use super::text::{DurationText, SizeText};
+use super::{AdminSettings, Config, ListenAddress, LogFormat, LogSettings, ServerSettings, TlsFiles, routes};
+use crate::crypto::keyring::{Key, Keyring};
+use crate::oidc::jwt::Algorithm;
+use crate::oidc::settings::{ClientAuth, Endpoints};
+use crate::secret::Secret;
+use crate::web::origin::{Origin, is_loopback};
+use crate::{gateway, oidc, refresh, session};
+
+/// Every preset that the documentation names.
+const PRESETS: [&str; 26] = [
+    "oidc",
+    "oauth2",
+    "auth0",
+    "authelia",
+    "authentik",
+    "cognito",
+    "curity",
+    "dex",
+    "docusign",
+    "duende",
+    "entra",
+    "fusionauth",
+    "github",
+    "github-app",
+    "gitlab",
+    "google",
+    "hydra",
+    "keycloak",
+    "okta",
+    "pingfederate",
+    "pingone",
+    "salesforce",
+    "slack",
+    "smartcar",
+    "wechat",
+    "zitadel",
+];
+/// Those that this version has; they need no other values than the defaults.
+const SUPPORTED_PRESETS: [&str; 2] = ["oidc", "keycloak"];
+
+/// What the authorization request says itself: a fixed or passed-on parameter must not replace it.
+const OWN_AUTHORIZE_PARAMS: [&str; 11] = [
+    "client_id",
+    "redirect_uri",
+    "response_type",
+    "response_mode",
+    "scope",
+    "state",
+    "nonce",
+    "code_challenge",
+    "code_challenge_method",
+    "request",
+    "request_uri",
+];
+/// The same for token requests.
+const OWN_TOKEN_PARAMS: [&str; 9] = [
+    "grant_type",
+    "code",
+    "redirect_uri",
+    "code_verifier",
+    "refresh_token",
+    "client_id",
+    "client_secret",
+    "client_assertion",
+    "client_assertion_type",
+];
+
+/// Reads all sections.
+pub(super) fn parse(raw: RawConfig, found: Findings, around: &Surroundings) -> Result<Config, Vec<Problem>> {
+    let mut parser = Parser { found, files: Files::default() };
+    let config = parser.config(raw, around);
+    let Parser { found, files } = parser;
+    match config {
+        Some(mut config) if found.problems.is_empty() => {
+            let named = found.sources.files().map(PathBuf::from).chain(files.watched);
+            config.watched_files = named.collect::<BTreeSet<_>>().into_iter().collect();
+            config.warnings = found.warnings;
+            Ok(config)
+        }
+        _ => Err(found.problems),
+    }
+}
+
+pub(super) struct Parser {
+    pub(super) found: Findings,
+    pub(super) files: Files,
+}
+
+impl Parser {
+    fn config(&mut self, mut raw: RawConfig, around: &Surroundings) -> Option<Config> {
+        not_yet(&raw, &mut self.found);
+        raw.log.format.get_or_insert(if around.terminal { raw::LogFormat::Text } else { raw::LogFormat::Json });
+
+        let public = self.public_url(raw.server.public_url.as_deref());
+        let prefix = self.prefix(&raw.endpoints.prefix);
+        let server = self.server(&raw);
+        let admin = self.admin(&raw.admin, &server.listen);
+        let log = log(&raw.log);
+        // One provider for now: `not_yet` refuses more.
+        let (mut provider, at) = match raw.provider.take() {
+            Some(OneOrMany::One(provider)) => (provider, "provider"),
+            Some(OneOrMany::Many(many)) => (many.into_iter().next().unwrap_or_default(), "provider[0]"),
+            None => (raw::Provider::default(), "provider"),
+        };
+        let oidc = self.provider(at, &mut provider, &raw, public.as_ref(), &prefix);
+        raw.provider = Some(OneOrMany::One(provider));
+        let keys = self.keys(&mut raw.session, public.as_ref());
+        self.session(&raw.session, public.as_ref());
+        let refresh = self.refresh(&raw);
+        self.redis(raw.redis.as_mut());
+        self.family_kill(&raw);
+        let csrf = self.csrf(&raw.csrf);
+        let logout = self.logout(&raw);
+        let claims = self.claims(&raw.claims);
+        let routes = routes::routes(self, &raw.route, &prefix);
+        self.verify(&raw.verify);
+        self.tracing(&mut raw.tracing);
+
+        let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
+        for route in &routes {
+            sealed.extend(route.identity_headers.iter().map(|(_, claim)| claim.clone()));
+            sealed.extend(route.require.iter().map(|(claim, _)| claim.clone()));
+        }
+        // These have places of their own in the session.
+        for claim in ["sub", "sid", "auth_time", "acr"] {
+            sealed.remove(claim);
+        }
+        let session = session::Settings {
+            cookie_name: raw.session.cookie_name.clone(),
+            same_site: match raw.session.same_site {
+                raw::SameSite::Strict => session::settings::SameSite::Strict,
+                raw::SameSite::Lax => session::settings::SameSite::Lax,
+                raw::SameSite::None => session::settings::SameSite::None,
+            },
+            partitioned: raw.session.partitioned,
+            public: public.clone(),
+            issuer: oidc.issuer.clone(),
+            client_id: oidc.client_id.clone(),
+            max_age: duration(&raw.session.max_age),
+            idle_timeout: raw.session.idle_timeout.read().flatten(),
+            max_refreshes: raw.session.max_refreshes,
+            header_budget: bytes(&raw.session.header_budget),
+            claims: sealed.into_iter().collect(),
+            id_token_needed: routes.iter().any(|route| route.token == gateway::settings::Token::Id),
+        };
+        let gateway = gateway::settings::Settings {
+            public,
+            prefix,
+            routes,
+            csrf: csrf?,
+            limits: gateway::settings::Limits {
+                header_bytes: server.header_bytes,
+                header_count: server.header_count,
+                uri_bytes: server.uri_bytes,
+                body_idle: server.body_idle,
+            },
+            logout: logout?,
+            expose: claims,
+            trusted_proxies: server.trusted_proxies.clone(),
+            access_log: log.access,
+        };
+        Some(Config {
+            server,
+            admin,
+            log,
+            gateway,
+            oidc,
+            session,
+            keyring,
+            keyring_is_random,
+            refresh,
+            raw,
+            watched_files: Vec::new(),
+            warnings: Vec::new(),
+        })
+    }
+
+    // -----------------------------------------------------------------------------------------------------------------
+    // [server], [limits], [admin], [endpoints]
+    // -----------------------------------------------------------------------------------------------------------------
+
+    fn public_url(&mut self, text: Option<&str>) -> Option<Origin> {
+        const KEY: &str = "server.public_url";
+        let Some(text) = text else {
+            self.found
+                .missing(KEY, "is required: the origin that the browser uses, such as \"https://app.example.com\"");
+            return None;
+        };
+        match Origin::parse(text) {
+            Ok(origin) if origin.is_https() || origin.is_loopback() => Some(origin),
+            Ok(_) => {
+                self.found
+                    .problem(KEY, format!("must begin with https:// (http:// only on loopback), not {}", shown(text)));
+                None
+            }
+            Err(error) => {
+                self.found.problem(KEY, error.to_string());
+                None
+            }
+        }
+    }
+
+    fn server(&mut self, raw: &RawConfig) -> ServerSettings {
+        let server = &raw.server;
+        let mut listen = Vec::new();
+        for (key, text) in each("server.listen", &server.listen) {
+            match listen_address(text) {
+                Ok(address) if listen.contains(&address) => {
+                    self.found.problem(key, format!("{address} is there twice"))
+                }
+                Ok(address) => listen.push(address),
+                Err(text) => self.found.problem(key, text),
+            }
+        }
+        if server.listen.as_slice().is_empty() {
+            self.found.problem("server.listen", "is empty: name an address such as \"0.0.0.0:8080\"");
+        }
+        let trusted_proxies = self.networks("server.trusted_proxies", &server.trusted_proxies);
+        if server.proxy_protocol && server.trusted_proxies.is_empty() {
+            self.found.problem("server.proxy_protocol", "needs server.trusted_proxies: only those may use it");
+        }
+        let limits = &raw.limits;
+        let settings = ServerSettings {
+            listen,
+            tls: self.tls(server.tls.as_ref()),
+            trusted_proxies,
+            proxy_protocol: server.proxy_protocol,
+            threads: to_usize(server.threads),
+            h2c: server.h2c,
+            single_replica: server.single_replica,
+            shutdown_delay: duration(&server.shutdown_delay),
+            shutdown_drain: duration(&server.shutdown_drain),
+            head_timeout: self.positive("limits.head_timeout", &limits.head_timeout),
+            keepalive: duration(&limits.keepalive),
+            body_idle: self.positive("limits.body_idle", &limits.body_idle),
+            connections: to_usize(limits.connections),
+            header_bytes: self.some_bytes("limits.header_bytes", &limits.header_bytes),
+            header_count: to_usize(limits.header_count),
+            uri_bytes: self.some_bytes("limits.uri_bytes", &limits.uri_bytes),
+        };
+        if settings.header_bytes < bytes(&raw.session.header_budget) {
+            self.found.warn(
+                "limits.header_bytes",
+                "is less than session.header_budget: a browser may get cookies that are refused when they come back",
+            );
+        }
+        settings
+    }
+
+    fn networks(&mut self, key: &str, texts: &[String]) -> Vec<IpNet> {
+        let mut networks = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            let at = format!("{key}[{index}]");
+            match text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)) {
+                Ok(network) => {
+                    if network.prefix_len() == 0 {
+                        self.found.warn(at, format!("{text} believes X-Forwarded-For of every peer"));
+                    }
+                    networks.push(network);
+                }
+                Err(_) => {
+                    self.found.problem(at, format!("must be a network such as \"10.0.0.0/8\", not {}", shown(text)))
+                }
+            }
+        }
+        networks
+    }
+
+    fn tls(&mut self, tls: Option<&raw::ServerTls>) -> Option<TlsFiles> {
+        let tls = tls?;
+        let client_ca_file = tls.client_ca_file.as_deref();
+        if let Some(path) = client_ca_file {
+            self.files.certificates("server.tls.client_ca_file", path, &mut self.found);
+        }
+        let (cert, key) = self.both("server.tls", ["cert_file", "key_file"], [&tls.cert_file, &tls.key_file])?;
+        Some(TlsFiles {
+            cert_file: PathBuf::from(cert),
+            key_file: PathBuf::from(key),
+            client_ca_file: client_ca_file.map(PathBuf::from),
+        })
+    }
+
+    /// Certificate and key: both or a problem; judged together.
+    pub(super) fn both<'f>(
+        &mut self,
+        table: &str,
+        names: [&str; 2],
+        paths: [&'f Option<String>; 2],
+    ) -> Option<(&'f str, &'f str)> {
+        match paths.map(Option::as_deref) {
+            [Some(cert), Some(key)] => {
+                self.files.pair(table, names, [cert, key], &mut self.found);
+                Some((cert, key))
+            }
+            given => {
+                for (name, path) in names.into_iter().zip(given) {
+                    if path.is_none() {
+                        self.found.missing(
+                            &join(table, name),
+                            "is required beside the other one: certificate and key go together",
+                        );
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    fn admin(&mut self, admin: &raw::Admin, public: &[ListenAddress]) -> AdminSettings {
+        let listen = self.address_or_off("admin.listen", &admin.listen);
+        if let Some(address) = listen.filter(|address| address.port() != 0)
+            && public.contains(&ListenAddress::Tcp(address))
+        {
+            self.found
+                .problem("admin.listen", format!("{address} is also in server.listen; give it a port of its own"));
+        }
+        if let Some(path) = &admin.token_file {
+            self.files.secret("admin.token_file", path, &mut self.found);
+        }
+        AdminSettings {
+            listen,
+            ready_requires_provider: admin.ready_requires_provider,
+            token_file: admin.token_file.as_ref().map(PathBuf::from),
+        }
+    }
+
+    fn address_or_off(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
+        if text == "off" {
+            return None;
+        }
+        let address = text.parse().ok();
+        if address.is_none() {
+            self.found.problem(
+                key,
+                format!("must be an address such as \"127.0.0.1:9180\", or \"off\", not {}", shown(text)),
+            );
+        }
+        address
+    }
+
+    fn verify(&mut self, verify: &raw::Verify) {
+        self.address_or_off("verify.listen", &verify.listen);
+    }
+
+    fn prefix(&mut self, text: &str) -> String {
+        let segment = |segment: &str| {
+            !segment.is_empty()
+                && !matches!(segment, "." | "..")
+                && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+        };
+        if !text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(segment)) {
+            self.found.problem(
+                "endpoints.prefix",
+                format!("must be a path such as \"/auth\": begins with / and has no / at its end, not {}", shown(text)),
+            );
+        }
+        text.to_owned()
+    }
+
+    // -----------------------------------------------------------------------------------------------------------------
+    // [provider]
+    // -----------------------------------------------------------------------------------------------------------------
+
+    fn provider(
+        &mut self,
+        at: &str,
+        provider: &mut raw::Provider,
+        raw: &RawConfig,
+        public: Option<&Origin>,
+        prefix: &str,
+    ) -> Option<oidc::Settings> {
+        let key = |name: &str| join(at, name);
+        self.preset(&key("preset"), &provider.preset, raw);
+        let issuer = self.issuer(&key("issuer"), provider.issuer.as_deref());
+        let client_id = provider.client_id.as_deref().filter(|id| !id.trim().is_empty());
+        match (&provider.client_id, client_id) {
+            (None, _) => {
+                self.found.missing(&key("client_id"), "is required: the client id as registered at the provider")
+            }
+            (Some(_), None) => self.found.problem(key("client_id"), "is empty"),
+            _ => {}
+        }
+        let client_id = client_id.map(str::to_owned);
+        let client_auth = self.client_auth(at, provider);
+        if provider.profile.is_some() {
+            self.fapi2(at, provider);
+        }
+        if provider.response_mode == raw::ResponseMode::FormPost && public.is_some_and(|public| !public.is_https()) {
+            self.found.problem(
+                key("response_mode"),
+                "\"form_post\" needs an https server.public_url: browsers drop its cookie otherwise",
+            );
+        }
+        if let Some(path) = &provider.private_key_file {
+            self.files.private(&key("private_key_file"), path, &mut self.found);
+        }
+        if provider.tls_cert_file.is_some() || provider.tls_key_file.is_some() {
+            let paths = [&provider.tls_cert_file, &provider.tls_key_file];
+            self.both(at, ["tls_cert_file", "tls_key_file"], paths);
+        }
+        if let Some(path) = &provider.ca_file {
+            self.files.certificates(&key("ca_file"), path, &mut self.found);
+        }
+        self.scopes(&key("scopes"), &provider.scopes);
+        let own = |name: &str| OWN_AUTHORIZE_PARAMS.contains(&name);
+        for name in provider.authorize_params.keys().filter(|name| own(name)) {
+            self.found
+                .problem(join(&key("authorize_params"), name), "is set by sidegate itself and cannot be replaced");
+        }
+        for name in provider.token_params.keys().filter(|name| OWN_TOKEN_PARAMS.contains(&name.as_str())) {
+            self.found.problem(join(&key("token_params"), name), "is set by sidegate itself and cannot be replaced");
+        }
+        for name in provider.login_params.iter().filter(|name| own(name)) {
+            self.found
+                .problem(key("login_params"), format!("{name:?} is set by sidegate itself; a link must not choose it"));
+        }
+        let resource: Vec<String> = provider.resource.iter().flat_map(OneOrMany::as_slice).cloned().collect();
+        for text in &resource {
+            if !Url::parse(text).is_ok_and(|url| url.fragment().is_none()) {
+                self.found
+                    .problem(key("resource"), format!("must be an absolute URI without fragment, not {}", shown(text)));
+            }
+        }
+        let discovery_url = match &provider.discovery_url {
+            Some(text) => self.provider_url(&key("discovery_url"), text),
+            None => issuer.as_ref().and_then(|issuer| {
+                Url::parse(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))).ok()
+            }),
+        };
+        let backchannel_base_url = provider.backchannel_base_url.as_ref().and_then(|text| {
+            let url = self.provider_url(&key("backchannel_base_url"), text)?;
+            if url.path() != "/" || url.query().is_some() {
+                self.found.problem(
+                    key("backchannel_base_url"),
+                    "must be an origin: scheme, host and port, without path or query",
+                );
+            }
+            Some(url)
+        });
+        let proxy = provider.proxy.as_ref().and_then(|text| self.forward_proxy(&key("proxy"), text));
+        let endpoints = self.endpoints(&key("endpoints"), &provider.endpoints);
+        let timeout = self.positive(&key("timeout"), &provider.timeout);
+
+        let public = public?;
+        Some(oidc::Settings {
+            issuer: issuer?,
+            discovery_url: discovery_url?,
+            backchannel_base_url,
+            client_id: client_id?,
+            client_auth: client_auth?,
+            ca_file: provider.ca_file.as_ref().map(PathBuf::from),
+            scopes: provider.scopes.clone(),
+            audience: provider.audience.clone(),
+            resource,
+            authorize_params: provider.authorize_params.clone().into_iter().collect(),
+            token_params: provider
+                .token_params
+                .iter()
+                .map(|(name, value)| (name.clone(), value.expose().to_owned()))
+                .collect(),
+            login_params: provider.login_params.clone(),
+            id_token_alg: algorithm(provider.id_token_alg),
+            trusted_audiences: provider.trusted_audiences.clone(),
+            userinfo: provider.userinfo,
+            endpoints,
+            timeout,
+            clock_skew: duration(&provider.clock_skew),
+            proxy,
+            default_expires_in: raw.refresh.default_expires_in.as_ref().map(duration),
+            redirect_uri: format!("{}{prefix}/callback", public.as_str()),
+            post_logout_redirect_uri: format!("{}{prefix}/logout/return", public.as_str()),
+            logout_at_provider: raw.logout.provider,
+            revoke: raw.logout.revoke,
+        })
+    }
+
+    fn preset(&mut self, key: &str, preset: &str, raw: &RawConfig) {
+        if SUPPORTED_PRESETS.contains(&preset) {
+            return;
+        }
+        let own = raw.presets.keys().map(String::as_str);
+        let known = PRESETS.into_iter().chain(["smartcar-v3"]).chain(own);
+        let text = if known.clone().any(|name| name == preset) {
+            format!(
+                "preset {preset:?} is not yet supported by this version; \"oidc\" serves every OpenID Connect provider"
+            )
+        } else {
+            let hint = did_you_mean(preset, known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+            format!("no preset is called {}{hint}", shown(preset))
+        };
+        self.found.problem(key, text);
+    }
+
+    fn issuer(&mut self, key: &str, text: Option<&str>) -> Option<String> {
+        let Some(text) = text else {
+            self.found
+                .missing(key, "is required: the provider's issuer, such as \"https://login.example.com/realms/acme\"");
+            return None;
+        };
+        let url = self.provider_url(key, text)?;
+        if url.query().is_some() {
+            self.found.problem(key, "must not contain a query");
+            return None;
+        }
+        // Not the parsed form: it is compared byte for byte with what the provider says.
+        Some(text.to_owned())
+    }
+
+    /// https, or http on loopback; no user, no fragment.
+    fn provider_url(&mut self, key: &str, text: &str) -> Option<Url> {
+        let clean = text.bytes().all(|byte| byte.is_ascii_graphic());
+        let url = Url::parse(text).ok().filter(|url| clean && url.host().is_some());
+        let Some(url) = url else {
+            self.found.problem(key, format!("must be an absolute https:// URL, not {}", shown(text)));
+            return None;
+        };
+        let local = url.host().is_some_and(|host| is_loopback(&host));
+        let complaint = match url.scheme() {
+            "https" => None,
+            "http" if local => None,
+            _ => Some(format!("must begin with https:// (http:// only on loopback), not {}", shown(text))),
+        };
+        let complaint = complaint.or_else(|| {
+            if !url.username().is_empty() || url.password().is_some() {
+                Some("must not contain a user or password".to_owned())
+            } else {
+                url.fragment().map(|_| "must not contain a fragment".to_owned())
+            }
+        });
+        match complaint {
+            Some(text) => {
+                self.found.problem(key, text);
+                None
+            }
+            None => Some(url),
+        }
+    }
+
+    fn forward_proxy(&mut self, key: &str, text: &str) -> Option<Url> {
+        let url = Url::parse(text).ok().filter(|url| {
+            url.scheme() == "http"
+                && url.host().is_some()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.path() == "/"
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        if url.is_none() {
+            self.found.problem(key, format!("must be http://host:port, not {}", shown(text)));
+        }
+        url
+    }
+
+    fn endpoints(&mut self, at: &str, raw: &raw::ProviderEndpoints) -> Endpoints {
+        let mut read =
+            |name: &str, text: &Option<String>| text.as_ref().and_then(|text| self.provider_url(&join(at, name), text));
+        read("refresh", &raw.refresh);
+        read("pushed_authorization_request", &raw.pushed_authorization_request);
+        Endpoints {
+            authorization: read("authorization", &raw.authorization),
+            token: read("token", &raw.token),
+            jwks: read("jwks", &raw.jwks),
+            userinfo: read("userinfo", &raw.userinfo),
+            end_session: read("end_session", &raw.end_session),
+            revocation: read("revocation", &raw.revocation),
+        }
+    }
+
+    fn client_auth(&mut self, at: &str, provider: &mut raw::Provider) -> Option<ClientAuth> {
+        let key = join(at, "client_secret");
+        let given = provider.client_secret.is_some() || provider.client_secret_file.is_some();
+        let secret = self.secret(&key, &mut provider.client_secret, &mut provider.client_secret_file);
+        match provider.client_auth {
+            raw::ClientAuth::Basic | raw::ClientAuth::Post | raw::ClientAuth::SecretJwt => {
+                if !given {
+                    let text = format!(
+                        "or {at}.client_secret_file is required with client_auth = {:?}",
+                        provider.client_auth.as_str()
+                    );
+                    if !self.found.blamed(&join(at, "client_secret_file")) {
+                        self.found.missing(&key, text);
+                    }
+                }
+                match provider.client_auth {
+                    raw::ClientAuth::Post => secret.map(ClientAuth::Post),
+                    _ => secret.map(ClientAuth::Basic),
+                }
+            }
+            raw::ClientAuth::PrivateKeyJwt => {
+                if provider.private_key_file.is_none() {
+                    self.found
+                        .missing(&join(at, "private_key_file"), "is required with client_auth = \"private_key_jwt\"");
+                }
+                None
+            }
+            raw::ClientAuth::Tls => {
+                if provider.tls_cert_file.is_none() {
+                    self.found
+                        .missing(&join(at, "tls_cert_file"), "is required with client_auth = \"tls_client_auth\"");
+                }
+                None
+            }
+            raw::ClientAuth::None => {
+                if given {
+                    self.found.warn(key, "is not used with client_auth = \"none\"");
+                }
+                Some(ClientAuth::None)
+            }
+        }
+    }
+
+    fn fapi2(&mut self, at: &str, provider: &raw::Provider) {
+        let by_certificate = provider.client_auth == raw::ClientAuth::Tls;
+        if !by_certificate && provider.client_auth != raw::ClientAuth::PrivateKeyJwt {
+            self.found.problem(
+                join(at, "client_auth"),
+                "must be \"private_key_jwt\" or \"tls_client_auth\" with profile = \"fapi2\"",
+            );
+        }
+        if provider.par == raw::Par::Off {
+            self.found.problem(join(at, "par"), "must not be \"off\" with profile = \"fapi2\"");
+        }
+        if provider.dpop == raw::Dpop::Off && !by_certificate {
+            self.found.problem(
+                join(at, "dpop"),
+                "must be \"require\" with profile = \"fapi2\", or tokens be bound by tls_client_auth",
+            );
+        }
+        if provider.id_token_alg == raw::IdTokenAlg::Rs256 {
+            self.found.problem(
+                join(at, "id_token_alg"),
+                "must not be \"RS256\" with profile = \"fapi2\"; use \"PS256\", \"ES256\" or \"EdDSA\"",
+            );
+        }
+    }
+
+    fn scopes(&mut self, key: &str, scopes: &[String]) {
+        // RFC 6749 section 3.3: one or more of %x21 / %x23-5B / %x5D-7E.
+        let token = |scope: &str| {
+            !scope.is_empty() && scope.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+        };
+        for (index, scope) in scopes.iter().enumerate().filter(|(_, scope)| !token(scope)) {
+            self.found.problem(
+                format!("{key}[{index}]"),
+                format!("must be one scope without blanks, quotes or backslashes, not {}", shown(scope)),
+            );
+        }
+        if !scopes.iter().any(|scope| scope == "openid") && !self.found.blamed(key) {
+            self.found.warn(
+                key,
+                "lacks \"openid\": without it an OpenID Connect provider sends no ID token, and no login holds",
+            );
+        }
+    }
+
+    /// The value of `x`, or what `x_file` holds. Both in one layer is a mistake; of two files the later wins. A file
+    /// named by the environment beside a value in a configuration file is refused too: one of them is a left-over, and
+    /// guessing which one may put a retired secret back in use.
+    fn secret(&mut self, key: &str, value: &mut Option<Secret>, file: &mut Option<String>) -> Option<Secret> {
+        let file_key = format!("{key}_file");
+        if value.is_some() && file.is_some() {
+            match (self.found.sources.layer(key), self.found.sources.layer(&file_key)) {
+                (Some(one), Some(other)) if one.rank != other.rank && !other.environment => {
+                    if one.rank < other.rank {
+                        *value = None
+                    } else {
+                        *file = None
+                    }
+                }
+                _ => {
+                    self.found.problem(&file_key, format!("is set beside {key}; keep one of them"));
+                    return None;
+                }
+            }
+        }
+        match (&value, &file) {
+            (Some(secret), _) if secret.expose().trim().is_empty() => {
+                self.found.problem(key, "is blank");
+                None
+            }
+            (Some(secret), _) => Some(secret.clone()),
+            (None, Some(path)) => self.files.secret(&file_key, path, &mut self.found),
+            (None, None) => None,
+        }
+    }
+
+    // -----------------------------------------------------------------------------------------------------------------
+    // [session], [refresh], [redis]
+    // -----------------------------------------------------------------------------------------------------------------
+
+    fn keys(&mut self, session: &mut raw::Session, public: Option<&Origin>) -> Option<(Keyring, bool)> {
+        if session.keys.is_some() && session.key_files.is_some() {
+            match (self.found.sources.layer("session.keys"), self.found.sources.layer("session.key_files")) {
+                (Some(one), Some(other)) if one.rank < other.rank => session.keys = None,
+                (Some(one), Some(other)) if one.rank > other.rank => session.key_files = None,
+                _ => {
+                    self.found.problem("session.key_files", "is set beside session.keys; keep one of them");
+                    return None;
+                }
+            }
+        }
+        let (at, texts): (&str, Vec<(String, Secret)>) = match (&session.keys, &session.key_files) {
+            (Some(keys), _) => {
+                let keys = keys.iter().enumerate();
+                ("session.keys", keys.map(|(index, key)| (format!("session.keys[{index}]"), key.clone())).collect())
+            }
+            (None, Some(paths)) => {
+                let mut texts = Vec::new();
+                for (index, path) in paths.iter().enumerate() {
+                    let key = format!("session.key_files[{index}]");
+                    let text = self.files.secret(&key, path, &mut self.found)?;
+                    texts.push((key, text));
+                }
+                ("session.key_files", texts)
+            }
+            (None, None) if public.is_some_and(Origin::is_loopback) && !self.found.blamed("session.keys") => {
+                self.found.warn(
+                    "session.keys",
+                    "no session key is set: a random one is used, and sessions end with this process",
+                );
+                return Some((Keyring::new(vec![Key::generate()])?, true));
+            }
+            (None, None) => {
+                if !self.found.blamed("session.key_files") {
+                    self.found.missing(
+                        "session.keys",
+                        "a session key is required: set session.key_files to files made by `sidegate keygen`",
+                    );
+                }
+                return None;
+            }
+        };
+        if texts.is_empty() {
+            self.found.problem(at, "is empty: it needs at least one key, made by `sidegate keygen`");
+            return None;
+        }
+        let mut keys = Vec::new();
+        for (at, text) in &texts {
+            match Key::parse(text.expose()) {
+                Ok(key) => keys.push(key),
+                Err(error) => self.found.problem(at, format!("the key {error}")),
+            }
+        }
+        (keys.len() == texts.len()).then(|| Keyring::new(keys)).flatten().map(|ring| (ring, false))
+    }
+
+    fn session(&mut self, session: &raw::Session, public: Option<&Origin>) {
+        let name = &session.cookie_name;
+        // RFC 6265 section 4.1.1: a token of RFC 9110.
+        if !is_token(name) {
+            self.found.problem("session.cookie_name", format!("must be letters, digits, - or _, not {}", shown(name)));
+        } else if name.to_ascii_lowercase().starts_with("__host-") || name.to_ascii_lowercase().starts_with("__secure-")
+        {
+            self.found
+                .problem("session.cookie_name", "must not begin with a cookie prefix; it is added where it belongs");
+        }
+        match session.same_site {
+            raw::SameSite::Strict => {}
+            raw::SameSite::Lax => {
+                self.found.warn(
+                    "session.same_site",
+                    "\"lax\" is weaker than \"strict\": other sites' links arrive with the session",
+                );
+            }
+            raw::SameSite::None if session.partitioned => {
+                self.found.warn(
+                    "session.same_site",
+                    "\"none\" is weaker than \"strict\": only for apps that other sites embed",
+                );
+                if public.is_some_and(|public| !public.is_https()) {
+                    self.found
+                        .warn("session.same_site", "\"none\" needs https: most browsers drop such a cookie over http");
+                }
+            }
+            raw::SameSite::None => {
+                self.found.problem("session.same_site", "\"none\" needs session.partitioned = true");
+            }
+        }
+        self.positive("session.max_age", &session.max_age);
+        if let Some(Some(idle)) = session.idle_timeout.read()
+            && idle.is_zero()
+        {
+            self.found.problem("session.idle_timeout", "must be longer than nothing; use \"off\" to switch it off");
+        }
+        self.some_bytes("session.header_budget", &session.header_budget);
+    }
+
+    fn refresh(&mut self, raw: &RawConfig) -> refresh::settings::Settings {
+        let refresh = &raw.refresh;
+        refresh::settings::Settings {
+            before_expiry: duration(&refresh.before_expiry),
+            after: refresh.after.read().flatten(),
+            timeout: self.positive("refresh.timeout", &refresh.timeout),
+            wait: self.positive("refresh.wait", &refresh.wait),
+            grace: duration(&refresh.grace),
+            recovery: duration(&refresh.recovery),
+            memory: self.some_bytes("refresh.memory", &refresh.memory),
+            max_refreshes: raw.session.max_refreshes,
+        }
+    }
+
+    /// Two replicas that spend one refresh token look like a thief to such a provider.
+    fn family_kill(&mut self, raw: &RawConfig) {
+        let leeway = raw.refresh.leeway.as_ref().map(duration).unwrap_or_default();
+        if raw.refresh.reuse == Some(raw::Reuse::Family)
+            && leeway.is_zero()
+            && raw.redis.is_none()
+            && !raw.server.single_replica
+        {
+            self.found.warn(
+                "refresh.reuse",
+                "\"family\": this provider ends all tokens of a login when two replicas refresh at once; set [redis], or server.single_replica = true",
+            );
+        }
+    }
+
+    fn redis(&mut self, redis: Option<&mut raw::Redis>) {
+        let Some(redis) = redis else { return };
+        let given = redis.url.is_some() || redis.url_file.is_some();
+        let url = self.secret("redis.url", &mut redis.url, &mut redis.url_file);
+        if let Some(url) = url {
+            self.redis_url("redis.url", &url);
+        }
+        for (index, url) in redis.urls.iter().flatten().enumerate() {
+            self.redis_url(&format!("redis.urls[{index}]"), url);
+        }
+        let many = redis.urls.as_ref().is_some_and(|urls| !urls.is_empty());
+        match redis.mode {
+            raw::RedisMode::Single => {
+                if !given && !self.found.blamed("redis.url_file") {
+                    self.found.missing("redis.url", "or redis.url_file is required, such as \"redis://redis:6379\"");
+                }
+            }
+            raw::RedisMode::Sentinel | raw::RedisMode::Cluster => {
+                if !many {
+                    let text = format!("is required with mode = {:?}: a list of redis:// URLs", redis.mode.as_str());
+                    self.found.missing("redis.urls", text);
+                }
+                if redis.mode == raw::RedisMode::Sentinel && redis.master.is_none() {
+                    self.found.missing("redis.master", "is required with mode = \"sentinel\"");
+                }
+            }
+        }
+        self.secret("redis.password", &mut redis.password, &mut redis.password_file);
+        if let Some(path) = &redis.ca_file {
+            self.files.certificates("redis.ca_file", path, &mut self.found);
+        }
+        if redis.cert_file.is_some() || redis.key_file.is_some() {
+            self.both("redis", ["cert_file", "key_file"], [&redis.cert_file, &redis.key_file]);
+        }
+        self.positive("redis.timeout", &redis.timeout);
+    }
+
+    /// Says nothing of the URL itself: it may hold a password.
+    fn redis_url(&mut self, key: &str, url: &Secret) {
+        let text = url.expose();
+        let fits = match text.strip_prefix("unix:") {
+            Some(path) => path.starts_with('/'),
+            None => Url::parse(text).is_ok_and(|url| {
+                matches!(url.scheme(), "redis" | "rediss") && url.host_str().is_some_and(|host| !host.is_empty())
+            }),
+        };
+        if !fits {
+            self.found.problem(key, "must be a redis://, rediss:// or unix: URL");
+        }
+    }
+
+    // -----------------------------------------------------------------------------------------------------------------
+    // [csrf], [logout], [claims], [tracing]
+    // -----------------------------------------------------------------------------------------------------------------
+
+    fn csrf(&mut self, csrf: &raw::Csrf) -> Option<gateway::settings::Csrf> {
+        let header = HeaderName::from_bytes(csrf.header.as_bytes()).ok();
+        if header.is_none() {
+            self.found.problem(
+                "csrf.header",
+                format!("must be a header name such as \"X-CSRF\", not {}", shown(&csrf.header)),
+            );
+        }
+        let mut allowed_origins = Vec::new();
+        for (index, text) in csrf.allowed_origins.iter().enumerate() {
+            let key = format!("csrf.allowed_origins[{index}]");
+            match Origin::parse(text) {
+                Ok(origin) if origin.as_str() != text => {
+                    self.found.problem(key, format!("must be written as browsers send it: {:?}", origin.as_str()));
+                }
+                Ok(origin) => {
+                    if !origin.is_https() && !origin.is_loopback() {
+                        self.found.warn(
+                            key,
+                            format!("{text} is not https: who sits on its network may call with the session"),
+                        );
+                    }
+                    allowed_origins.push(origin);
+                }
+                Err(_) => self.found.problem(
+                    key,
+                    format!("must be an exact origin such as \"https://partner.example.com\", not {}", shown(text)),
+                ),
+            }
+        }
+        Some(gateway::settings::Csrf {
+            mode: match csrf.mode {
+                raw::CsrfMode::FetchMetadata => gateway::settings::CsrfMode::FetchMetadata,
+                raw::CsrfMode::Header => gateway::settings::CsrfMode::Header,
+            },
+            header: header?,
+            allowed_origins,
+        })
+    }
+
+    fn logout(&mut self, raw: &RawConfig) -> Option<gateway::settings::Logout> {
+        let logout = &raw.logout;
+        let path = &logout.return_to;
+        let local = path.starts_with('/')
+            && !path.starts_with("//")
+            && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+        if !local {
+            self.found.problem(
+                "logout.return_to",
+                format!("must be a path of this origin such as \"/\", not {}", shown(path)),
+            );
+        }
+        for (wanted, key) in [(logout.backchannel, "logout.backchannel"), (logout.frontchannel, "logout.frontchannel")]
+        {
+            if wanted && raw.redis.is_none() && !raw.server.single_replica {
+                self.found
+                    .problem(key, "needs [redis], or server.single_replica = true when this is the only instance");
+            }
+        }
+        let clear = logout.clear_site_data.iter().map(|what| format!("{:?}", what.as_str())).collect::<Vec<_>>();
+        let clear_site_data = if clear.is_empty() { None } else { HeaderValue::try_from(clear.join(", ")).ok() };
+        Some(gateway::settings::Logout { return_to: path.clone(), clear_site_data })
+    }
+
+    fn claims(&mut self, claims: &raw::Claims) -> Vec<String> {
+        for (index, _) in claims.expose.iter().enumerate().filter(|(_, claim)| claim.is_empty()) {
+            self.found.problem(format!("claims.expose[{index}]"), "is empty");
+        }
+        claims.expose.clone()
+    }
+
+    fn tracing(&mut self, tracing: &mut raw::Tracing) {
+        if let Some(text) = &tracing.otlp_endpoint
+            && !Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+        {
+            self.found
+                .problem("tracing.otlp_endpoint", format!("must be an http:// or https:// URL, not {}", shown(text)));
+        }
+        if let Some(path) = &tracing.headers_file {
+            if !tracing.headers.is_empty() {
+                self.found.problem("tracing.headers_file", "is set beside tracing.headers; keep one of them");
+            }
+            self.files.secret("tracing.headers_file", path, &mut self.found);
+        }
+    }
+
+    // -----------------------------------------------------------------------------------------------------------------
+    // Values
+    // -----------------------------------------------------------------------------------------------------------------
+
+    /// A time-out of nothing would let nothing through.
+    pub(super) fn positive(&mut self, key: &str, text: &DurationText) -> Duration {
+        let duration = duration(text);
+        if duration.is_zero() {
+            self.found.problem(key, format!("must be longer than nothing, not {:?}", text.as_str()));
+        }
+        duration
+    }
+
+    fn some_bytes(&mut self, key: &str, text: &SizeText) -> usize {
+        let bytes = bytes(text);
+        if bytes == 0 {
+            self.found.problem(key, format!("must be more than nothing, not {:?}", text.as_str()));
+        }
+        bytes
+    }
+}
+
+/// One value or several, each with its key path.
+pub(super) fn each<'v, T>(key: &str, values: &'v OneOrMany<T>) -> Vec<(String, &'v T)> {
+    match values {
+        OneOrMany::One(one) => vec![(key.to_owned(), one)],
+        OneOrMany::Many(many) => many.iter().enumerate().map(|(index, it)| (format!("{key}[{index}]"), it)).collect(),
+    }
+}
+
+/// A token of RFC 9110 section 5.6.2.
+pub(super) fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+/// The judge let only readable texts through.
+pub(super) fn duration(text: &DurationText) -> Duration {
+    text.read().unwrap_or_default()
+}
+
+fn bytes(text: &SizeText) -> usize {
+    text.read().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default()
+}
+
+fn to_usize(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn listen_address(text: &str) -> Result<ListenAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        // 108 bytes with the final NUL: sockaddr_un.
+        return if path.starts_with('/') && path.len() < 108 && !path.contains('\0') {
+            Ok(ListenAddress::Unix(PathBuf::from(path)))
+        } else {
+            Err("unix: needs an absolute path of at most 107 bytes, as in \"unix:/run/sidegate.sock\"".to_owned())
+        };
+    }
+    text.parse().map(ListenAddress::Tcp).map_err(|_| {
+        format!("must be an IP address with port such as \"0.0.0.0:8080\", or \"unix:/path\", not {}", shown(text))
+    })
+}
+
+fn log(log: &raw::Log) -> LogSettings {
+    LogSettings {
+        format: match log.format {
+            Some(raw::LogFormat::Text) => LogFormat::Text,
+            Some(raw::LogFormat::Json) | None => LogFormat::Json,
+        },
+        level: match log.level {
+            raw::LogLevel::Error => tracing::Level::ERROR,
+            raw::LogLevel::Warn => tracing::Level::WARN,
+            raw::LogLevel::Info => tracing::Level::INFO,
+            raw::LogLevel::Debug => tracing::Level::DEBUG,
+            raw::LogLevel::Trace => tracing::Level::TRACE,
+        },
+        access: log.access,
+    }
+}
+
+fn algorithm(alg: raw::IdTokenAlg) -> Algorithm {
+    match alg {
+        raw::IdTokenAlg::Rs256 => Algorithm::Rs256,
+        raw::IdTokenAlg::Rs384 => Algorithm::Rs384,
+        raw::IdTokenAlg::Rs512 => Algorithm::Rs512,
+        raw::IdTokenAlg::Ps256 => Algorithm::Ps256,
+        raw::IdTokenAlg::Ps384 => Algorithm::Ps384,
+        raw::IdTokenAlg::Ps512 => Algorithm::Ps512,
+        raw::IdTokenAlg::Es256 => Algorithm::Es256,
+        raw::IdTokenAlg::Es384 => Algorithm::Es384,
+        raw::IdTokenAlg::EdDsa => Algorithm::EdDsa,
+    }
+}
+
+/// Whether a host of an upstream is this machine.
+pub(super) fn is_local(host: &str) -> bool {
+    match Host::parse(host) {
+        Ok(Host::Domain(name)) => is_loopback(&Host::Domain(name.as_str())),
+        Ok(Host::Ipv4(address)) => is_loopback(&Host::Ipv4(address)),
+        Ok(Host::Ipv6(address)) => is_loopback(&Host::Ipv6(address)),
+        Err(_) => false,
+    }
+}

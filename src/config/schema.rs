@@ -1,0 +1,118 @@
+//! The JSON Schema of the configuration file: what `sidegate schema` prints, and what files are judged by.
+
+use schemars::generate::SchemaSettings;
+use serde_json::Value;
+
+use super::raw::RawConfig;
+
+/// JSON Schema, draft 2020-12.
+pub fn schema() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        // No references: an editor shows each key with its own description, and the judge need not resolve any.
+        settings.inline_subschemas = true;
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<RawConfig>().to_value();
+    without_null(&mut schema);
+    if let Some(schema) = schema.as_object_mut() {
+        schema.insert("title".to_owned(), "sidegate.toml".into());
+    }
+    schema
+}
+
+/// Whether a value of this JSON kind may stand here.
+pub(super) fn accepts(schema: &Value, kind: &str) -> bool {
+    if let Some(branches) = schema.get("anyOf").and_then(Value::as_array) {
+        return branches.iter().any(|branch| accepts(branch, kind));
+    }
+    let fits = |allowed: &str| allowed == kind || (allowed == "number" && kind == "integer");
+    match schema.get("type") {
+        Some(Value::String(allowed)) => fits(allowed),
+        Some(Value::Array(allowed)) => allowed.iter().filter_map(Value::as_str).any(fits),
+        _ => true,
+    }
+}
+
+/// Whether values here must not be shown.
+pub(super) fn is_secret(schema: &Value) -> bool {
+    schema.get("writeOnly").is_some_and(|secret| secret == true)
+        || ["items", "additionalProperties"].iter().any(|part| schema.get(part).is_some_and(is_secret))
+        || schema.get("anyOf").and_then(Value::as_array).is_some_and(|branches| branches.iter().any(is_secret))
+}
+
+/// TOML has no null: an absent key is what Rust calls `None`.
+fn without_null(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::Array(types)) = map.get_mut("type") {
+                types.retain(|kind| kind != "null");
+                if let [only] = types.as_slice() {
+                    let only = only.clone();
+                    map.insert("type".to_owned(), only);
+                }
+            }
+            if let Some(Value::Array(words)) = map.get_mut("enum") {
+                words.retain(|word| !word.is_null());
+            }
+            if map.get("default").is_some_and(Value::is_null) {
+                map.shift_remove("default");
+            }
+            if let Some(Value::Array(branches)) = map.get_mut("anyOf") {
+                branches.retain(|branch| branch.get("type").is_none_or(|kind| kind != "null"));
+                if branches.len() == 1
+                    && let Some(Value::Object(only)) = branches.pop()
+                {
+                    map.shift_remove("anyOf");
+                    for (key, value) in only {
+                        map.entry(key).or_insert(value);
+                    }
+                }
+            }
+            map.values_mut().for_each(without_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_null),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_its_draft_and_refuses_unknown_keys_everywhere() {
+        let schema = schema();
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        assert_eq!(schema["additionalProperties"], false);
+        for section in ["server", "limits", "session", "csrf", "redis"] {
+            assert_eq!(schema["properties"][section]["additionalProperties"], false, "{section}");
+        }
+        assert_eq!(schema["properties"]["route"]["items"]["additionalProperties"], false);
+    }
+
+    #[test]
+    fn strip_prefix_takes_a_boolean_first() {
+        let strip = &schema()["properties"]["route"]["items"]["properties"]["strip_prefix"];
+        assert_eq!(strip["anyOf"][0]["type"], "boolean", "{strip}");
+        assert_eq!(strip["anyOf"][1]["type"], "string");
+    }
+
+    #[test]
+    fn every_key_has_a_description_and_none_is_null() {
+        fn walk(schema: &Value, path: &str) {
+            for (key, value) in schema["properties"].as_object().into_iter().flatten() {
+                let path = format!("{path}.{key}");
+                assert!(value["description"].is_string(), "{path} has no description: {value}");
+                walk(value, &path);
+            }
+            if schema["items"].is_object() {
+                walk(&schema["items"], path);
+            }
+            for branch in schema["anyOf"].as_array().into_iter().flatten() {
+                walk(branch, path);
+            }
+        }
+        let schema = schema();
+        walk(&schema, "");
+        assert!(!schema.to_string().contains("\"null\""));
+    }
+}

@@ -1,0 +1,176 @@
+//! One client connection, request after request.
+
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::framer::{BodyReader, Head, HeadLimits, HeadReader, Verdict};
+use super::guard::{Connection, Guard, Home};
+use super::refusal::{Refusal, Refusals};
+use super::settings::Settings;
+use crate::web::problem::Code;
+
+/// One read of a head.
+const HEAD_READ: usize = 8 * 1024;
+/// The same while nothing is expected: an idle TLS connection holds this much.
+const IDLE_READ: usize = 1024;
+/// For writing what is our last word.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// A connection that came just before the drain may still have its first request on the way.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// What serves connections.
+pub(super) struct Server<A> {
+    pub(super) app: Arc<A>,
+    pub(super) settings: Arc<ArcSwap<Settings>>,
+    pub(super) refusals: Arc<dyn Refusals>,
+    /// True once no connection is to be kept alive any more.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// What came instead of, or as, the next request.
+enum Next {
+    Request(Box<Head>, BodyReader, BytesMut),
+    Refused(Refusal),
+    /// Closed, idle for too long, or no longer wanted.
+    Gone,
+}
+
+impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
+    /// Serves a connection to its end.
+    pub(super) async fn serve(&self, mut connection: Connection) {
+        let mut fresh = true;
+        loop {
+            let settings = **self.settings.load();
+            let (head, body, start) = match self.next(&mut connection, &settings, fresh).await {
+                Next::Request(head, body, start) => (head, body, start),
+                Next::Refused(refusal) => return self.refuse(connection, refusal).await,
+                Next::Gone => return connection.wire.close(true).await,
+            };
+            fresh = false;
+            let home = Home::default();
+            let guard = Guard::new(connection, &head, body, start, settings.body_idle, home.clone());
+            drop(head);
+            let session = ServerSession::new_http1(Box::new(guard));
+            let served = caught(self.app.process_new_http(session, &self.draining)).await;
+            // Dropping what Pingora gives back sends the connection home.
+            let wants_more = matches!(served, Ok(Some(_)));
+            let panicked = served.is_err();
+            drop(served);
+            let Some(exchange) = home.take() else { return };
+
+            let reusable = wants_more && exchange.is_reusable();
+            let (answered, over) = (exchange.answered(), exchange.is_over());
+            let closed_from_outside = exchange.connection.info.control.is_closed();
+            let (mut back, unsent) = exchange.into_parts();
+            if panicked && !answered {
+                return self.refuse(back, Refusal::new(Code::Internal, "Something failed here.")).await;
+            }
+            if !unsent.is_empty() && !matches!(timeout(LAST_WORD, back.wire.write_all(&unsent)).await, Ok(Ok(()))) {
+                return;
+            }
+            if !reusable {
+                return back.wire.close(over || closed_from_outside).await;
+            }
+            connection = back;
+        }
+    }
+
+    /// Waits for the next head and judges it. `fresh`: the connection has not carried a request.
+    async fn next(&self, connection: &mut Connection, settings: &Settings, fresh: bool) -> Next {
+        let mut reader = HeadReader::new(HeadLimits::from(settings));
+        let mut draining = self.draining.clone();
+        let control = connection.info.control.clone();
+        let within = if fresh || !connection.rx.is_empty() { settings.head_timeout } else { settings.keepalive };
+        let mut deadline = Instant::now() + within;
+        let mut grace = false;
+        loop {
+            match reader.read(&mut connection.rx) {
+                Verdict::NeedMore => {}
+                Verdict::Refuse(refusal) => return Next::Refused(refusal),
+                Verdict::Head(head) => {
+                    // What came with the head is judged with it: a body that begins badly never reaches the upstream.
+                    let mut body = BodyReader::new(head.body);
+                    let mut start = BytesMut::new();
+                    return match body.read(&mut connection.rx, &mut start) {
+                        Ok(()) => Next::Request(head, body, start),
+                        Err(refusal) => Next::Refused(refusal),
+                    };
+                }
+            }
+            if connection.eof {
+                return Next::Gone;
+            }
+            let idle = connection.rx.is_empty();
+            let (wire, rx) = (&mut connection.wire, &mut connection.rx);
+            let read = async {
+                wire.readable().await?;
+                rx.reserve(if idle && connection.info.tls { IDLE_READ } else { HEAD_READ });
+                wire.read_buf(rx).await
+            };
+            tokio::select! {
+                biased;
+                read = read => match read {
+                    Ok(0) | Err(_) => return Next::Gone,
+                    Ok(_) if idle && !fresh => deadline = Instant::now() + settings.head_timeout,
+                    Ok(_) => {}
+                },
+                () = control.closed() => return Next::Gone,
+                () = raised(&mut draining), if idle && !grace => {
+                    if !fresh {
+                        return Next::Gone;
+                    }
+                    grace = true;
+                    deadline = deadline.min(Instant::now() + DRAIN_GRACE);
+                }
+                () = sleep_until(deadline) => {
+                    return if idle {
+                        Next::Gone
+                    } else {
+                        Next::Refused(Refusal::new(Code::RequestTimeout, "The request head came too slowly."))
+                    };
+                }
+            }
+        }
+    }
+
+    /// Answers what is no request, and ends the connection so that the answer is read.
+    async fn refuse(&self, mut connection: Connection, refusal: Refusal) {
+        let peer: IpAddr = connection.info.peer_ip;
+        let answer = self.refusals.refuse(&refusal, peer);
+        let written = timeout(LAST_WORD, async {
+            connection.wire.write_all(&answer).await?;
+            connection.wire.flush().await
+        });
+        if matches!(written.await, Ok(Ok(()))) {
+            connection.wire.close(connection.eof).await;
+        }
+    }
+}
+
+/// Resolves when the flag is true; never, if nobody can set it any more.
+pub(super) async fn raised(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|raised| *raised).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A panic while serving one request must not take its connection's answer with it. `Err` is a panic.
+async fn caught<T>(mut future: Pin<Box<dyn Future<Output = T> + Send + '_>>) -> Result<T, ()> {
+    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(_) => Poll::Ready(Err(())),
+    })
+    .await
+}
