@@ -83,5 +83,5 @@ async function tabTo(page, selector) {
 
 /** No horizontal scrolling. */
 function fits(page) {
-  return page.evaluate(() => document.documentElement.scrollWidth <= document.documentElement.clientWidth);
+  return page.evaluate((width) => document.documentElement.scrollWidth <= width, PHONE.viewport.width);
 }

@@ -28,6 +28,7 @@ export async function startGateway({ port, issuer, upstream, client, privateKey 
 listen = "127.0.0.1:${port}"
 public_url = "http://localhost:${port}"
 shutdown_delay = "0s"
+single_replica = true
 
 [admin]
 listen = "127.0.0.1:${admin}"
@@ -43,6 +44,9 @@ userinfo = true
 
 [session]
 key_files = ["${folder}/session-key"]
+
+[logout]
+backchannel = ${'backchannel_logout_uri' in client}
 
 [[route]]
 path = "/api/"

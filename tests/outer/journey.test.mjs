@@ -83,6 +83,19 @@ test('ten calls with an ended token ask for one refresh', BOUNDED, async (t) => 
   }
 });
 
+// OpenID Connect Back-Channel Logout 1.0.
+test('a logout at the provider ends that session here, and no other', BOUNDED, async (t) => {
+  const { provider, gateway } = await openWorld(t, { backchannel: true });
+  const [office, phone] = [new Visitor(gateway.origin), new Visitor(gateway.origin)];
+  await office.login();
+  await phone.login();
+
+  await office.navigate(provider.logoutPage);
+  assert.equal((await office.fetch('/api/me')).status, 401);
+  assert.deepEqual(await office.session(), { authenticated: false });
+  assert.equal((await phone.fetch('/api/me')).status, 200);
+});
+
 // RFC 6749 section 5.2, invalid_client: the operator's mistake is not the user's loss.
 test('a wrong client secret answers 502 and keeps the session', BOUNDED, async (t) => {
   const { gateway, clientSecret } = await openWorld(t);

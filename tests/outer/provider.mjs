@@ -38,7 +38,10 @@ export async function startProvider(client) {
       devInteractions: { enabled: false },
       revocation: { enabled: true },
       rpInitiatedLogout: { enabled: true, logoutSource: confirmLogout },
+      backchannelLogout: { enabled: true },
     },
+    // Its own refuses loopback addresses, where the gateway's back-channel logout endpoint is.
+    fetch: (url, { dispatcher: _, ...options }) => fetch(url, options),
   });
 
   oidc.use(async (ctx, next) => {
@@ -63,6 +66,8 @@ export async function startProvider(client) {
       const found = token && await oidc.AccessToken.find(token);
       return found && !found.isExpired ? found.accountId : undefined;
     },
+    /** Where a user ends all sessions at once. */
+    logoutPage: `${issuer}/session/end`,
     goDown: () => close(server),
     comeBack: async () => { server = await listen(serve, port); },
     stop: () => close(server),

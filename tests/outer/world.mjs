@@ -9,11 +9,14 @@ import { until } from './wait.mjs';
 // With characters that HTTP Basic and forms must encode (RFC 6749 section 2.3.1), and long enough for HS256.
 const CLIENT_SECRET = 'a secret: 100% +long/enough=for&HMAC';
 
-/** Starts all three, and ends them with the test `t`. `providerUp: false`: the provider is down at first. */
-export async function openWorld(t, { clientAuth = 'client_secret_basic', providerUp = true } = {}) {
+/**
+ * Starts all three, and ends them with the test `t`. `backchannel`: the provider announces logouts (OpenID Connect
+ * Back-Channel Logout). `providerUp: false`: the provider is down at first.
+ */
+export async function openWorld(t, { clientAuth = 'client_secret_basic', backchannel = false, providerUp = true } = {}) {
   const port = await freePort();
   const origin = `http://localhost:${port}`;
-  const { client, privateKey } = registration(origin, clientAuth);
+  const { client, privateKey } = registration(origin, clientAuth, backchannel);
   const provider = await startProvider(client);
   t.after(() => provider.stop());
   if (!providerUp) await provider.goDown();
@@ -25,7 +28,7 @@ export async function openWorld(t, { clientAuth = 'client_secret_basic', provide
 }
 
 /** What the provider is told about the gateway (RFC 7591), and the gateway's half of the key pair if there is one. */
-function registration(origin, clientAuth) {
+function registration(origin, clientAuth, backchannel) {
   const client = {
     client_id: 'outer',
     token_endpoint_auth_method: clientAuth,
@@ -34,6 +37,10 @@ function registration(origin, clientAuth) {
     redirect_uris: [`${origin}/auth/callback`],
     post_logout_redirect_uris: [`${origin}/auth/logout/return`],
   };
+  if (backchannel) {
+    client.backchannel_logout_uri = `${origin}/auth/logout/backchannel`;
+    client.backchannel_logout_session_required = true;
+  }
   if (clientAuth.startsWith('client_secret')) client.client_secret = CLIENT_SECRET;
   if (clientAuth !== 'private_key_jwt') return { client };
   const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
