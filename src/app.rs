@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::HeaderValue;
 use parking_lot::Mutex;
+use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
@@ -74,7 +75,7 @@ pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
     };
     let tls = match &config.server.tls {
         Some(files) => {
-            let server = load_server_config(&files.cert_file, &files.key_file, files.client_ca_file.as_deref())
+            let server = load_server_config(&files.cert_file, &files.key_file, files.client_ca_file.as_deref(), true)
                 .map_err(|problem| StartError(format!("server.tls: {problem}")))?;
             Some(Tls::new(server))
         }
@@ -97,7 +98,10 @@ pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
     }
 
     let conf = Arc::new(server_conf(config.server.threads));
-    let proxy = http_proxy(&conf, Gateway::new(Arc::clone(&state)));
+    let mut proxy = http_proxy(&conf, Gateway::new(Arc::clone(&state)));
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(config.server.net.keepalive);
+    proxy.server_options = Some(options);
     let connections = Connections::new(Arc::new(Gauges::new(
         Arc::clone(&parts.metrics),
         Arc::clone(&shutdown),
@@ -107,6 +111,8 @@ pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
     let entrance = Entrance {
         settings: Arc::new(ArcSwap::from_pointee(config.server.net)),
         tls,
+        proxy_protocol: if config.server.proxy_protocol { config.server.trusted_proxies.clone().into() } else { Arc::default() },
+        h2c: config.server.h2c,
         refusals: Arc::new(Wording(Arc::clone(&state))),
         connections: connections.clone(),
         draining,
@@ -125,7 +131,7 @@ pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
     };
 
     // No command line, no file: Pingora is configured here and nowhere else.
-    let mut server = Server::new_with_opt_and_conf(None, ServerConf::clone(&conf));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(config.server.threads));
     server.bootstrap();
     server.add_service(public);
     if let Some(listener) = admin_listener {

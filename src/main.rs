@@ -117,7 +117,7 @@ fn explain(files: &[std::path::PathBuf], method: &str, path: &str, navigate: boo
     };
     let Ok(method) = http::Method::from_bytes(method.as_bytes()) else {
         eprintln!("error: {method} is not an HTTP method");
-        return ExitCode::from(config::cli::WRONG_USAGE_CODE);
+        return ExitCode::from(64);
     };
     let embedded = config.session.same_site == sidegate::session::settings::SameSite::None;
     print!("{}", gateway::explain::explain(&config.gateway, embedded, &method, path, navigate));

@@ -249,7 +249,7 @@ fn variables(around: &Surroundings, problems: &mut Vec<Problem>) -> Vec<Variable
         let path: Vec<String> = rest.split(SEPARATOR).map(str::to_ascii_lowercase).collect();
         let layer = format!("environment variable {name}");
         let read = match value.to_str() {
-            Some(value) => typed(value, schema_at(&schema, &path)),
+            Some(value) => typed(value, schema_at(schema, &path)),
             None => Err("is not UTF-8 text"),
         };
         match read {
@@ -457,12 +457,12 @@ mod tests {
     #[test]
     fn a_variable_is_one_value_of_the_keys_type() {
         let schema = schema();
-        let at = |path: &str| schema_at(&schema, &path.split('.').map(str::to_owned).collect::<Vec<_>>());
+        let at = |path: &str| schema_at(schema, &path.split('.').map(str::to_owned).collect::<Vec<_>>());
         for text in ["true", "[1, 2]", "\"quoted\"", "{ a = 1 }", "x\"\n[server]\nlisten = 1"] {
             let value = typed(text, at("provider.client_secret")).ok();
             assert_eq!(value.as_ref().and_then(Value::as_str), Some(text));
         }
-        assert_eq!(typed("77", at("limits.header_count")).ok().and_then(|value| value.to_u128()), Some(77));
+        assert_eq!(typed("77", at("limits.header_count")).ok().and_then(|value| value.to_num()?.to_i128()), Some(77));
         assert_eq!(typed("true", at("provider.userinfo")).ok().and_then(|value| value.to_bool()), Some(true));
         assert!(typed("1\nx = 2", at("limits.header_count")).is_err());
         assert!(typed("[\"a:1\"]", at("server.listen")).is_ok_and(|value| value.as_array().is_some()));

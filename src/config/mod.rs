@@ -26,7 +26,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::crypto::keyring::Keyring;
-use crate::{gateway, oidc, refresh, session};
+use crate::net::settings::ListenAddress;
+use crate::{gateway, net, oidc, refresh, session};
 
 pub use load::Surroundings;
 pub use problem::{Problem, Warning};
@@ -89,38 +90,8 @@ pub struct ServerSettings {
     pub shutdown_delay: Duration,
     /// Then the longest time that requests in flight get.
     pub shutdown_drain: Duration,
-    /// For a whole request head.
-    pub head_timeout: Duration,
-    /// Idle time between requests of a connection.
-    pub keepalive: Duration,
-    /// Silence within a body.
-    pub body_idle: Duration,
-    /// Client connections at a time.
-    pub connections: usize,
-    /// Bytes of a request head.
-    pub header_bytes: usize,
-    /// Fields of a request head.
-    pub header_count: usize,
-    /// Bytes of a request target.
-    pub uri_bytes: usize,
-}
-
-/// Where a listener is bound.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAddress {
-    /// IP address and port.
-    Tcp(SocketAddr),
-    /// `unix:/path`.
-    Unix(PathBuf),
-}
-
-impl std::fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
+    /// Bounds of connections and request heads.
+    pub net: net::Settings,
 }
 
 /// PEM files, judged at start: readable, and key and certificate belong together.
@@ -182,7 +153,7 @@ pub fn load_in(files: &[PathBuf], around: &Surroundings) -> Result<Config, Vec<P
     let mut value = sources.value();
     let mut found = problem::Findings::new(sources);
     found.problems.append(&mut problems);
-    judge::judge(&mut value, &schema(), &mut found);
+    judge::judge(&mut value, schema(), &mut found);
     let raw: raw::RawConfig = match value.deserialize() {
         Ok(raw) => raw,
         Err(error) => {

@@ -14,7 +14,10 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     gaps.refuse(!raw.presets.is_empty(), "presets");
     match &raw.provider {
         Some(OneOrMany::One(provider)) => provider_gaps("provider", provider, &mut gaps),
-        Some(OneOrMany::Many(many)) => gaps.refuse(true, if many.len() > 1 { "provider[1]" } else { "provider" }),
+        Some(OneOrMany::Many(many)) => {
+            gaps.refuse(many.len() > 1, "provider[1]");
+            many.iter().take(1).for_each(|provider| provider_gaps("provider[0]", provider, &mut gaps));
+        }
         None => {}
     }
     gaps.refuse(raw.session.store == Store::Redis, "session.store");

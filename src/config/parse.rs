@@ -16,12 +16,13 @@ use super::not_yet::not_yet;
 use super::problem::{Findings, Problem, did_you_mean, shown};
 use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
-use super::{AdminSettings, Config, ListenAddress, LogFormat, LogSettings, ServerSettings, TlsFiles, routes};
+use super::{AdminSettings, Config, LogFormat, LogSettings, ServerSettings, TlsFiles, routes};
 use crate::crypto::keyring::{Key, Keyring};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{ClientAuth, Endpoints};
 use crate::secret::Secret;
 use crate::web::origin::{Origin, is_loopback};
+use crate::net::{self, ListenAddress};
 use crate::{gateway, oidc, refresh, session};
 
 /// Every preset that the documentation names.
@@ -124,6 +125,9 @@ impl Parser {
         raw.provider = Some(OneOrMany::One(provider));
         let keys = self.keys(&mut raw.session, public.as_ref());
         self.session(&raw.session, public.as_ref());
+        if raw.session.store == raw::Store::Redis && raw.redis.is_none() && !self.found.blamed("redis") {
+            self.found.problem("session.store", "\"redis\" needs a [redis] section");
+        }
         let refresh = self.refresh(&raw);
         self.redis(raw.redis.as_mut());
         self.family_kill(&raw);
@@ -132,7 +136,7 @@ impl Parser {
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix);
         self.verify(&raw.verify);
-        self.tracing(&mut raw.tracing);
+        self.tracing(&raw.tracing);
 
         let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
@@ -167,16 +171,10 @@ impl Parser {
             prefix,
             routes,
             csrf: csrf?,
-            limits: gateway::settings::Limits {
-                header_bytes: server.header_bytes,
-                header_count: server.header_count,
-                uri_bytes: server.uri_bytes,
-                body_idle: server.body_idle,
-            },
+            body_idle: server.net.body_idle,
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
-            access_log: log.access,
         };
         Some(Config {
             server,
@@ -249,15 +247,17 @@ impl Parser {
             single_replica: server.single_replica,
             shutdown_delay: duration(&server.shutdown_delay),
             shutdown_drain: duration(&server.shutdown_drain),
-            head_timeout: self.positive("limits.head_timeout", &limits.head_timeout),
-            keepalive: duration(&limits.keepalive),
-            body_idle: self.positive("limits.body_idle", &limits.body_idle),
-            connections: to_usize(limits.connections),
-            header_bytes: self.some_bytes("limits.header_bytes", &limits.header_bytes),
-            header_count: to_usize(limits.header_count),
-            uri_bytes: self.some_bytes("limits.uri_bytes", &limits.uri_bytes),
+            net: net::Settings {
+                head_timeout: self.positive("limits.head_timeout", &limits.head_timeout),
+                keepalive: duration(&limits.keepalive),
+                body_idle: self.positive("limits.body_idle", &limits.body_idle),
+                connections: to_usize(limits.connections),
+                header_bytes: self.some_bytes("limits.header_bytes", &limits.header_bytes),
+                header_count: to_usize(limits.header_count),
+                uri_bytes: self.some_bytes("limits.uri_bytes", &limits.uri_bytes),
+            },
         };
-        if settings.header_bytes < bytes(&raw.session.header_budget) {
+        if settings.net.header_bytes < bytes(&raw.session.header_budget) {
             self.found.warn(
                 "limits.header_bytes",
                 "is less than session.header_budget: a browser may get cookies that are refused when they come back",
@@ -960,7 +960,7 @@ impl Parser {
         claims.expose.clone()
     }
 
-    fn tracing(&mut self, tracing: &mut raw::Tracing) {
+    fn tracing(&mut self, tracing: &raw::Tracing) {
         if let Some(text) = &tracing.otlp_endpoint
             && !Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
         {

@@ -240,8 +240,11 @@ fn prefixes(parser: &mut Parser, at: &str, raw: &raw::Route) -> (Option<String>,
     let strip = match &raw.strip_prefix {
         Some(raw::StripPrefix::Path(true)) => Some(raw.path.clone()),
         Some(raw::StripPrefix::Text(text)) => {
-            if judge_path(text).is_err() || !raw.path.starts_with(text.trim_end_matches('/')) {
-                let text = format!("must be a path that begins {:?}, or true, not {}", raw.path, shown(text));
+            let rest = raw.path.strip_prefix(text.trim_end_matches('/'));
+            let whole_segments = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            if judge_path(text).is_err() || !whole_segments {
+                let text =
+                    format!("must be whole segments that {:?} begins with, or true, not {}", raw.path, shown(text));
                 parser.found.problem(join(at, "strip_prefix"), text);
             }
             Some(text.clone())
@@ -250,9 +253,11 @@ fn prefixes(parser: &mut Parser, at: &str, raw: &raw::Route) -> (Option<String>,
     };
     if let Some(text) = &raw.rewrite_prefix {
         if judge_path(text).is_err() {
-            parser
-                .found
-                .problem(join(at, "rewrite_prefix"), format!("must be a path such as \"/new/\", not {}", shown(text)));
+            let text = format!("must be a path such as \"/new/\", not {}", shown(text));
+            parser.found.problem(join(at, "rewrite_prefix"), text);
+        } else if raw.path.ends_with('/') != text.ends_with('/') {
+            let text = format!("must end in / exactly when the route's path {:?} does, not {}", raw.path, shown(text));
+            parser.found.problem(join(at, "rewrite_prefix"), text);
         }
         if strip.is_some() {
             parser

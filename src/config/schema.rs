@@ -1,12 +1,19 @@
 //! The JSON Schema of the configuration file: what `sidegate schema` prints, and what files are judged by.
 
+use std::sync::LazyLock;
+
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::raw::RawConfig;
 
 /// JSON Schema, draft 2020-12.
-pub fn schema() -> Value {
+pub fn schema() -> &'static Value {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(generate);
+    &SCHEMA
+}
+
+fn generate() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         // No references: an editor shows each key with its own description, and the judge need not resolve any.
         settings.inline_subschemas = true;
@@ -112,7 +119,7 @@ mod tests {
             }
         }
         let schema = schema();
-        walk(&schema, "");
+        walk(schema, "");
         assert!(!schema.to_string().contains("\"null\""));
     }
 }

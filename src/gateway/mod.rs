@@ -27,11 +27,11 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 use tokio::time::Instant;
 
 use self::ctx::{Ctx, Forward, Label, Phase, Used};
@@ -42,7 +42,7 @@ use self::settings::Access;
 use self::state::{RouteEntry, State};
 use crate::crypto::random;
 use crate::metrics::{MethodLabel, NoRoute};
-use crate::net::guard::Guard;
+use crate::net::{ConnectionInfo, Guard};
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::Demand;
 use crate::session::jar::Presented;
@@ -166,7 +166,8 @@ impl Ctx {
         };
         let head = session.req_header();
         let now = self.state.clock.now();
-        let prefix = &self.state.settings.prefix;
+        let state = Arc::clone(&self.state);
+        let prefix = &state.settings.prefix;
         let caller = self.caller(head, &initiator);
         if let Some(rest) = below(arrived.path.as_str(), prefix) {
             self.route = Label::None(NoRoute::Endpoint);
@@ -208,9 +209,9 @@ impl Ctx {
         let head = session.req_header();
         let method = (!caller.preflight).then_some(&head.method);
         let entry = match state.routes.find(&arrived.path, &arrived.host, method) {
-            Matched::Route(entry) => Arc::clone(entry),
+            Matched::Route(entry) => Arc::clone(&entry.0),
             Matched::MethodNotAllowed { route, allow } => {
-                self.route = Label::Route(Arc::clone(route));
+                self.route = Label::Route(Arc::clone(&route.0));
                 return Problem::new(Code::MethodNotAllowed, "This path does not take the method.").allow(allow).into();
             }
             Matched::None => {
@@ -388,7 +389,7 @@ impl Ctx {
             document: initiator.is_top_level_navigation(),
             framed: initiator.in_frame(),
             cross_site: initiator.site == Site::CrossSite,
-            typed_return: typed && self.state.logins.presented(&head.headers),
+            typed_return: typed && self.state.logins.any_presented(&head.headers),
             foreign: initiator.names_foreign_site(),
             websocket,
             websocket_origin: initiator.websocket_origin_ok(),
@@ -508,11 +509,9 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        let idle = ctx.state.settings.limits.body_idle;
-        session.set_read_timeout(Some(idle));
-        session.set_write_timeout(Some(idle));
-        // A client that half-closes after its request still gets its answer (pitfall 13).
-        session.set_abort_on_close(false);
+        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel.
+        session.set_read_timeout(None);
+        session.set_write_timeout(Some(ctx.state.settings.body_idle));
         Ok(())
     }
 
@@ -523,9 +522,6 @@ impl ProxyHttp for Gateway {
         });
         match outcome {
             Outcome::Forward(forward) => {
-                if forward.upgrade || forward.event_stream {
-                    session.set_read_timeout(None);
-                }
                 ctx.phase = Phase::Forward(forward);
                 Ok(false)
             }
@@ -656,7 +652,8 @@ impl ProxyHttp for Gateway {
         if session.response_written().is_some_and(|head| !head.status.is_informational()) {
             return dead;
         }
-        let Some(problem) = rescue::problem(e) else { return dead };
+        let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
+        let Some(problem) = fault.map(Problem::from).or_else(|| rescue::problem(e)) else { return dead };
         let code = problem.code.status().as_u16();
         tracing::warn!(target: "sidegate", event = "forward_failed", request_id = %ctx.request_id, code = problem.code.as_str(), kind = e.etype().as_str());
         let cookies = ctx.late_cookies();
@@ -716,7 +713,7 @@ impl ProxyHttp for Gateway {
 
 /// None on a unix socket.
 fn peer_ip(session: &Session) -> Option<IpAddr> {
-    Guard::of(session.as_downstream()).and_then(|guard| guard.info().peer).map(|peer| peer.ip().to_canonical())
+    ConnectionInfo::of(session.as_downstream()).and_then(|info| info.peer).map(|peer| peer.ip().to_canonical())
 }
 
 /// The path and query of a request target; the authority of an absolute one was compared with `Host` by `net`.

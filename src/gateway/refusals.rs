@@ -24,7 +24,11 @@ impl Refusals for Wording {
     fn refuse(&self, refusal: &Refusal, peer: IpAddr) -> Bytes {
         let state = self.0.load();
         let request_id = random::base64url::<15>();
-        let mut response = Problem::from(*refusal).render(Shape::Json, &request_id);
+        let mut problem = Problem::from(*refusal);
+        if refusal.code == Code::MethodNotAllowed {
+            problem = problem.allow("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned());
+        }
+        let mut response = problem.render(Shape::Json, &request_id);
         if refusal.code == Code::HeadersTooLarge {
             // DOS-05: cookies that grew too large would refuse the user for ever.
             response = response.set_cookies(state.jar.expire_all(&Presented::default()));

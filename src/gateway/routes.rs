@@ -1,6 +1,7 @@
 //! Which route takes a request: by path, then host, then method. Longest path wins, and its cost does not grow with
 //! the number of routes.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
 
@@ -38,12 +39,12 @@ impl<R> fmt::Debug for RouteTable<R> {
     }
 }
 
-impl<R: AsRef<Route>> RouteTable<R> {
+impl<R: Borrow<Route>> RouteTable<R> {
     /// Builds the table. That no two routes could both win was judged with the configuration.
     pub fn new(routes: impl IntoIterator<Item = R>) -> Self {
         let (mut exact, mut prefix, mut hosts) = (HashMap::new(), HashMap::new(), Vec::new());
         for route in routes {
-            let settings = route.as_ref();
+            let settings = route.borrow();
             hosts.extend(settings.hosts.iter().cloned());
             let table = if settings.path.ends_with('/') { &mut prefix } else { &mut exact };
             let path = settings.path.clone();
@@ -70,11 +71,11 @@ impl<R: AsRef<Route>> RouteTable<R> {
         let mut levels = self.exact.get(path).into_iter().chain(Levels { table: &self.prefix, rest: Some(path) });
         levels
             .find_map(|level| {
-                let mut candidates = level.iter().filter(|route| takes_host(route.as_ref(), host)).peekable();
+                let mut candidates = level.iter().filter(|route| takes_host((*route).borrow(), host)).peekable();
                 let first: &R = candidates.peek().copied()?;
                 let mut allow: Vec<&str> = Vec::new();
                 for route in candidates {
-                    let methods = &route.as_ref().methods;
+                    let methods = &Borrow::<Route>::borrow(route).methods;
                     if method.is_none_or(|method| takes_method(methods, method)) {
                         return Some(Matched::Route(route));
                     }
@@ -98,13 +99,13 @@ fn takes_method(methods: &[Method], method: &Method) -> bool {
 }
 
 /// The prefix routes above a path, longest first: `/a/b` asks for `/a/b/`, `/a/`, `/`.
-struct Levels<'a, R> {
-    table: &'a HashMap<String, Vec<R>>,
-    rest: Option<&'a str>,
+struct Levels<'t, 'p, R> {
+    table: &'t HashMap<String, Vec<R>>,
+    rest: Option<&'p str>,
 }
 
-impl<'a, R> Iterator for Levels<'a, R> {
-    type Item = &'a Vec<R>;
+impl<'t, R> Iterator for Levels<'t, '_, R> {
+    type Item = &'t Vec<R>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while let Some(rest) = self.rest {

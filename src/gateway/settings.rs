@@ -17,21 +17,13 @@ pub struct Settings {
     pub prefix: String,
     pub routes: Vec<Route>,
     pub csrf: Csrf,
-    pub limits: Limits,
+    /// How long a body may be silent.
+    pub body_idle: Duration,
     pub logout: Logout,
     /// Claims that the session endpoint shows.
     pub expose: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-}
-
-/// `[limits]`, as far as the gateway enforces them.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    pub header_bytes: usize,
-    pub header_count: usize,
-    pub uri_bytes: usize,
-    pub body_idle: Duration,
 }
 
 /// `[csrf]`.

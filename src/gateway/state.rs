@@ -1,5 +1,6 @@
 //! Everything a request is decided by, held behind one atomic swap.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +23,7 @@ use crate::web::headers;
 /// What a reload replaces as a whole. Sessions, flights and attempts are shared by all its generations.
 pub struct State {
     pub settings: Settings,
-    pub routes: RouteTable<Arc<RouteEntry>>,
+    pub routes: RouteTable<Entry>,
     /// The session cookie is `SameSite=None`.
     pub embedded: bool,
     pub shared: Shared,
@@ -43,6 +44,12 @@ pub struct Shared {
     pub sub_hasher: Arc<SubHasher>,
     /// `1.1 sidegate-<instance>`: what this process adds to `Via`, and knows itself by.
     pub via: HeaderValue,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for State {
@@ -88,9 +95,13 @@ pub enum Endpoint {
     Unix(String),
 }
 
-impl AsRef<Route> for RouteEntry {
-    fn as_ref(&self) -> &Route {
-        &self.settings
+/// What the route table compares.
+#[derive(Clone, Debug)]
+pub struct Entry(pub Arc<RouteEntry>);
+
+impl Borrow<Route> for Entry {
+    fn borrow(&self) -> &Route {
+        &self.0.settings
     }
 }
 
@@ -161,7 +172,7 @@ impl State {
             .collect();
         let entries = (0..).zip(settings.routes.iter().cloned()).map(|(group, route)| {
             // Group 0 is Pingora's default; ours begin at 1.
-            Arc::new(RouteEntry::new(route, &shared.metrics, group + 1))
+            Entry(Arc::new(RouteEntry::new(route, &shared.metrics, group + 1)))
         });
         let routes = RouteTable::new(entries.collect::<Vec<_>>());
         Self { settings, routes, embedded, shared, reserved }
@@ -187,6 +198,6 @@ impl State {
 
     /// Every name that upstreams are reached by.
     pub fn names(&self) -> Vec<Arc<Name>> {
-        self.routes.iter().flat_map(|entry| entry.names()).collect()
+        self.routes.iter().flat_map(|entry| entry.0.names()).collect()
     }
 }

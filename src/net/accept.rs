@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net as unix;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::BytesMut;
+use ipnet::IpNet;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddress;
@@ -28,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{ConnectionInfo, Connections, Permit};
 use super::guard::Connection;
+use super::proxy_protocol;
 use super::refusal::Refusals;
 use super::serve::{Server, raised};
 use super::settings::{ListenAddress, Settings};
@@ -94,7 +96,9 @@ pub fn bind(addresses: &[ListenAddress]) -> io::Result<Vec<BoundListener>> {
     };
     addresses
         .iter()
-        .map(|address| bind_one(address).map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"))))
+        .map(|address| {
+            bind_one(address).map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+        })
         .collect()
 }
 
@@ -144,6 +148,10 @@ pub struct Entrance {
     pub settings: Arc<ArcSwap<Settings>>,
     /// With it, TCP listeners speak TLS only; unix sockets never do.
     pub tls: Option<Tls>,
+    /// Peers whose TCP connections begin with a PROXY header and are somebody else's; empty = the protocol is off.
+    pub proxy_protocol: Arc<[IpNet]>,
+    /// HTTP/2 without TLS, by prior knowledge; with TLS it is negotiated, see [`super::load_server_config`].
+    pub h2c: bool,
     /// Words refusals.
     pub refusals: Arc<dyn Refusals>,
     /// Lists and counts the connections.
@@ -179,6 +187,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptService<A> {
             settings: entrance.settings.clone(),
             refusals: entrance.refusals.clone(),
             draining: draining.clone(),
+            h2c: entrance.h2c,
         });
         let mut accepting = JoinSet::new();
         for listener in std::mem::take(&mut self.listeners) {
@@ -290,7 +299,22 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
     async fn welcome(&self, stream: Accepted, _permit: Permit) {
         let Some(connection) = self.connect(stream).await else { return };
         let _listed = self.entrance.connections.list(connection.info.clone());
-        self.server.serve(connection).await;
+        if connection.speaks_http2() {
+            self.server.serve_http2(connection).await;
+        } else {
+            self.server.serve(connection).await;
+        }
+    }
+
+    /// Whom a connection belongs to; `None`: its PROXY header is missing, malformed or late.
+    async fn owner(&self, stream: &mut TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+        let ip: IpAddr = peer.ip().to_canonical();
+        if !self.entrance.proxy_protocol.iter().any(|trusted| trusted.contains(&ip)) {
+            return Some(peer);
+        }
+        let within = self.entrance.settings.load().head_timeout;
+        let owner = timeout(within, proxy_protocol::read(stream)).await.ok()?.ok()?;
+        Some(owner.unwrap_or(peer))
     }
 
     /// Sets the socket up and shakes hands. `None`: the handshake failed or took too long.
@@ -299,11 +323,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
         let mut server_name = None;
         let (wire, peer) = match stream {
             Accepted::Unix(stream) => (Wire::Unix(stream), None),
-            Accepted::Tcp(stream, peer) => {
+            Accepted::Tcp(mut stream, peer) => {
                 // Best effort, both: a connection without them is only slower to send or to be found dead.
                 let _ = stream.set_nodelay(true);
                 let alive = TcpKeepalive::new().with_time(PEER_IDLE).with_interval(PEER_ASK_AGAIN);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&alive);
+                let peer = self.owner(&mut stream, peer).await?;
                 match &self.entrance.tls {
                     None => (Wire::Tcp(stream), Some(peer)),
                     Some(tls) => {
@@ -324,8 +349,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
         let socket_digest = SocketDigest::from_raw_fd(wire.fd());
         // Set here, or Pingora asks the kernel for it at some later time, when it may be gone.
         let _ = socket_digest.peer_addr.set(peer.map(PingoraAddress::Inet));
+        let info = Arc::new(ConnectionInfo::new(peer, ssl_digest.is_some(), server_name));
         Some(Connection {
-            info: Arc::new(ConnectionInfo::new(peer, ssl_digest.is_some(), server_name)),
+            tag: info.tag(),
+            info,
             wire,
             rx: BytesMut::new(),
             eof: false,

@@ -9,6 +9,9 @@ use std::task::Waker;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::sync::Notify;
 
 /// A client connection, as the gateway may know it.
@@ -29,6 +32,18 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    /// The connection that a request came on, whatever its HTTP version.
+    pub fn of(session: &ServerSession) -> Option<&Arc<Self>> {
+        session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// Pingora passes nothing of ours along with a connection, but for what it takes to be the answer of a proxy
+    /// before it.
+    pub(super) fn tag(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
+        let head = ResponseHeader::build(200, Some(0)).ok()?;
+        Some(Arc::new(ProxyDigest::new(Box::new(head), Some(Box::new(self.clone())))))
+    }
+
     /// A connection from `peer`.
     pub fn new(peer: Option<SocketAddr>, tls: bool, server_name: Option<String>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);

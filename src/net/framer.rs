@@ -221,10 +221,10 @@ impl HeadReader {
                 self.begin(At::LineStart, at + 1);
             }
             At::LineStart => {
-                self.within_header_bytes(at)?;
                 if byte == b'\r' {
                     self.state = At::EndLf;
                 } else if is_token(byte) {
+                    self.within_header_bytes(at)?;
                     self.count += 1;
                     if self.count > self.limits.header_count {
                         return Err(Refusal::new(Code::HeadersTooLarge, "Too many header fields."));
@@ -252,6 +252,7 @@ impl HeadReader {
                 }
             }
             At::ValueLf => {
+                self.within_header_bytes(at)?;
                 if byte != b'\n' {
                     return Err(BARE_CR);
                 }
@@ -503,10 +504,19 @@ pub struct BodyReader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
     Length(u64),
-    Size { value: u64, digits: u8 },
+    Size {
+        value: u64,
+        digits: u8,
+    },
     /// `named`: at least one character of the current name or value was there.
-    Extension { value: u64, named: bool, valued: bool },
-    SizeLf { value: u64 },
+    Extension {
+        value: u64,
+        named: bool,
+        valued: bool,
+    },
+    SizeLf {
+        value: u64,
+    },
     Data(u64),
     DataCr,
     DataLf,
@@ -574,9 +584,7 @@ impl BodyReader {
                 Reading::Size { value: (value << 4) | u64::from(digit), digits: digits + 1 }
             }
             (Reading::Size { value, digits: 1.. }, b'\r') => Reading::SizeLf { value },
-            (Reading::Size { value, digits: 1.. }, b';') => {
-                Reading::Extension { value, named: false, valued: false }
-            }
+            (Reading::Size { value, digits: 1.. }, b';') => Reading::Extension { value, named: false, valued: false },
             // Quoted values are refused: to some readers a CR LF in them ends the line.
             (Reading::Extension { value, named, valued }, _) => {
                 self.extension_bytes += 1;

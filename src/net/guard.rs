@@ -52,6 +52,15 @@ pub(super) struct Connection {
     pub(super) connections: Connections,
     pub(super) socket_digest: Arc<SocketDigest>,
     pub(super) ssl_digest: Option<Arc<SslDigest>>,
+    /// Carries `info` to where only Pingora's digest is left of a stream.
+    pub(super) tag: Option<Arc<ProxyDigest>>,
+}
+
+impl Connection {
+    /// The TLS handshake ended with HTTP/2.
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.wire.negotiated() == Some(b"h2")
+    }
 }
 
 /// Where a connection is put when its guard is dropped.
@@ -173,8 +182,9 @@ impl Exchange {
             && self.head.is_empty()
             && self.ready.is_empty()
             && self.body.is_done()
-            && !self.connection.eof
             && !self.connection.info.control.is_closed()
+            // Who sent several requests and then half-closed gets all the answers.
+            && (!self.connection.eof || !self.connection.rx.is_empty())
             // Bytes sent in the hope of a tunnel are not a request.
             && (self.upgrade == Upgrade::No || self.connection.rx.is_empty())
     }
@@ -288,7 +298,10 @@ impl Exchange {
                 Err(error) => return Poll::Ready(error),
             }
         }
-        while connection.eof {
+        if !connection.eof {
+            return Poll::Pending;
+        }
+        loop {
             let probe = self.probe.get_or_insert_with(|| Box::pin(sleep(PROBE)));
             ready!(probe.as_mut().poll(cx));
             self.probe = None;
@@ -296,7 +309,6 @@ impl Exchange {
                 return Poll::Ready(error);
             }
         }
-        Poll::Pending
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
@@ -375,7 +387,7 @@ impl Exchange {
     }
 }
 
-fn hand_out(bytes: &mut impl Buf, buf: &mut ReadBuf<'_>) {
+pub(super) fn hand_out(bytes: &mut impl Buf, buf: &mut ReadBuf<'_>) {
     let count = bytes.remaining().min(buf.remaining());
     buf.put_slice(bytes.chunk().get(..count).unwrap_or_default());
     bytes.advance(count);
@@ -506,7 +518,7 @@ impl GetTimingDigest for Guard {
 
 impl GetProxyDigest for Guard {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.exchange.as_ref().and_then(|exchange| exchange.connection.tag.clone())
     }
 }
 

@@ -1,10 +1,11 @@
 //! The way in: accept loop, TLS handshake, the strict head of HTTP/1.1, tunnels that can be closed.
 //!
 //! ```text
-//! accept ─► permit ─► TLS handshake ─► serve: ┌─► head judged (framer) ── refused ─► answer, linger, close
-//!                                             │        │ accepted
-//!                                             │   Guard ⇄ Pingora, one request
-//!                                             └── connection comes home
+//! accept ─► permit ─► PROXY header ─► TLS ─► serve ─┬─► HTTP/2: Pingora frames it
+//!                                                   │
+//!                 ┌─────────────────────────────────┴─► head judged (framer) ── refused ─► answer, linger, close
+//!                 │                                        │ accepted
+//!          connection comes home ◄── answered ──── Guard ⇄ Pingora: one request
 //! ```
 //!
 //! Pingora's parser only ever sees heads and bodies that passed [`framer`]: it is not asked to be strict.
@@ -13,9 +14,12 @@ pub mod accept;
 pub mod connection;
 pub mod framer;
 pub mod guard;
-mod refusal;
+mod h2;
+mod proxy_protocol;
+pub mod refusal;
+pub mod resolve;
 mod serve;
-mod settings;
+pub mod settings;
 pub mod tls;
 mod websocket;
 mod wire;
@@ -24,5 +28,5 @@ pub use accept::{AcceptService, BoundListener, Entrance, bind};
 pub use connection::{ConnectionInfo, Connections, Control, Kind, Observer};
 pub use guard::Guard;
 pub use refusal::{Refusal, Refusals};
-pub use tls::{Tls, load_server_config};
 pub use settings::{ListenAddress, NotAListenAddress, Settings};
+pub use tls::{Tls, load_server_config};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use pingora::apps::HttpServerApp;
+use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::framer::{BodyReader, Head, HeadLimits, HeadReader, Verdict};
 use super::guard::{Connection, Guard, Home};
+use super::h2::{H2Stream, PRIOR_KNOWLEDGE};
 use super::refusal::{Refusal, Refusals};
 use super::settings::Settings;
 use crate::web::problem::Code;
@@ -37,12 +38,16 @@ pub(super) struct Server<A> {
     pub(super) refusals: Arc<dyn Refusals>,
     /// True once no connection is to be kept alive any more.
     pub(super) draining: watch::Receiver<bool>,
+    /// Whether HTTP/2 by prior knowledge is spoken.
+    pub(super) h2c: bool,
 }
 
 /// What came instead of, or as, the next request.
 enum Next {
     Request(Box<Head>, BodyReader, BytesMut),
     Refused(Refusal),
+    /// HTTP/2 by prior knowledge.
+    Http2,
     /// Closed, idle for too long, or no longer wanted.
     Gone,
 }
@@ -56,6 +61,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
             let (head, body, start) = match self.next(&mut connection, &settings, fresh).await {
                 Next::Request(head, body, start) => (head, body, start),
                 Next::Refused(refusal) => return self.refuse(connection, refusal).await,
+                Next::Http2 => return self.serve_http2(connection).await,
                 Next::Gone => return connection.wire.close(true).await,
             };
             fresh = false;
@@ -87,6 +93,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
         }
     }
 
+    /// Hands a connection to Pingora's HTTP/2 server, which ends it gracefully when the drain begins.
+    pub(super) async fn serve_http2(&self, connection: Connection) {
+        let stream = H2Stream::new(connection, &self.settings.load());
+        let _ = caught(self.app.process_new(Box::new(stream), &self.draining)).await;
+    }
+
     /// Waits for the next head and judges it. `fresh`: the connection has not carried a request.
     async fn next(&self, connection: &mut Connection, settings: &Settings, fresh: bool) -> Next {
         let mut reader = HeadReader::new(HeadLimits::from(settings));
@@ -96,6 +108,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
         let mut deadline = Instant::now() + within;
         let mut grace = false;
         loop {
+            if fresh && self.h2c && !connection.info.tls && connection.rx.starts_with(PRIOR_KNOWLEDGE) {
+                return Next::Http2;
+            }
             match reader.read(&mut connection.rx) {
                 Verdict::NeedMore => {}
                 Verdict::Refuse(refusal) => return Next::Refused(refusal),

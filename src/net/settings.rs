@@ -66,7 +66,9 @@ impl FromStr for ListenAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') && path.len() > 1 && !path.contains('\0') => Ok(Self::Unix(path.into())),
+            Some(path) if path.starts_with('/') && path.len() > 1 && !path.contains('\0') => {
+                Ok(Self::Unix(path.into()))
+            }
             Some(_) => Err(NotAListenAddress),
             None => text.parse().map(Self::Tcp).map_err(|_| NotAListenAddress),
         }
@@ -92,7 +94,9 @@ mod tests {
             let address: ListenAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
         }
-        for text in ["", "localhost:8080", "localhost", "127.0.0.1", "127.0.0.1:99999", ":8080", "unix:", "unix:x", "unix:/"] {
+        for text in
+            ["", "localhost:8080", "localhost", "127.0.0.1", "127.0.0.1:99999", ":8080", "unix:", "unix:x", "unix:/"]
+        {
             assert_eq!(text.parse::<ListenAddress>(), Err(NotAListenAddress), "{text:?}");
         }
     }

@@ -38,17 +38,23 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Reads the PEM files of `server.tls`. With `client_ca`, clients must show a certificate that it signed.
+/// Reads the PEM files of `server.tls`. With `client_ca`, clients must show a certificate that it signed; `http2`
+/// offers HTTP/2 besides HTTP/1.1.
 ///
 /// # Errors
 ///
 /// A sentence for the operator that names the file; never its content.
-pub fn load_server_config(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Arc<ServerConfig>, String> {
+pub fn load_server_config(
+    cert: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+    http2: bool,
+) -> Result<Arc<ServerConfig>, String> {
     let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
     let (cert_pem, key_pem) = (read(cert)?, zeroize::Zeroizing::new(read(key)?));
     let chain = certificates(&cert_pem).ok_or_else(|| format!("{}: no PEM certificate in it", cert.display()))?;
-    let private = PrivateKeyDer::from_pem_slice(&key_pem)
-        .map_err(|_| format!("{}: no PEM private key in it", key.display()))?;
+    let private =
+        PrivateKeyDer::from_pem_slice(&key_pem).map_err(|_| format!("{}: no PEM private key in it", key.display()))?;
 
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -74,8 +80,8 @@ pub fn load_server_config(cert: &Path, key: &Path, client_ca: Option<&Path>) -> 
         .with_single_cert(chain, private)
         .map_err(|error| format!("{} with {}: {error}", cert.display(), key.display()))?;
     config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
-    // `h2` joins the list when the serve loop can carry it.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = if http2 { vec![b"h2".to_vec()] } else { Vec::new() };
+    config.alpn_protocols.push(b"http/1.1".to_vec());
     Ok(Arc::new(config))
 }
 
@@ -96,15 +102,15 @@ mod tests {
     #[test]
     fn a_certificate_with_its_key_is_taken() {
         let (cert, key) = (fixture("localhost.pem"), fixture("localhost.key"));
-        load_server_config(&cert, &key, None).unwrap();
-        load_server_config(&cert, &key, Some(&cert)).unwrap();
+        load_server_config(&cert, &key, None, true).unwrap();
+        load_server_config(&cert, &key, Some(&cert), false).unwrap();
     }
 
     #[test]
     fn every_bad_file_is_named() {
         let (cert, key, other) = (fixture("localhost.pem"), fixture("localhost.key"), fixture("other.key"));
         let missing = fixture("missing.pem");
-        let refused = |c: &Path, k: &Path, ca: Option<&Path>| load_server_config(c, k, ca).unwrap_err();
+        let refused = |c: &Path, k: &Path, ca: Option<&Path>| load_server_config(c, k, ca, true).unwrap_err();
         assert!(refused(&missing, &key, None).contains("missing.pem"));
         assert!(refused(&cert, &missing, None).contains("missing.pem"));
         assert!(refused(&key, &key, None).contains("localhost.key: no PEM certificate"));

@@ -45,6 +45,14 @@ impl Wire {
         }
     }
 
+    /// The protocol that the TLS handshake settled on.
+    pub(super) fn negotiated(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+
     /// Waits for bytes without holding memory for them, where the stream can do that.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match self {

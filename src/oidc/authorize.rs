@@ -61,7 +61,8 @@ pub fn url(settings: &Settings, metadata: &ProviderMetadata, request: &Authoriza
             pairs.push((name, value));
         }
     }
-    let own: Vec<_> = endpoint.query_pairs().filter(|(name, _)| !pairs.iter().any(|(known, _)| known == name)).collect();
+    let own: Vec<_> =
+        endpoint.query_pairs().filter(|(name, _)| !pairs.iter().any(|(known, _)| known == name)).collect();
     with_query(endpoint, own.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).chain(pairs.iter().copied()))
 }
 
@@ -130,7 +131,8 @@ mod tests {
         settings.audience = Some("api".into());
         let mut metadata = metadata("https://op.example");
         metadata.authorization = Url::parse("https://op.example/authorize?policy=b2c&client_id=other&x=0").unwrap();
-        let login = [("prompt", "none"), ("login_hint", "a"), ("login_hint", "b"), ("acr_values", "x"), ("client_id", "e")];
+        let login =
+            [("prompt", "none"), ("login_hint", "a"), ("login_hint", "b"), ("acr_values", "x"), ("client_id", "e")];
         let query = query(&url(&settings, &metadata, &request(&login)));
         assert_eq!(query["prompt"], "consent");
         assert_eq!(query["state"], "st");

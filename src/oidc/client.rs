@@ -225,12 +225,12 @@ fn blame(error: &reqwest::Error) -> CallError {
 fn is_tls(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        if error.is::<rustls::Error>() {
             return true;
         }
-        cause = match inner {
-            Some(inner) => inner.source().or_else(|| error.source()),
+        // What an `io::Error` wraps is not its source, but its source's predecessor.
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
             None => error.source(),
         };
     }
@@ -279,7 +279,8 @@ fn tls(settings: &Settings) -> Result<rustls::ClientConfig, SetupError> {
     }
     if roots.is_empty() && settings.discovery_url.scheme() == "https" {
         return Err(SetupError(
-            "provider.ca_file is needed: this system has no trust anchors, so no https provider can be verified".to_owned(),
+            "provider.ca_file is needed: this system has no trust anchors, so no https provider can be verified"
+                .to_owned(),
         ));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());

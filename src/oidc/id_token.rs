@@ -216,8 +216,24 @@ fn others(claims: &Claims) -> BTreeMap<String, Value> {
 /// `userinfo_sub` unless the subject is the same.
 pub fn merge_userinfo(identity: &mut Identity, userinfo: &Claims) -> Result<(), Fault> {
     const NOT: [&str; 18] = [
-        "iss", "sub", "aud", "azp", "exp", "iat", "nbf", "jti", "nonce", "at_hash", "c_hash", "s_hash", "auth_time",
-        "acr", "amr", "sid", "_claim_names", "_claim_sources",
+        "iss",
+        "sub",
+        "aud",
+        "azp",
+        "exp",
+        "iat",
+        "nbf",
+        "jti",
+        "nonce",
+        "at_hash",
+        "c_hash",
+        "s_hash",
+        "auth_time",
+        "acr",
+        "amr",
+        "sid",
+        "_claim_names",
+        "_claim_sources",
     ];
     if userinfo.get("sub").and_then(Value::as_str) != Some(identity.subject.as_str()) {
         return Err(Fault("userinfo_sub"));

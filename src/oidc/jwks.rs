@@ -201,7 +201,7 @@ impl Keys {
     /// Verifies a token by the keys of the set, fetching it again when the token means a key that is not in it.
     ///
     /// # Errors
-    /// `Invalid` when the token does not hold, else those of the first fetch.
+    /// `Invalid` when the token does not hold, else those of a fetch that was needed.
     pub async fn verify(
         &self,
         token: &str,
@@ -214,7 +214,7 @@ impl Keys {
         let keys = self.load(source).await?;
         let verdict = match self.judge(&token, algorithm, &keys) {
             Ok(verdict) => verdict,
-            Err(fault) => match self.look_again(before, source).await {
+            Err(fault) => match self.look_again(before, source).await? {
                 Some(keys) => self.judge(&token, algorithm, &keys).unwrap_or_else(Err),
                 None => Err(fault),
             },
@@ -242,20 +242,27 @@ impl Keys {
 
     /// Forged tokens must not make us hammer the provider: one look at once, the next one only after a token verified
     /// or a pause. Those who come while a fetch is under way share it.
-    async fn look_again(&self, before: u64, source: &dyn FetchKeys) -> Option<Arc<KeySet>> {
+    ///
+    /// # Errors
+    /// When the fetch failed: then nobody can tell whether the token is good. The old keys stay.
+    async fn look_again(&self, before: u64, source: &dyn FetchKeys) -> Result<Option<Arc<KeySet>>, ProviderError> {
         let mut gate = self.gate.lock().await;
         if self.fetches.load(Ordering::Acquire) != before {
-            return self.known();
+            return Ok(self.known());
         }
         let paused = gate.looked.is_none_or(|at| at.elapsed() >= REFETCH_PAUSE);
         if self.spent.swap(true, Ordering::AcqRel) && !paused {
-            return None;
+            return Ok(None);
         }
         gate.looked = Some(Instant::now());
-        if let Err(error) = self.fetch(source).await {
-            tracing::warn!(event = "provider_keys", reason = error.reason(), "cannot fetch the keys again, keeping the old ones");
-        }
-        self.known()
+        let fetched = self.fetch(source).await.inspect_err(|error| {
+            tracing::warn!(
+                event = "provider_keys",
+                reason = error.reason(),
+                "cannot fetch the keys again, keeping the old ones"
+            );
+        });
+        fetched.map(Some)
     }
 }
 

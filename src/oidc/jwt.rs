@@ -143,10 +143,14 @@ impl PublicKey {
                 signature::RsaPublicKeyComponents { n, e }.verify(parameters, message, sig).is_ok()
             }
             (Self::P256(point), Algorithm::Es256) => {
-                signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point).verify(message, sig).is_ok()
+                signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point)
+                    .verify(message, sig)
+                    .is_ok()
             }
             (Self::P384(point), Algorithm::Es384) => {
-                signature::UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, point).verify(message, sig).is_ok()
+                signature::UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, point)
+                    .verify(message, sig)
+                    .is_ok()
             }
             (Self::Ed25519(key), Algorithm::EdDsa) => {
                 signature::UnparsedPublicKey::new(&signature::ED25519, key).verify(message, sig).is_ok()
@@ -244,7 +248,7 @@ impl<'a> Unverified<'a> {
     /// # Errors
     /// `alg` when the header names another algorithm, `signature` when no key fits, `claims` when the payload is not
     /// a JSON object without duplicate members.
-    pub fn verify<'k>(
+    pub(super) fn verify<'k>(
         &self,
         algorithm: Algorithm,
         keys: impl IntoIterator<Item = &'k PublicKey>,

@@ -23,7 +23,8 @@ pub fn end_session_url(
     if let Some(state) = state {
         pairs.push(("state", state));
     }
-    let own: Vec<_> = endpoint.query_pairs().filter(|(name, _)| !pairs.iter().any(|(known, _)| known == name)).collect();
+    let own: Vec<_> =
+        endpoint.query_pairs().filter(|(name, _)| !pairs.iter().any(|(known, _)| known == name)).collect();
     with_query(endpoint, own.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).chain(pairs.iter().copied()))
 }
 

@@ -26,6 +26,8 @@ pub struct ProviderMetadata {
     pub revocation: Option<Url>,
     /// Authorization answers carry `iss` (RFC 9207).
     pub iss_parameter: bool,
+    /// The provider takes authorization requests only by PAR (RFC 9126 section 5).
+    pub par_required: bool,
     /// `scopes_supported`, when told.
     pub scopes: Option<Vec<String>>,
     /// `id_token_signing_alg_values_supported`, when told.
@@ -52,15 +54,18 @@ impl ProviderMetadata {
             own.clone().or_else(|| moved(endpoint(&document, name)?, settings.backchannel_base_url.as_ref()))
         };
         let own = &settings.endpoints;
+        let says = |name: &str| document.get(name) == Some(&Value::Bool(true));
         Ok(Self {
             issuer: settings.issuer.clone(),
-            authorization: front("authorization_endpoint", &own.authorization).ok_or(Fault("authorization_endpoint"))?,
+            authorization: front("authorization_endpoint", &own.authorization)
+                .ok_or(Fault("authorization_endpoint"))?,
             token: back("token_endpoint", &own.token).ok_or(Fault("token_endpoint"))?,
             jwks: back("jwks_uri", &own.jwks).ok_or(Fault("jwks_uri"))?,
             userinfo: back("userinfo_endpoint", &own.userinfo),
             end_session: front("end_session_endpoint", &own.end_session),
             revocation: back("revocation_endpoint", &own.revocation),
-            iss_parameter: document.get("authorization_response_iss_parameter_supported") == Some(&Value::Bool(true)),
+            iss_parameter: says("authorization_response_iss_parameter_supported"),
+            par_required: says("require_pushed_authorization_requests"),
             scopes: words(&document, "scopes_supported"),
             id_token_algs: words(&document, "id_token_signing_alg_values_supported"),
             challenge_methods: words(&document, "code_challenge_methods_supported"),
@@ -165,7 +170,9 @@ mod tests {
     /// oidcc-client-test-discovery-issuer-mismatch, ASVS-10.5.3: byte for byte.
     #[test]
     fn another_issuer_is_not_used() {
-        for issuer in ["https://op.example/", "https://OP.example", "http://op.example", "https://op.exampleINVALID", ""] {
+        for issuer in
+            ["https://op.example/", "https://OP.example", "http://op.example", "https://op.exampleINVALID", ""]
+        {
             assert_eq!(with("issuer", json!(issuer)), Err(Fault("issuer")), "{issuer}");
         }
         assert_eq!(with("issuer", json!(["https://op.example"])), Err(Fault("issuer")));

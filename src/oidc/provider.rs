@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::authorize::{self, AuthorizationRequest};
-use super::client::{Client, Observer, SetupError};
+use super::client::{CallError, Client, Observer, SetupError};
 use super::error::{Fault, ProviderError};
 use super::id_token::{self, LoginExpectation};
 use super::jwks::{FetchKeys, KeySet, Keys};
@@ -28,8 +28,9 @@ use crate::clock::{Clock, Timestamp};
 /// The first and the longest pause between two attempts to read the metadata.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_LAST: Duration = Duration::from_secs(5);
-/// How often metadata and keys are read anew although nothing asks for it.
+/// How often metadata and keys are read anew although nothing asks for it, and how soon again when that fails.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
+const RENEW_AGAIN: Duration = Duration::from_secs(60);
 
 /// What an ID token in a refresh answer must agree with (OpenID Connect Core section 12.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,7 +196,7 @@ impl Provider {
 
     async fn fetch_metadata(&self) -> Result<Arc<ProviderMetadata>, ProviderError> {
         let answer = self.client.get("discovery", &self.settings.discovery_url, None).await;
-        let answer = document(answer.map_err(super::client::CallError::of_read)?)?;
+        let answer = document(answer.map_err(CallError::of_read)?)?;
         let metadata = ProviderMetadata::parse(&answer.body, &self.settings)
             .map_err(|Fault(reason)| ProviderError::Refused { reason })?;
         let metadata = Arc::new(metadata);
@@ -213,19 +214,18 @@ impl Provider {
     pub async fn keep_ready(self: Arc<Self>) {
         let weak = Arc::downgrade(&self);
         let mut this = self;
-        let mut failures = 0;
-        let mut renew = false;
+        let (mut failures, mut renew) = (0, false);
         loop {
             let loaded = if renew { this.renew().await } else { this.prepare().await };
             let pause = match loaded {
                 Ok(()) => {
-                    failures = 0;
                     renew = true;
                     jittered(RENEW_EVERY)
                 }
+                Err(_) if renew => jittered(RENEW_AGAIN),
                 Err(_) => {
                     failures += 1;
-                    backoff(failures - 1)
+                    this.until_next_try().await.unwrap_or_else(|| backoff(failures - 1))
                 }
             };
             drop(this);
@@ -235,6 +235,13 @@ impl Provider {
                 None => return,
             }
         }
+    }
+
+    /// What is left of the back-off, when the metadata is what is missing.
+    async fn until_next_try(&self) -> Option<Duration> {
+        let gate = self.gate.lock().await;
+        let (_, until) = gate.failed.as_ref()?;
+        Some(until.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
     }
 
     async fn prepare(&self) -> Result<(), ProviderError> {
@@ -269,14 +276,16 @@ impl Provider {
     /// RFC 9207: `iss` of the callback must be our provider's when it is there, and must be there when announced.
     ///
     /// # Errors
-    /// `Invalid`.
+    /// `Invalid`; `Unavailable` when there is none and we do not know yet whether there should be.
     pub fn check_callback_iss(&self, iss: Option<&str>) -> Result<(), ProviderError> {
-        let announced = || self.known().is_some_and(|metadata| metadata.iss_parameter);
-        match iss {
-            Some(iss) if iss == self.settings.issuer => Ok(()),
-            Some(_) => Err(ProviderError::Invalid { reason: "callback_iss" }),
-            None if announced() => Err(ProviderError::Invalid { reason: "callback_iss_missing" }),
-            None => Ok(()),
+        match (iss, self.known()) {
+            (Some(iss), _) if iss == self.settings.issuer => Ok(()),
+            (Some(_), _) => Err(ProviderError::Invalid { reason: "callback_iss" }),
+            (None, Some(metadata)) if metadata.iss_parameter => {
+                Err(ProviderError::Invalid { reason: "callback_iss_missing" })
+            }
+            (None, Some(_)) => Ok(()),
+            (None, None) => Err(ProviderError::Unavailable { reason: "metadata", retry_after: None }),
         }
     }
 
@@ -291,7 +300,7 @@ impl Provider {
 
         let form = token::code_form(&self.settings, code, &login.verifier);
         let answer = self.client.post("token", &metadata.token, form).await;
-        let answer = answer.map_err(super::client::CallError::of_grant)?;
+        let answer = answer.map_err(CallError::of_grant)?;
         let answer = token::decode(&answer, self.settings.default_expires_in, login.now)?;
         let raw = answer.id_token.as_deref().ok_or(Fault("id_token_missing"))?;
         let verified = self.verify(&metadata, raw).await?;
@@ -306,7 +315,8 @@ impl Provider {
         if self.settings.userinfo {
             self.complete(&metadata, &answer, &mut identity).await?;
         }
-        let asked_offline = || authorize::scope(&self.settings, &metadata).split(' ').any(|scope| scope == "offline_access");
+        let asked_offline =
+            || authorize::scope(&self.settings, &metadata).split(' ').any(|scope| scope == "offline_access");
         if answer.refresh_token.is_none() && asked_offline() {
             tracing::warn!(
                 event = "no_refresh_token",
@@ -327,7 +337,7 @@ impl Provider {
         let unavailable = |reason| ProviderError::Unavailable { reason, retry_after: None };
         let url = metadata.userinfo.as_ref().ok_or(ProviderError::Refused { reason: "userinfo_endpoint" })?;
         let answer = self.client.get("userinfo", url, Some(&tokens.access_token)).await;
-        let answer = answer.map_err(super::client::CallError::of_read)?;
+        let answer = answer.map_err(CallError::of_read)?;
         if answer.status != 200 {
             return Err(ProviderError::Unavailable { reason: "userinfo", retry_after: answer.retry_after });
         }
@@ -434,7 +444,16 @@ impl Provider {
             warn("provider.id_token_alg", format!("the provider does not sign ID tokens with {algorithm}"));
         }
         if lacks(&metadata.challenge_methods, "S256") {
-            warn("provider.issuer", "the provider does not announce PKCE with S256; it is sent all the same".to_owned());
+            warn(
+                "provider.issuer",
+                "the provider does not announce PKCE with S256; it is sent all the same".to_owned(),
+            );
+        }
+        if metadata.par_required {
+            warn(
+                "provider.issuer",
+                "the provider demands pushed authorization requests (PAR), which are not sent".to_owned(),
+            );
         }
         let method = match settings.client_auth {
             ClientAuth::Basic(_) => "client_secret_basic",
@@ -465,8 +484,11 @@ impl Grant for Provider {
             other => other,
         };
         let metadata = self.metadata().await?;
+        // An answer that cannot be verified would cost the refresh token.
+        self.keys.load(&self.key_source(&metadata)).await?;
         let form = token::refresh_form(&self.settings, token);
-        let answer = self.client.post("token", &metadata.token, form).await.map_err(|error| not_ours(error.of_grant()))?;
+        let answer =
+            self.client.post("token", &metadata.token, form).await.map_err(|error| not_ours(error.of_grant()))?;
         let answer = token::decode(&answer, self.settings.default_expires_in, now).map_err(not_ours)?;
         if let Some(raw) = &answer.id_token {
             let verified = self.verify(&metadata, raw).await?;
@@ -486,7 +508,7 @@ struct KeySource<'a> {
 impl FetchKeys for KeySource<'_> {
     async fn fetch(&self) -> Result<KeySet, ProviderError> {
         let answer = self.client.get("jwks", &self.metadata.jwks, None).await;
-        let answer = document(answer.map_err(super::client::CallError::of_read)?)?;
+        let answer = document(answer.map_err(CallError::of_read)?)?;
         KeySet::parse(&answer.body).map_err(|Fault(reason)| ProviderError::Refused { reason })
     }
 }

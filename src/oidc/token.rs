@@ -101,7 +101,10 @@ pub struct Answer {
 
 impl fmt::Debug for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answer").field("status", &self.status).field("content_type", &self.content_type).finish_non_exhaustive()
+        f.debug_struct("Answer")
+            .field("status", &self.status)
+            .field("content_type", &self.content_type)
+            .finish_non_exhaustive()
     }
 }
 
@@ -140,7 +143,11 @@ impl fmt::Debug for TokenAnswer {
 /// # Errors
 /// By who is to blame: `Dead`, `Refused` and `Unavailable` by the provider's own words, `Ambiguous` when a success
 /// cannot be read, `Invalid` when it can and does not hold.
-pub fn decode(answer: &Answer, default_expires_in: Option<Duration>, now: Timestamp) -> Result<TokenAnswer, ProviderError> {
+pub fn decode(
+    answer: &Answer,
+    default_expires_in: Option<Duration>,
+    now: Timestamp,
+) -> Result<TokenAnswer, ProviderError> {
     let unavailable = |reason| ProviderError::Unavailable { reason, retry_after: answer.retry_after };
     match answer.status {
         408 | 425 => return Err(unavailable("timeout_status")),
@@ -201,7 +208,8 @@ fn success(
     default_expires_in: Option<Duration>,
     now: Timestamp,
 ) -> Result<TokenAnswer, Fault> {
-    let bearer = members.get("token_type").and_then(Value::as_str).is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
+    let bearer =
+        members.get("token_type").and_then(Value::as_str).is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
     if !bearer {
         return Err(Fault("token_type"));
     }
@@ -232,7 +240,11 @@ fn success(
             .find(|secs| *secs > 0)
             .map(|secs| now + Duration::from_secs(secs)),
         id_token: text("id_token", visible)?,
-        scope: members.get("scope").and_then(Value::as_str).filter(|scope| scope.bytes().all(printable)).map(str::to_owned),
+        scope: members
+            .get("scope")
+            .and_then(Value::as_str)
+            .filter(|scope| scope.bytes().all(printable))
+            .map(str::to_owned),
     })
 }
 
@@ -247,13 +259,15 @@ fn life(value: &Value) -> Option<u64> {
     Some((secs as u64).min(MAX_LIFE_SECS))
 }
 
-/// `Retry-After` (RFC 9110 section 10.2.3): seconds or an HTTP date.
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds or an HTTP date. At most a day, so that the result can be added
+/// to any time.
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    const DAY: Duration = Duration::from_secs(86_400);
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::from(u32::MAX))));
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)).min(DAY));
     }
-    http_date(value).map(|at| at.since(now))
+    http_date(value).map(|at| at.since(now).min(DAY))
 }
 
 /// An IMF-fixdate (RFC 9110 section 5.6.7); the two obsolete forms are not read.

@@ -121,7 +121,7 @@ impl Coordinator {
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
         let count = (settings.memory / SHARD_MIN).clamp(1, SHARDS);
-        let share = Settings { memory: settings.memory / count, ..settings.clone() };
+        let share = Settings { memory: settings.memory / count, ..settings };
         let shard = || Mutex::new(Shard { engine: Engine::new(share.clone()), flights: HashMap::new() });
         Arc::new(Self {
             settings,
@@ -349,7 +349,8 @@ impl Aloft {
         let mut in_doubt = false;
         loop {
             let Ok(permit) = timeout_at(deadline, self.coordinator.tries.acquire()).await else {
-                return (Outcome::Retry { after: None }, "overloaded");
+                let outcome = if in_doubt { Outcome::Ambiguous } else { Outcome::Retry { after: None } };
+                return (outcome, "overloaded");
             };
             let now = self.coordinator.clock.now();
             let answer = timeout(settings.timeout, self.coordinator.grant.refresh(&token, &expect, now)).await;

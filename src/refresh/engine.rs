@@ -230,14 +230,14 @@ impl Engine {
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
-            Ok(()) => Step::Start(self.start(facts, handle, failures)),
+            Ok(()) => Step::Start(self.start(facts, handle, failures, now)),
             Err(_) if goes_on => Step::Forward,
             Err(reason) if usable => Step::Exhausted(reason),
             Err(reason) => Step::Over(reason),
         }
     }
 
-    fn start(&mut self, facts: &Facts, handle: Handle, failures: u32) -> FlightId {
+    fn start(&mut self, facts: &Facts, handle: Handle, failures: u32, now: Timestamp) -> FlightId {
         self.numbers += 1;
         let number = self.numbers;
         let line = self.lines.entry(facts.id).or_default();
@@ -246,6 +246,7 @@ impl Engine {
             handle,
             generation: facts.generation,
             state: State::Flying { number, failures },
+            since: now,
             until: Timestamp::from_millis(u64::MAX),
             weight: ENTRY,
             place: None,
@@ -295,7 +296,7 @@ impl Engine {
         if matches!(state, State::Renewed { .. }) {
             self.ledger.results += 1;
         }
-        let entry = Entry { handle: flight.handle, generation, state, until, weight, place: Some(place) };
+        let entry = Entry { handle: flight.handle, generation, state, since: now, until, weight, place: Some(place) };
         self.lines.entry(flight.session).or_default().entries.push(entry);
         self.shed(place);
         landing
@@ -356,7 +357,8 @@ impl Engine {
     }
 
     fn mark(&mut self, id: SessionId, mark: Mark) {
-        let place = self.ledger.enter(Rank::Mark, (id, None), ENTRY);
+        let rank = if mark.ended { Rank::Mark } else { Rank::Kept };
+        let place = self.ledger.enter(rank, (id, None), ENTRY);
         self.lines.entry(id).or_default().mark = Some(Mark { place, ..mark });
         self.shed(place);
     }
@@ -411,6 +413,7 @@ struct Entry {
     /// Of the session that it belongs to.
     generation: u64,
     state: State,
+    since: Timestamp,
     until: Timestamp,
     weight: usize,
     /// In the queue for eviction; a flight is in none.
@@ -463,6 +466,12 @@ impl Entry {
         matches!(self.state, State::Flying { .. })
     }
 
+    /// Over, or a failure that a clock set back would prolong.
+    fn is_past(&self, now: Timestamp) -> bool {
+        let failed = !matches!(self.state, State::Flying { .. } | State::Renewed { .. });
+        self.until <= now || failed && now < self.since
+    }
+
     fn result(&self) -> Option<(&Arc<Session>, Handle)> {
         match &self.state {
             State::Renewed { next, handle, .. } => Some((next, *handle)),
@@ -489,7 +498,7 @@ impl Line {
         results.map(|(next, _)| next).max_by_key(|next| next.generation)
     }
 
-    /// From a spent token to the newest generation that came of it. A token of which nothing is known, but whose
+    /// From a spent token to the newest generation that came of it. A token of which no result is known, but whose
     /// generation is behind, is not spent either: at a provider that watches for reuse that would end the session.
     /// (What `on_reuse` says is decided on [`Advice::unknown`].)
     fn walk(&self, facts: &Facts, handle: Handle) -> Option<Found> {
@@ -501,7 +510,7 @@ impl Line {
             found = Some(Found { next: next.clone(), handle, unknown: false });
             at = handle;
         }
-        if found.is_some() || self.find(handle).is_some() {
+        if found.is_some() || self.find(handle).is_some_and(Entry::is_flying) {
             return found;
         }
         let results = self.entries.iter().filter_map(Entry::result);
@@ -533,7 +542,7 @@ impl Line {
     }
 
     fn prune(&mut self, now: Timestamp, ledger: &mut Ledger) {
-        for entry in self.entries.extract_if(.., |entry| entry.until <= now) {
+        for entry in self.entries.extract_if(.., |entry| entry.is_past(now)) {
             ledger.strike(&entry);
         }
         if let Some(mark) = self.mark.take_if(|mark| mark.until <= now) {
@@ -548,7 +557,7 @@ enum Rank {
     Acknowledged,
     #[default]
     Kept,
-    /// Last: without it a session that was ended could come back.
+    /// Tombstones last: without one a session that was ended could come back.
     Mark,
 }
 

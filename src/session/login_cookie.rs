@@ -19,6 +19,8 @@ use crate::web::return_to::ReturnTo;
 
 /// How long a user may take at the provider.
 const LIFE: Duration = Duration::from_secs(600);
+/// How long a finished attempt leaves a trace: the time that a redirect takes.
+const TRACE_LIFE: Duration = Duration::from_secs(10);
 /// More tabs than this log in at once by accident only.
 const MAX_ATTEMPTS: usize = 5;
 /// A longer target is not worth a cookie that the browser would refuse: the login ends at the start page.
@@ -100,6 +102,24 @@ impl LoginCookies {
             Some(attempt) => Finish::Attempt { attempt: Box::new(attempt), clear: self.clear(id) },
             None => Finish::Stale { restarts },
         }
+    }
+
+    /// How often the login behind a `state` was started over; none when it was not made here.
+    pub fn restarts(&self, state: &str) -> Option<u8> {
+        self.open_state(state).map(|(_, restarts)| restarts)
+    }
+
+    /// Whether the request carries a cookie of some attempt, of whatever state.
+    pub fn any_presented(&self, headers: &HeaderMap) -> bool {
+        self.presented(headers).next().is_some()
+    }
+
+    /// Leaves, in place of a finished attempt's cookie, a trace that lives for seconds and opens nothing.
+    pub fn trace(&self, id: [u8; 16]) -> Vec<HeaderValue> {
+        let name = self.names.full(&Found::Login(cookie_id(id)));
+        let same_site = login_same_site(&self.settings);
+        let life = Some(TRACE_LIFE.as_secs());
+        render(&self.settings, &name, "done".to_owned(), same_site, "/", life).into_iter().collect()
     }
 
     /// Removes an attempt's cookie.

@@ -69,11 +69,9 @@ impl LocalResponse {
         headers
             .entry(HeaderName::from_static("cross-origin-resource-policy"))
             .or_insert(HeaderValue::from_static("same-origin"));
-        if !self.body.is_empty() {
-            headers
-                .entry(header::CONTENT_SECURITY_POLICY)
-                .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
-        }
+        headers
+            .entry(header::CONTENT_SECURITY_POLICY)
+            .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
         if https_public {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
         }

@@ -62,6 +62,9 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Ok(issuer) => issuer,
         Err(_) => return bad_callback(state, request, "iss_repeated"),
     };
+    if let Err(error) = state.provider.metadata().await {
+        return provider_problem(&error).into();
+    }
     if state.provider.check_callback_iss(issuer).is_err() {
         return bad_callback(state, request, "iss");
     }
@@ -125,7 +128,7 @@ async fn redeem(
                 }
                 let id = SessionId(random::bytes());
                 let now = state.clock.now();
-                let session = Session::begin(login, Some(nonce_hash), id, state.jar.settings(), now);
+                let session = Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
                 // Judged before anything says that the login succeeded.
                 let sealed = state.jar.seal(&session, &Presented::default(), now);
                 sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
@@ -242,7 +245,7 @@ fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) ->
     let path = target.as_str().split(['?', '#']).next().unwrap_or("/");
     let Ok(path) = CleanPath::parse(path) else { return true };
     match state.routes.find(&path, request.host, Some(&http::Method::GET)) {
-        Matched::Route(entry) => entry.settings.access == Access::Session,
+        Matched::Route(entry) => entry.0.settings.access == Access::Session,
         Matched::MethodNotAllowed { .. } | Matched::None => false,
     }
 }

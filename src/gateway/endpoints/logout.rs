@@ -80,7 +80,7 @@ pub(super) fn returned(state: &State, request: &RequestView<'_>, visitor: Visito
     let path = target.as_str().split(['?', '#']).next().unwrap_or("/");
     let opens = CleanPath::parse(path).is_ok_and(|path| {
         match state.routes.find(&path, request.host, Some(&Method::GET)) {
-            Matched::Route(entry) => entry.settings.access != Access::Session,
+            Matched::Route(entry) => entry.0.settings.access != Access::Session,
             Matched::MethodNotAllowed { .. } | Matched::None => false,
         }
     });

@@ -11,9 +11,9 @@ use crate::oidc::types::AccessToken;
 
 const T0: Timestamp = Timestamp::from_secs(1_700_000_000);
 const ID: SessionId = SessionId([7; 16]);
-/// Fits no session: its token is over.
+/// At this age the rig's token is over.
 const OVER: Duration = secs(300);
-/// Its token is good for half a minute more.
+/// At this age it is good for half a minute more.
 const EARLY: Duration = secs(270);
 
 /// What the provider does next.
@@ -123,6 +123,10 @@ struct Rig {
 }
 
 fn rig(age: Duration, script: impl IntoIterator<Item = Act>) -> Rig {
+    rig_with(settings(), age, script)
+}
+
+fn rig_with(settings: Settings, age: Duration, script: impl IntoIterator<Item = Act>) -> Rig {
     let clock = Clock::manual(T0 + age);
     let grant = Arc::new(Rotating {
         current: AtomicU64::new(0),
@@ -131,7 +135,7 @@ fn rig(age: Duration, script: impl IntoIterator<Item = Act>) -> Rig {
         clock: clock.clone(),
     });
     let told = Arc::new(Told::default());
-    let coordinator = Coordinator::new(settings(), grant.clone(), Arc::new(Names), clock.clone(), told.clone());
+    let coordinator = Coordinator::new(settings, grant.clone(), Arc::new(Names), clock.clone(), told.clone());
     Rig { grant, told, clock, coordinator, session: session(ID, 0, T0) }
 }
 
@@ -206,6 +210,21 @@ async fn fifty_demands_for_a_newer_token_share_one_refresh() {
 #[tokio::test(start_paused = true)]
 async fn fifty_requests_wait_for_a_provider_that_is_three_seconds_late() {
     stampede(&rig(OVER, [Act::Late(secs(3))]), Demand::IfDue).await;
+}
+
+/// RFR-01: the same with threads that do meet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn requests_on_many_threads_share_one_refresh() {
+    for _ in 0..20 {
+        let rig = rig(OVER, []);
+        let mut requests = JoinSet::new();
+        for _ in 0..200 {
+            let (coordinator, session) = (rig.coordinator.clone(), rig.session.clone());
+            requests.spawn(async move { coordinator.freshen(session, Demand::IfDue).await });
+        }
+        assert!(requests.join_all().await.iter().all(|answer| used(answer) == new()));
+        assert_eq!(rig.calls(), 1);
+    }
 }
 
 /// RFR-03: the browser leaves after the provider rotated, and comes back with the cookie that it has.
@@ -305,6 +324,11 @@ async fn retry_after_is_honoured_up_to_ten_seconds() {
     assert_eq!(long.calls(), 1);
     long.clock.advance(secs(1));
     assert_eq!(long.token().await, new());
+
+    let patient = rig_with(Settings { wait: secs(60), ..settings() }, OVER, [busy(30)]);
+    let began = Instant::now();
+    assert_eq!(patient.token().await, new());
+    assert_eq!(began.elapsed(), secs(10));
 }
 
 #[tokio::test(start_paused = true)]

@@ -284,6 +284,43 @@ fn a_token_that_is_unknown_but_behind_is_not_spent() {
     }
 }
 
+/// Two replicas renewed one generation, the browser kept the cookie of the other one, and the provider has ended it.
+#[test]
+fn a_dead_token_that_is_behind_leads_to_the_newest_one() {
+    let mut engine = Engine::new(settings());
+    let now = T0 + secs(300);
+    let ours = session(ID, 1, T0);
+    let theirs = Handle([9; 16]);
+    let Step::Start(flight) = engine.present(&Facts::of(&ours), theirs, Demand::IfDue, now).step else { panic!() };
+    engine.settled(flight, Outcome::Dead("invalid_grant"), now);
+    let next = renew(&mut engine, &ours, now);
+    assert_eq!(engine.present(&Facts::of(&ours), theirs, Demand::IfDue, now).successor, Some(next));
+}
+
+/// RFR-09.
+#[test]
+fn a_clock_that_is_set_back_does_not_prolong_a_failure() {
+    for outcome in [Outcome::Dead("invalid_grant"), Outcome::Config, Outcome::Ambiguous] {
+        let mut engine = Engine::new(settings());
+        let old = session(ID, 0, T0);
+        let flight = start(&mut engine, &old, T0 + secs(4000));
+        engine.settled(flight, outcome, T0 + secs(4000));
+        assert!(matches!(step(&mut engine, &old, T0 + secs(400)), Step::Start(_)));
+    }
+}
+
+#[test]
+fn a_tombstone_outlasts_results_when_memory_is_short() {
+    let mut engine = Engine::new(Settings { memory: 2 * (1024 + ENTRY), ..settings() });
+    let now = T0 + secs(300);
+    engine.tombstone(ID, now + secs(3600));
+    for n in 10..20 {
+        renew(&mut engine, &session(SessionId([n; 16]), 0, T0), now);
+    }
+    assert!(engine.is_ended(ID, now));
+    assert_eq!(engine.load().entries, 1);
+}
+
 #[test]
 fn a_logout_drops_the_result_of_a_flight_in_the_air() {
     let mut engine = Engine::new(settings());

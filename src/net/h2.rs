@@ -1,0 +1,259 @@
+//! An HTTP/2 connection on its way to Pingora, which frames it: what is added is an end from outside and deadlines.
+//!
+//! The deadlines need to know where header blocks begin and end (RFC 9113 section 4.1 and 6.2), nothing more; what the
+//! frames say is for the `h2` crate to judge.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::connection::Half;
+use super::guard::{Connection, hand_out};
+use super::settings::Settings;
+
+/// What a client that speaks HTTP/2 by prior knowledge sends first; its line end included, no HTTP/1.1 head begins so.
+pub(super) const PRIOR_KNOWLEDGE: &[u8] = b"PRI * HTTP/2.0\r\n";
+/// The whole preface (RFC 9113 section 3.4).
+const PREFACE_BYTES: usize = 24;
+
+/// The stream that Pingora's HTTP/2 server reads.
+pub(super) struct H2Stream {
+    connection: Connection,
+    head_timeout: Duration,
+    body_idle: Duration,
+    frames: Frames,
+    timer: Option<(Awaits, Pin<Box<Sleep>>)>,
+}
+
+impl H2Stream {
+    pub(super) fn new(connection: Connection, settings: &Settings) -> Self {
+        let frames = Frames { preface_left: PREFACE_BYTES, ..Frames::default() };
+        let (head_timeout, body_idle) = (settings.head_timeout, settings.body_idle);
+        Self { connection, head_timeout, body_idle, frames, timer: None }
+    }
+
+    /// Bytes came: a head that is still incomplete keeps its deadline, a body gets a new one.
+    fn progressed(&mut self) {
+        let (awaits, within) = match self.frames.awaits() {
+            Awaits::Nothing => return self.timer = None,
+            Awaits::Head if matches!(self.timer, Some((Awaits::Head, _))) => return,
+            Awaits::Head => (Awaits::Head, self.head_timeout),
+            Awaits::Body => (Awaits::Body, self.body_idle),
+        };
+        self.timer = Some((awaits, Box::pin(sleep(within))));
+    }
+}
+
+impl AsyncRead for H2Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.timer.is_none() {
+            this.progressed();
+        }
+        let before = buf.filled().len();
+        let read = if this.connection.info.control.watch(Half::Read, cx.waker()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        } else if this.connection.rx.is_empty() {
+            Pin::new(&mut this.connection.wire).poll_read(cx, buf)
+        } else {
+            hand_out(&mut this.connection.rx, buf);
+            Poll::Ready(Ok(()))
+        };
+        if read.is_ready() {
+            this.frames.came(buf.filled().get(before..).unwrap_or_default());
+            this.progressed();
+        } else if let Some((_, timer)) = &mut this.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for H2Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let connection = &mut self.get_mut().connection;
+        if connection.info.control.watch(Half::Write, cx.waker()) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        Pin::new(&mut connection.wire).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().connection.wire).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().connection.wire).poll_shutdown(cx)
+    }
+}
+
+/// What the client has begun and not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaits {
+    Nothing,
+    Head,
+    Body,
+}
+
+/// Follows the frames that the client sends.
+#[derive(Debug, Default)]
+struct Frames {
+    preface_left: usize,
+    /// The current frame's header so far.
+    header: Vec<u8>,
+    kind: u8,
+    payload_left: u32,
+    /// A header block was begun and has no END_HEADERS yet.
+    in_block: bool,
+    /// The first frame (SETTINGS) was complete.
+    greeted: bool,
+}
+
+impl Frames {
+    const HEADER_BYTES: usize = 9;
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const CONTINUATION: u8 = 9;
+    const END_HEADERS: u8 = 4;
+
+    fn came(&mut self, mut bytes: &[u8]) {
+        while let Some((byte, rest)) = bytes.split_first() {
+            if self.preface_left > 0 {
+                self.preface_left -= 1;
+                bytes = rest;
+            } else if self.payload_left > 0 {
+                let skip = usize::try_from(self.payload_left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                self.payload_left -= skip as u32;
+                bytes = bytes.get(skip..).unwrap_or_default();
+                self.greeted |= self.payload_left == 0;
+            } else {
+                self.header.push(*byte);
+                bytes = rest;
+                if let [a, b, c, kind, flags, ..] = *self.header
+                    && self.header.len() == Self::HEADER_BYTES
+                {
+                    self.kind = kind;
+                    self.payload_left = u32::from_be_bytes([0, a, b, c]);
+                    if matches!(kind, Self::HEADERS | Self::CONTINUATION) {
+                        self.in_block = flags & Self::END_HEADERS == 0;
+                    }
+                    self.greeted |= self.payload_left == 0;
+                    self.header.clear();
+                }
+            }
+        }
+    }
+
+    fn awaits(&self) -> Awaits {
+        let in_head = self.payload_left > 0 && matches!(self.kind, Self::HEADERS | Self::CONTINUATION);
+        if !self.greeted || self.in_block || in_head || !self.header.is_empty() {
+            Awaits::Head
+        } else if self.payload_left > 0 && self.kind == Self::DATA {
+            Awaits::Body
+        } else {
+            Awaits::Nothing
+        }
+    }
+}
+
+impl fmt::Debug for H2Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("H2Stream").field("connection", &self.connection.info.id).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Shutdown for H2Stream {
+    async fn shutdown(&mut self) {
+        let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.connection.wire).await;
+    }
+}
+
+impl UniqueID for H2Stream {
+    fn id(&self) -> UniqueIDType {
+        self.connection.wire.fd()
+    }
+}
+
+impl Ssl for H2Stream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.connection.ssl_digest.clone()
+    }
+
+    /// Also for HTTP/2 by prior knowledge: it was recognised here.
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(ALPN::H2)
+    }
+}
+
+impl GetTimingDigest for H2Stream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for H2Stream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.connection.tag.clone()
+    }
+}
+
+impl GetSocketDigest for H2Stream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.connection.socket_digest.clone())
+    }
+}
+
+impl Peek for H2Stream {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
+        let [_, a, b, c] = (payload as u32).to_be_bytes();
+        let mut frame = vec![a, b, c, kind, flags, 0, 0, 0, 1];
+        frame.resize(9 + payload, 0);
+        frame
+    }
+
+    #[test]
+    fn dos_01_a_head_is_awaited_from_its_first_byte_to_end_headers() {
+        for piece in [1, 7, 1000] {
+            let mut frames = Frames { preface_left: PREFACE_BYTES, ..Frames::default() };
+            let mut came = |bytes: &[u8]| {
+                for part in bytes.chunks(piece) {
+                    frames.came(part);
+                }
+                frames.awaits()
+            };
+            assert_eq!(came(&[]), Awaits::Head);
+            assert_eq!(came(&[b'x'; PREFACE_BYTES]), Awaits::Head);
+            assert_eq!(came(&frame(4, 0, 0)), Awaits::Nothing);
+            assert_eq!(came(&frame(1, 4, 30)), Awaits::Nothing);
+            assert_eq!(came(&frame(1, 0, 30)), Awaits::Head);
+            assert_eq!(came(&frame(9, 0, 30)), Awaits::Head);
+            assert_eq!(came(&frame(9, 4, 30)), Awaits::Nothing);
+            assert_eq!(came(&frame(1, 4, 30)[..20]), Awaits::Head);
+            assert_eq!(came(&[0; 19]), Awaits::Nothing);
+            assert_eq!(came(&frame(0, 0, 30)[..20]), Awaits::Body);
+            assert_eq!(came(&[0; 19]), Awaits::Nothing);
+            assert_eq!(came(&[0]), Awaits::Head);
+        }
+    }
+}

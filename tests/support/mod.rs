@@ -1,0 +1,21 @@
+//! The doubles of the fast test layer: a provider, an upstream, a browser. They know sidegate only by its sockets.
+//!
+//! Each test binary includes them with `mod support;` and uses what it needs.
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "no test binary uses all of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "test code: a broken double must stop the test at once"
+)]
+
+pub mod client;
+pub mod gateway;
+pub mod jose;
+pub mod leak;
+pub mod provider;
+pub mod text;
+pub mod upstream;
+pub mod wire;
+pub mod ws;
