@@ -37,7 +37,6 @@ export function start(args, cwd) {
   return {
     stdout: lines.stdout,
     output,
-    signal: (name) => child.kill(name),
     /** Resolves as soon as `url` answers 200; fails at once if the process ends instead. */
     ready: (url) => until(`${url} answers`, async () => {
       assert.equal(child.exitCode ?? child.signalCode, null, `sidegate ended early:\n${output()}`);

@@ -6,10 +6,9 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { freePort } from './servers.mjs';
 import { start } from './binary.mjs';
-import { until } from './wait.mjs';
 
-/** `client` is what the provider was told about us, `privateKey` a PEM for private_key_jwt. */
-export async function startGateway({ port, issuer, upstream, client, privateKey }) {
+/** `client` is what the provider was told about us. */
+export async function startGateway({ port, issuer, upstream, client }) {
   const folder = await mkdtemp(path.join(tmpdir(), 'sidegate-outer-'));
   const secret = (name, content) => writeFile(path.join(folder, name), content, { mode: 0o600 });
   const admin = await freePort();
@@ -19,16 +18,11 @@ export async function startGateway({ port, issuer, upstream, client, privateKey 
     await secret('client-secret', client.client_secret);
     credentials.push(`client_secret_file = "${folder}/client-secret"`);
   }
-  if (privateKey) {
-    await secret('client-key.pem', privateKey);
-    credentials.push(`private_key_file = "${folder}/client-key.pem"`);
-  }
   await writeFile(path.join(folder, 'sidegate.toml'), `
 [server]
 listen = "127.0.0.1:${port}"
 public_url = "http://localhost:${port}"
 shutdown_delay = "0s"
-single_replica = true
 
 [admin]
 listen = "127.0.0.1:${admin}"
@@ -45,9 +39,6 @@ userinfo = true
 [session]
 key_files = ["${folder}/session-key"]
 
-[logout]
-backchannel = ${'backchannel_logout_uri' in client}
-
 [[route]]
 path = "/api/"
 upstream = "${upstream}"
@@ -63,24 +54,26 @@ upstream = "${upstream}"
 access = "public"
 `);
 
-  const process = start(['run', '-c', 'sidegate.toml'], folder);
+  const launch = async () => {
+    const started = start(['run', '-c', 'sidegate.toml'], folder);
+    await started.ready(`http://127.0.0.1:${admin}/readyz`);
+    return started;
+  };
+  let process = await launch();
   const log = () => process.stdout.map((line) => JSON.parse(line));
-  const events = (name) => log().filter(({ event }) => event === name);
-  await process.ready(`http://127.0.0.1:${admin}/readyz`);
 
   return {
     origin: `http://localhost:${port}`,
     /** Log lines of this event. */
-    events,
-    /** A new client secret in the mounted file, taken over by SIGHUP. */
-    changeClientSecret: async (content) => {
-      const before = events('reload').length;
+    events: (name) => log().filter(({ event }) => event === name),
+    /** A restart with another client secret; the session key stays. */
+    restartWithClientSecret: async (content) => {
+      await process.stop();
       await secret('client-secret', content);
-      process.signal('SIGHUP');
-      await until('the configuration was reloaded', () => events('reload').length > before);
+      process = await launch();
     },
     /** Ends it gracefully; everything it said on stdout was JSON, and none of it holds a secret. */
-    stop: async (secrets = []) => {
+    stop: async (secrets) => {
       try {
         await process.stop();
         log();

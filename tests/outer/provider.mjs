@@ -24,7 +24,6 @@ export async function startProvider(client) {
 
   const oidc = new Provider(issuer, {
     clients: [client],
-    clientAuthMethods: ['client_secret_basic', 'client_secret_post', 'client_secret_jwt', 'private_key_jwt', 'none'],
     jwks: { keys: [signingKey()] },
     cookies: { keys: [randomBytes(24).toString('hex')] },
     claims: { openid: ['sub'], profile: ['name', 'preferred_username'], email: ['email'] },
@@ -38,10 +37,7 @@ export async function startProvider(client) {
       devInteractions: { enabled: false },
       revocation: { enabled: true },
       rpInitiatedLogout: { enabled: true, logoutSource: confirmLogout },
-      backchannelLogout: { enabled: true },
     },
-    // Its own refuses loopback addresses, where the gateway's back-channel logout endpoint is.
-    fetch: (url, { dispatcher: _, ...options }) => fetch(url, options),
   });
 
   oidc.use(async (ctx, next) => {
@@ -66,8 +62,6 @@ export async function startProvider(client) {
       const found = token && await oidc.AccessToken.find(token);
       return found && !found.isExpired ? found.accountId : undefined;
     },
-    /** Where a user ends all sessions at once. */
-    logoutPage: `${issuer}/session/end`,
     goDown: () => close(server),
     comeBack: async () => { server = await listen(serve, port); },
     stop: () => close(server),

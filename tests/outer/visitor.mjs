@@ -75,7 +75,8 @@ export class Visitor {
     });
     const body = Buffer.concat(await response.toArray()).toString();
     for (const line of response.headers['set-cookie'] ?? []) this.#store(url, line);
-    return { url: url.href, status: response.statusCode, headers: response.headers, body };
+    // Our redirects end in an empty fragment, lest the browser carries the provider's along.
+    return { url: url.href.replace(/#$/, ''), status: response.statusCode, headers: response.headers, body };
   }
 
   #store(url, line) {
