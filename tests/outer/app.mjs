@@ -3,18 +3,19 @@ import { close, listen } from './servers.mjs';
 
 /** `introspect` turns an access token into its account, or undefined. */
 export async function startApp(introspect) {
-  /** The `Authorization` of every request to the API, in order; undefined where there was none. */
-  const authorizations = [];
-  /** Paths at which one of the gateway's cookies, or a credential on a public page, arrived. */
+  /** Every access token that arrived, in order. */
+  const tokens = new Set();
+  /** Paths at which something arrived that must not: a cookie of the gateway's, or a token on a public page. */
   const trespasses = [];
 
   const server = await listen(async (request, response) => {
     const { authorization, cookie = '' } = request.headers;
-    if (/(^|; )sidegate/.test(cookie)) trespasses.push(request.url);
     const { pathname } = new URL(request.url, 'http://app');
+    const token = authorization?.match(/^Bearer (\S+)$/)?.[1];
+    if (token) tokens.add(token);
+    if (/(^|; )sidegate/.test(cookie)) trespasses.push(request.url);
     if (pathname.startsWith('/api/')) {
-      authorizations.push(authorization);
-      const account = await introspect(authorization?.replace(/^Bearer /, ''));
+      const account = await introspect(token);
       return account ? json(response, 200, { account }) : json(response, 401, { error: 'invalid_token' });
     }
     if (pathname.startsWith('/account/')) return html(response, 'Account');
@@ -25,8 +26,7 @@ export async function startApp(introspect) {
   return {
     origin: `http://127.0.0.1:${server.address().port}`,
     trespasses,
-    /** Every access token that was sent here. */
-    tokens: () => [...new Set(authorizations.filter(Boolean).map((value) => value.replace(/^\S+ /, '')))],
+    tokens: () => [...tokens],
     stop: () => close(server),
   };
 }

@@ -56,7 +56,7 @@ test('a browser logs in, works, follows a link from elsewhere, and logs out', { 
     assert.deepEqual(await withinReachOfScripts(page), OUT_OF_REACH);
     const text = await answers();
     const tokens = app.tokens();
-    assert.ok(tokens.length >= 4, 'the first token and three refreshed ones reached the API');
+    assert.ok(tokens.length >= 4, 'the first token and three refreshed ones reached the app');
     assert.ok(text.includes('Alice Example'), 'answers were recorded');
     for (const token of tokens) assert.ok(!text.includes(token), 'an access token reached the browser');
     assert.deepEqual(app.trespasses, []);

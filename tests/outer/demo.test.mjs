@@ -34,6 +34,11 @@ test('the demo shows what sidegate does', { timeout: 120_000 }, async (t) => {
     assert.deepEqual(await withinReachOfScripts(page), OUT_OF_REACH);
     await picture(page, 'demo-signed-in');
 
+    // By itself, when the token has ended: ten calls, one refresh.
+    await page.waitForSelector('#burst-says:has-text("10 of 10 answered. The provider was asked for 1 refresh.")', { timeout: 40_000 });
+    assert.equal(await page.textContent('#failed'), '0');
+    await picture(page, 'demo-refreshed');
+
     await page.click('#logout');
     await page.waitForSelector('#welcome:visible');
     await page.click('#call-anonymous');
