@@ -20,7 +20,6 @@ use sidegate::session::settings::{SameSite, Settings};
 use sidegate::session::{Session, SessionId};
 use sidegate::web::origin::Origin;
 
-#[expect(dead_code, reason = "shared with the unit tests")]
 mod samples;
 use samples::Noise;
 
@@ -122,8 +121,8 @@ fn sessions() {
         ("the same with ID token", &entra200, &opaque, Some(&id)),
     ];
     println!(
-        "{:28} {:>6} {:>6} {:>7} {:>6} {:>8} {:>8} {:>8} {:>8}",
-        "session", "AT", "RT", "cookies", "chars", "open ns", "decode", "drop", "seal ns"
+        "{:28} {:>6} {:>6} {:>7} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "session", "AT", "RT", "cookies", "chars", "open ns", "unseal", "decode", "drop", "seal ns"
     );
     for (name, access, refresh, id) in cases {
         let settings = settings();

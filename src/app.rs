@@ -16,6 +16,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora::services::Service;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::admin::readiness::Readiness;
 use crate::admin::{AdminService, AdminState};
@@ -26,11 +27,11 @@ use crate::gateway::Gateway;
 use crate::gateway::attempts::Attempts;
 use crate::gateway::refusals::Wording;
 use crate::gateway::state::{Shared, State};
-use crate::metrics::{ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome};
+use crate::metrics::{
+    ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome,
+};
 use crate::net::accept::{AcceptService, Entrance, bind};
-use crate::net::connection::{self, Connections, Kind};
-use crate::net::resolve;
-use crate::net::tls::{Tls, load_server_config};
+use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
 use crate::oidc::Provider;
 use crate::refresh::coordinator::{Coordinator, Handles, Observer};
 use crate::refresh::policy;
@@ -45,6 +46,9 @@ use crate::telemetry::{SubHasher, audit};
 const SWEEP: Duration = Duration::from_secs(5);
 /// How often files are looked at. Kubernetes swaps symlinks; a poll sees that as well as a plain write.
 const WATCH: Duration = Duration::from_secs(2);
+
+/// How soon the provider's metadata is asked for again until it was there once.
+const PROVIDER_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why the process could not start: exit status 71.
 #[derive(Debug)]
@@ -66,83 +70,174 @@ pub type Reload = Arc<dyn Fn() -> Result<Config, Vec<Problem>> + Send + Sync>;
 /// # Errors
 /// When an address cannot be bound, a certificate cannot be used, or a service fails at its start.
 pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
-    let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
-    let admin_listener = match config.admin.listen {
-        Some(address) => Some(TcpListener::bind(address).map_err(|error| {
-            StartError(format!("admin.listen: cannot listen on {address}: {error}"))
-        })?),
-        None => None,
-    };
-    let tls = match &config.server.tls {
-        Some(files) => {
-            let server = load_server_config(&files.cert_file, &files.key_file, files.client_ca_file.as_deref(), true)
-                .map_err(|problem| StartError(format!("server.tls: {problem}")))?;
-            Some(Tls::new(server))
-        }
-        None => None,
-    };
-    for listener in &listeners {
-        tracing::info!(target: "sidegate", event = "listening", addr = %listener.address(), kind = "public");
-    }
-
     let shutdown = Shutdown::new(config.server.shutdown_delay, config.server.shutdown_drain);
-    let readiness = Readiness::new(shutdown.phase(), config.admin.ready_requires_provider);
-    let parts = Parts::assemble(config).map_err(StartError)?;
-    let state = Arc::new(ArcSwap::from_pointee(parts.state));
-    {
-        let refresh = Arc::clone(&parts.refresh);
-        shutdown.on_drain(move || {
-            let refresh = Arc::clone(&refresh);
-            async move { refresh.drain().await }
-        });
-    }
-
-    let conf = Arc::new(server_conf(config.server.threads));
-    let mut proxy = http_proxy(&conf, Gateway::new(Arc::clone(&state)));
-    let mut options = HttpServerOptions::default();
-    options.h2_idle_timeout = Some(config.server.net.keepalive);
-    proxy.server_options = Some(options);
-    let connections = Connections::new(Arc::new(Gauges::new(
-        Arc::clone(&parts.metrics),
-        Arc::clone(&shutdown),
-        if tls.is_some() { ConnectionKind::Tls } else { ConnectionKind::Http },
-    )));
-    let (drain, draining) = watch::channel(false);
-    let entrance = Entrance {
-        settings: Arc::new(ArcSwap::from_pointee(config.server.net)),
-        tls,
-        proxy_protocol: if config.server.proxy_protocol { config.server.trusted_proxies.clone().into() } else { Arc::default() },
-        h2c: config.server.h2c,
-        refusals: Arc::new(Wording(Arc::clone(&state))),
-        connections: connections.clone(),
-        draining,
+    let admin_listener = match config.admin.listen {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .map_err(|error| StartError(format!("admin.listen: cannot listen on {address}: {error}")))?,
+        ),
+        None => None,
     };
-    let public = Public {
-        accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
-        background: Background {
+    let assembly = Assembly::new(config, &Clock::System, &shutdown, reload)?;
+    for address in assembly.addresses() {
+        tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "public");
+    }
+    // No command line, no file: Pingora is configured here and nowhere else.
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(config.server.threads));
+    server.bootstrap();
+    if let Some(listener) = admin_listener {
+        let shown = config.effective();
+        let admin = AdminState {
+            metrics: assembly.metrics(),
+            readiness: Arc::clone(&assembly.readiness),
+            config: Arc::new(move || shown.clone()),
+        };
+        let admin = AdminService::new(listener, admin).map_err(|error| StartError(format!("admin.listen: {error}")))?;
+        tracing::info!(target: "sidegate", event = "listening", addr = %admin.address(), kind = "admin");
+        server.add_service(admin);
+    }
+    server.add_service(assembly);
+    server.run(RunArgs { shutdown_signal: shutdown.signal_watch() });
+    if shutdown.failed() { Err(StartError("a service ended before its time".to_owned())) } else { Ok(()) }
+}
+
+/// The public listeners with all that stands behind them, as a service of Pingora's server. What goes on beside the
+/// requests runs on the same runtime, because the provider client's connections live there.
+///
+/// Tests run it without Pingora's server: [`Assembly::serve`] on any tokio runtime, with a clock of their own.
+pub struct Assembly {
+    accept: Option<AcceptService<HttpProxy<Gateway>>>,
+    addresses: Vec<ListenAddress>,
+    state: Arc<ArcSwap<State>>,
+    readiness: Arc<Readiness>,
+    connections: Connections,
+    phase: watch::Receiver<Phase>,
+    drain: watch::Sender<bool>,
+    watched: Vec<PathBuf>,
+    reload: Reload,
+}
+
+impl fmt::Debug for Assembly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Assembly").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl Assembly {
+    /// Binds the public listeners and puts everything behind them together. Calls nobody.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, or a certificate cannot be used.
+    pub fn new(config: &Config, clock: &Clock, shutdown: &Arc<Shutdown>, reload: Reload) -> Result<Self, StartError> {
+        let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
+        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        let tls = match &config.server.tls {
+            Some(files) => {
+                let client_ca = files.client_ca_file.as_deref();
+                let server = load_server_config(&files.cert_file, &files.key_file, client_ca, true)
+                    .map_err(|problem| StartError(format!("server.tls: {problem}")))?;
+                Some(Tls::new(server))
+            }
+            None => None,
+        };
+        let state = Arc::new(ArcSwap::from_pointee(assemble(config, clock).map_err(StartError)?));
+        {
+            let refresh = Arc::clone(&state.load().refresh);
+            shutdown.on_drain(move || {
+                let refresh = Arc::clone(&refresh);
+                async move { refresh.drain().await }
+            });
+        }
+        let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(config.server.net.keepalive);
+        proxy.server_options = Some(options);
+        let connections = Connections::new(Arc::new(Gauges {
+            metrics: Arc::clone(&state.load().metrics),
+            shutdown: Arc::clone(shutdown),
+            transport: if tls.is_some() { ConnectionKind::Tls } else { ConnectionKind::Http },
+            clients: Mutex::default(),
+            tunnels: Mutex::default(),
+        }));
+        let (drain, draining) = watch::channel(false);
+        let proxy_protocol =
+            if config.server.proxy_protocol { config.server.trusted_proxies.clone() } else { Vec::new() };
+        let entrance = Entrance {
+            settings: Arc::new(ArcSwap::from_pointee(config.server.net)),
+            tls,
+            proxy_protocol: proxy_protocol.into(),
+            h2c: config.server.h2c,
+            refusals: Arc::new(Wording(Arc::clone(&state))),
+            connections: connections.clone(),
+            draining,
+        };
+        Ok(Self {
+            accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
+            addresses,
             state,
-            readiness: Arc::clone(&readiness),
+            readiness: Readiness::new(shutdown.phase(), config.admin.ready_requires_provider),
             connections,
             phase: shutdown.phase(),
             drain,
             watched: config.watched_files.clone(),
             reload,
-        },
-    };
-
-    // No command line, no file: Pingora is configured here and nowhere else.
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(config.server.threads));
-    server.bootstrap();
-    server.add_service(public);
-    if let Some(listener) = admin_listener {
-        let shown = config.effective();
-        let admin = AdminState { metrics: parts.metrics, readiness, config: Arc::new(move || shown.clone()) };
-        let admin = AdminService::new(listener, admin).map_err(|error| StartError(format!("admin.listen: {error}")))?;
-        tracing::info!(target: "sidegate", event = "listening", addr = %admin.address(), kind = "admin");
-        server.add_service(admin);
+        })
     }
-    server.run(RunArgs { shutdown_signal: shutdown.signal_watch() });
-    if shutdown.failed() { Err(StartError("a service ended before its time".to_owned())) } else { Ok(()) }
+
+    /// Where it listens, with the port that was found for port 0.
+    pub fn addresses(&self) -> &[ListenAddress] {
+        &self.addresses
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.state.load().metrics)
+    }
+
+    /// Serves until `shutdown` turns true or the process drains, and the last connection has ended.
+    pub async fn serve(&mut self, shutdown: ShutdownWatch) {
+        let Some(mut accept) = self.accept.take() else { return };
+        let tasks = self.start_background();
+        self.readiness.set_listening();
+        accept.run(shutdown).await;
+        for task in tasks {
+            task.abort();
+        }
+    }
+
+    fn start_background(&self) -> Vec<JoinHandle<()>> {
+        let state = self.state.load_full();
+        let provider = Arc::clone(&state.provider);
+        let readiness = Arc::clone(&self.readiness);
+        let first_metadata = {
+            let provider = Arc::clone(&provider);
+            async move {
+                while provider.metadata().await.is_err() {
+                    tokio::time::sleep(PROVIDER_AGAIN).await;
+                }
+                readiness.set_provider_loaded();
+            }
+        };
+        vec![
+            tokio::spawn(provider.keep_ready()),
+            tokio::spawn(first_metadata),
+            tokio::spawn(resolve::keep_fresh(state.names())),
+            tokio::spawn(sweep(Arc::clone(&self.state))),
+            tokio::spawn(follow(self.phase.clone(), self.drain.clone(), self.connections.clone())),
+            tokio::spawn(watch_keys(Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload))),
+        ]
+    }
+}
+
+#[async_trait]
+impl Service for Assembly {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        self.serve(shutdown).await;
+    }
+
+    fn name(&self) -> &'static str {
+        "public"
+    }
 }
 
 fn server_conf(threads: usize) -> ServerConf {
@@ -159,56 +254,43 @@ fn server_conf(threads: usize) -> ServerConf {
     }
 }
 
-/// What the gateway is made of.
-struct Parts {
-    state: State,
-    metrics: Arc<Metrics>,
-    refresh: Arc<Coordinator>,
-}
-
-impl Parts {
-    fn assemble(config: &Config) -> Result<Self, String> {
-        let clock = Clock::System;
-        let metrics = Metrics::new();
-        let provider = {
-            let metrics = Arc::clone(&metrics);
-            let observer = move |endpoint: &'static str, took| {
-                if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
-                    metrics.observe_provider(*known, took);
-                }
-            };
-            Provider::new(config.oidc.clone(), clock.clone(), Box::new(observer)).map_err(|error| error.to_string())?
+/// What a request is decided by, made of the configuration.
+fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
+    let metrics = Metrics::new();
+    let provider = {
+        let metrics = Arc::clone(&metrics);
+        let observer = move |endpoint: &'static str, took| {
+            if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
+                metrics.observe_provider(*known, took);
+            }
         };
-        let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
-        let logins = Arc::new(LoginCookies::new(config.session.clone(), Arc::clone(jar.sealer())));
-        let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-        let told = Told {
-            metrics: Arc::clone(&metrics),
-            sub_hasher: Arc::clone(&sub_hasher),
-            issuer: config.oidc.issuer.clone(),
-        };
-        let refresh = Coordinator::new(
-            config.refresh.clone(),
-            Arc::clone(&provider) as _,
-            Arc::clone(&jar) as _,
-            clock.clone(),
-            Arc::new(told),
-        );
-        let via = format!("1.1 sidegate-{}", random::base64url::<6>());
-        let shared = Shared {
-            jar,
-            logins,
-            provider,
-            refresh: Arc::clone(&refresh),
-            attempts: Arc::new(Attempts::default()),
-            metrics: Arc::clone(&metrics),
-            clock,
-            sub_hasher,
-            via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
-        };
-        let embedded = config.session.same_site == SameSite::None;
-        Ok(Self { state: State::new(config.gateway.clone(), embedded, shared), metrics, refresh })
-    }
+        Provider::new(config.oidc.clone(), clock.clone(), Box::new(observer)).map_err(|error| error.to_string())?
+    };
+    let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
+    let logins = Arc::new(LoginCookies::new(config.session.clone(), Arc::clone(jar.sealer())));
+    let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
+    let told =
+        Told { metrics: Arc::clone(&metrics), sub_hasher: Arc::clone(&sub_hasher), issuer: config.oidc.issuer.clone() };
+    let refresh = Coordinator::new(
+        config.refresh.clone(),
+        Arc::clone(&provider) as _,
+        Arc::clone(&jar) as _,
+        clock.clone(),
+        Arc::new(told),
+    );
+    let via = format!("1.1 sidegate-{}", random::base64url::<6>());
+    let shared = Shared {
+        jar,
+        logins,
+        provider,
+        refresh,
+        attempts: Arc::new(Attempts::default()),
+        metrics,
+        clock: clock.clone(),
+        sub_hasher,
+        via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
+    };
+    Ok(State::new(config.gateway.clone(), config.session.same_site == SameSite::None, shared))
 }
 
 impl Handles for Jar {
@@ -230,7 +312,10 @@ struct Told {
 
 impl Told {
     fn origin(&self, session: &Session) -> audit::Origin<'static> {
-        audit::Origin { sub_hash: Some(self.sub_hasher.hash(&self.issuer, &session.subject)), ..audit::Origin::default() }
+        audit::Origin {
+            sub_hash: Some(self.sub_hasher.hash(&self.issuer, &session.subject)),
+            ..audit::Origin::default()
+        }
     }
 }
 
@@ -272,12 +357,6 @@ struct Gauges {
     tunnels: Mutex<Vec<OpenConnection>>,
 }
 
-impl Gauges {
-    fn new(metrics: Arc<Metrics>, shutdown: Arc<Shutdown>, transport: ConnectionKind) -> Self {
-        Self { metrics, shutdown, transport, clients: Mutex::default(), tunnels: Mutex::default() }
-    }
-}
-
 impl connection::Observer for Gauges {
     fn opened(&self, kind: Kind) {
         match kind {
@@ -302,62 +381,6 @@ impl connection::Observer for Gauges {
 
     fn handshake_failed(&self) {
         tracing::debug!(target: "sidegate", event = "tls_handshake_failed");
-    }
-}
-
-/// The public listeners as a service of Pingora's server, with all that goes on beside the requests: on the same
-/// runtime, because the provider client's connections live there.
-struct Public {
-    accept: Option<AcceptService<HttpProxy<Gateway>>>,
-    background: Background,
-}
-
-struct Background {
-    state: Arc<ArcSwap<State>>,
-    readiness: Arc<Readiness>,
-    connections: Connections,
-    phase: watch::Receiver<Phase>,
-    drain: watch::Sender<bool>,
-    watched: Vec<PathBuf>,
-    reload: Reload,
-}
-
-#[async_trait]
-impl Service for Public {
-    async fn start_service(&mut self, _fds: Option<ListenFds>, shutdown: ShutdownWatch, _listeners_per_fd: usize) {
-        let Some(mut accept) = self.accept.take() else { return };
-        let tasks = self.background.start();
-        self.background.readiness.set_listening();
-        accept.run(shutdown).await;
-        for task in tasks {
-            task.abort();
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        "public"
-    }
-}
-
-impl Background {
-    fn start(&self) -> Vec<tokio::task::JoinHandle<()>> {
-        let state = self.state.load_full();
-        let provider = Arc::clone(&state.provider);
-        let mut tasks = vec![
-            tokio::spawn(Arc::clone(&provider).keep_ready()),
-            tokio::spawn(resolve::keep_fresh(state.names())),
-            tokio::spawn(sweep(Arc::clone(&self.state))),
-            tokio::spawn(follow(self.phase.clone(), self.drain.clone(), self.connections.clone())),
-        ];
-        let readiness = Arc::clone(&self.readiness);
-        tasks.push(tokio::spawn(async move {
-            while provider.metadata().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            readiness.set_provider_loaded();
-        }));
-        tasks.push(tokio::spawn(watch_keys(Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload))));
-        tasks
     }
 }
 

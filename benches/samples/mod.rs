@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 
 /// A source of bytes that look random (xorshift64*).
 #[derive(Debug)]
-pub struct Noise(u64);
+pub(crate) struct Noise(u64);
 
 impl Noise {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
         std::iter::repeat_with(|| {
             self.0 ^= self.0 >> 12;
             self.0 ^= self.0 << 25;
@@ -23,11 +23,11 @@ impl Noise {
         .collect()
     }
 
-    pub fn text(&mut self, bytes: usize) -> String {
+    pub(crate) fn text(&mut self, bytes: usize) -> String {
         URL_SAFE_NO_PAD.encode_to_string(self.bytes(bytes))
     }
 
-    pub fn uuid(&mut self) -> String {
+    pub(crate) fn uuid(&mut self) -> String {
         let hex: String = self.bytes(16).iter().map(|byte| format!("{byte:02x}")).collect();
         let mut uuid = hex;
         for at in [20, 16, 12, 8] {
@@ -36,14 +36,14 @@ impl Noise {
         uuid
     }
 
-    pub fn jwt(&mut self, header: &Value, payload: &Value, signature: usize) -> String {
+    pub(crate) fn jwt(&mut self, header: &Value, payload: &Value, signature: usize) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode_to_string(value.to_string());
         format!("{}.{}.{}", part(header), part(payload), self.text(signature))
     }
 }
 
 /// Keycloak's access token: about 1.4 kB with no roles of the application's own.
-pub fn keycloak_access(noise: &mut Noise, roles: usize) -> String {
+pub(crate) fn keycloak_access(noise: &mut Noise, roles: usize) -> String {
     let header = json!({"alg": "RS256", "typ": "JWT", "kid": noise.text(32)});
     let names = ["viewer", "editor", "approver", "auditor", "manager"];
     let roles: Vec<String> = (0..roles)
@@ -63,7 +63,7 @@ pub fn keycloak_access(noise: &mut Noise, roles: usize) -> String {
 }
 
 /// A refresh token that is a JWT of about 1.3 kB.
-pub fn jwt_refresh(noise: &mut Noise) -> String {
+pub(crate) fn jwt_refresh(noise: &mut Noise) -> String {
     let header = json!({"alg": "RS256", "typ": "JWT", "kid": noise.text(32)});
     let payload = json!({
         "exp": 1_800_036_000, "iat": 1_800_000_000, "jti": noise.uuid(), "iss": "https://login.example.com/realms/production",
@@ -75,7 +75,7 @@ pub fn jwt_refresh(noise: &mut Noise) -> String {
 }
 
 /// An ID token of about 1.2 kB.
-pub fn id_token(noise: &mut Noise) -> String {
+pub(crate) fn id_token(noise: &mut Noise) -> String {
     let header = json!({"alg": "RS256", "typ": "JWT", "kid": noise.text(32)});
     let payload = json!({
         "exp": 1_800_003_600, "iat": 1_800_000_000, "auth_time": 1_799_999_990, "jti": noise.uuid(),
@@ -88,7 +88,7 @@ pub fn id_token(noise: &mut Noise) -> String {
 }
 
 /// An Entra v2 access token with so many group ids; 200 make 12 kB.
-pub fn entra_access(noise: &mut Noise, groups: usize) -> String {
+pub(crate) fn entra_access(noise: &mut Noise, groups: usize) -> String {
     let header = json!({"typ": "JWT", "alg": "RS256", "kid": noise.text(20)});
     let tenant = noise.uuid();
     let groups: Vec<String> = (0..groups).map(|_| noise.uuid()).collect();
@@ -103,6 +103,6 @@ pub fn entra_access(noise: &mut Noise, groups: usize) -> String {
 }
 
 /// An Entra refresh token: opaque, 1.1 kB, two dots in front.
-pub fn entra_refresh(noise: &mut Noise) -> String {
+pub(crate) fn entra_refresh(noise: &mut Noise) -> String {
     format!("1.{}.{}", noise.text(60), noise.text(770))
 }

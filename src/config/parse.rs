@@ -18,11 +18,11 @@ use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
 use super::{AdminSettings, Config, LogFormat, LogSettings, ServerSettings, TlsFiles, routes};
 use crate::crypto::keyring::{Key, Keyring};
+use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{ClientAuth, Endpoints};
 use crate::secret::Secret;
 use crate::web::origin::{Origin, is_loopback};
-use crate::net::{self, ListenAddress};
 use crate::{gateway, oidc, refresh, session};
 
 /// Every preset that the documentation names.

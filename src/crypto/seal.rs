@@ -242,7 +242,7 @@ impl Sealer {
         let Ok(mut blob) = URL_SAFE_NO_PAD.decode_to_vec(text) else { return Opened::Broken };
         let Some((kid, salt, nonce)) = header(&blob, purpose) else { return Opened::Broken };
         let sealed = blob.len() - HEADER;
-        if sealed < BLOCK + TAG || (sealed - TAG) % BLOCK != 0 {
+        if sealed < BLOCK + TAG || !(sealed - TAG).is_multiple_of(BLOCK) {
             return Opened::Broken;
         }
         let aad = self.aad(blob.get(..HEADER).unwrap_or_default());

@@ -102,30 +102,36 @@ impl DemoProvider {
 
     fn metadata(&self) -> Answer {
         let at = |path: &str| format!("{}{path}", self.issuer);
-        json_answer(StatusCode::OK, &json!({
-            "issuer": self.issuer,
-            "authorization_endpoint": at("/authorize"),
-            "token_endpoint": at("/token"),
-            "jwks_uri": at("/jwks"),
-            "revocation_endpoint": at("/revoke"),
-            "end_session_endpoint": at("/logout"),
-            "response_types_supported": ["code"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
-            "code_challenge_methods_supported": ["S256"],
-            "scopes_supported": ["openid", "profile", "email", "offline_access"],
-            "token_endpoint_auth_methods_supported": ["client_secret_basic"],
-            "authorization_response_iss_parameter_supported": true,
-        }))
+        json_answer(
+            StatusCode::OK,
+            &json!({
+                "issuer": self.issuer,
+                "authorization_endpoint": at("/authorize"),
+                "token_endpoint": at("/token"),
+                "jwks_uri": at("/jwks"),
+                "revocation_endpoint": at("/revoke"),
+                "end_session_endpoint": at("/logout"),
+                "response_types_supported": ["code"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+                "code_challenge_methods_supported": ["S256"],
+                "scopes_supported": ["openid", "profile", "email", "offline_access"],
+                "token_endpoint_auth_methods_supported": ["client_secret_basic"],
+                "authorization_response_iss_parameter_supported": true,
+            }),
+        )
     }
 
     fn jwks(&self) -> Answer {
         let point = self.key.public_key().as_ref();
         let (x, y) = point.get(1..33).zip(point.get(33..65)).unwrap_or_default();
         let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode_to_string(bytes);
-        json_answer(StatusCode::OK, &json!({ "keys": [{
+        json_answer(
+            StatusCode::OK,
+            &json!({ "keys": [{
             "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "demo", "x": b64(x), "y": b64(y),
-        }] }))
+        }] }),
+        )
     }
 
     /// Known browser: straight back with a code. Unknown: a page to choose a user.

@@ -21,13 +21,17 @@ pub fn explain(settings: &Settings, embedded: bool, method: &Method, target: &st
         return refusal(&Problem::new(Code::BadPath, "The path is ambiguous: it has no single reading."));
     };
     let prefix = &settings.prefix;
-    if let Some(rest) = clean.as_str().strip_prefix(prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+    if let Some(rest) =
+        clean.as_str().strip_prefix(prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    {
         return match Endpoint::find(rest) {
             Some(endpoint) => format!(
                 "endpoint         {prefix}{rest}, answered by sidegate itself\nmethods          {}\n",
                 endpoint.methods()
             ),
-            None => refusal(&Problem::new(Code::NoRoute, "There is no such endpoint below the prefix.")) + prefix + "\n",
+            None => {
+                refusal(&Problem::new(Code::NoRoute, "There is no such endpoint below the prefix.")) + prefix + "\n"
+            }
         };
     }
     let table = RouteTable::new(settings.routes.iter().cloned().map(Arc::new));
@@ -73,11 +77,14 @@ fn describe(
         let _ = writeln!(text, "{name:<17}{value}");
     };
     line("route", &route.path);
-    line("access", match route.access {
-        Access::Session => "session",
-        Access::Optional => "optional",
-        Access::Public => "public",
-    });
+    line(
+        "access",
+        match route.access {
+            Access::Session => "session",
+            Access::Optional => "optional",
+            Access::Public => "public",
+        },
+    );
     for own in &route.upstreams {
         line("upstream", &shown(own));
         line("forwarded as", &upstream::target(route, &own.base_path, path, query));
@@ -109,5 +116,10 @@ fn shown(upstream: &Upstream) -> String {
 }
 
 fn refusal(problem: &Problem) -> String {
-    format!("answer           {} {}\n                 {}\n", problem.code.status().as_u16(), problem.code.as_str(), problem.detail)
+    format!(
+        "answer           {} {}\n                 {}\n",
+        problem.code.status().as_u16(),
+        problem.code.as_str(),
+        problem.detail
+    )
 }

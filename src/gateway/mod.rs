@@ -128,8 +128,7 @@ impl Ctx {
         let settings = &self.state.settings;
         let peer = peer_ip(session);
         self.client = peer.map(|peer| forwarded::client(peer, headers, &settings.trusted_proxies));
-        self.request_id =
-            forwarded::request_id(headers).map_or_else(|| random::base64url::<15>(), ToOwned::to_owned);
+        self.request_id = forwarded::request_id(headers).map_or_else(|| random::base64url::<15>(), ToOwned::to_owned);
         let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
         self.shape = initiator.shape();
         self.cors = listed_origin(headers, &initiator);
@@ -254,11 +253,8 @@ impl Ctx {
             Decision::Preflight => Outcome::Respond(preflight(head, self.cors.as_ref())),
             Decision::Hop => Outcome::Respond(pages::hop(return_to.as_str()).set_cookies(expire)),
             Decision::Login(status) => {
-                let target = if status == StatusCode::SEE_OTHER {
-                    referring_page(&head.headers, &state)
-                } else {
-                    return_to
-                };
+                let target =
+                    if status == StatusCode::SEE_OTHER { referring_page(&head.headers, &state) } else { return_to };
                 let location = target.login_url(&state.settings.prefix);
                 Outcome::Respond(LocalResponse::redirect(status, &location).set_cookies(expire))
             }
@@ -358,8 +354,8 @@ impl Ctx {
             .and_then(|value| value.to_str().ok())
             .is_some_and(|accept| accept.contains("text/event-stream"));
         let safe = matches!(head.method, Method::GET | Method::HEAD);
-        let bodiless = !head.headers.contains_key(header::CONTENT_LENGTH)
-            && !head.headers.contains_key(header::TRANSFER_ENCODING);
+        let bodiless =
+            !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
         Outcome::Forward(Box::new(Forward {
             upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
             event_stream,
@@ -415,7 +411,8 @@ impl Ctx {
         match opened.state {
             lifecycle::State::Open(session) if !self.state.refresh.is_ended(session.id) => {
                 let presented_generation = session.generation;
-                let newest = self.state.refresh.newest(session.id).filter(|newest| newest.generation > presented_generation);
+                let newest =
+                    self.state.refresh.newest(session.id).filter(|newest| newest.generation > presented_generation);
                 let stale = newest.is_some();
                 let session = newest.unwrap_or_else(|| Arc::from(session));
                 Opened { presented, presented_generation, session: Some(session), useless: false, stale }
@@ -683,18 +680,18 @@ impl ProxyHttp for Gateway {
             Phase::Arrived | Phase::Answered => None,
         };
         telemetry::access(&AccessLine {
-                request_id: &ctx.request_id,
-                route: ctx.route.as_str(),
-                method: head.method.as_str(),
-                path: ctx.path.as_ref().map_or("", CleanPath::as_str),
-                status,
-                duration,
-                upstream,
-                client: ctx.client,
-                sub_hash: ctx.sub_hash,
-                trace_id,
-                code: ctx.code,
-            });
+            request_id: &ctx.request_id,
+            route: ctx.route.as_str(),
+            method: head.method.as_str(),
+            path: ctx.path.as_ref().map_or("", CleanPath::as_str),
+            status,
+            duration,
+            upstream,
+            client: ctx.client,
+            sub_hash: ctx.sub_hash,
+            trace_id,
+            code: ctx.code,
+        });
     }
 
     /// Pingora's default prints the query, which may hold a code.
@@ -766,10 +763,8 @@ fn preflight(head: &RequestHeader, listed: Option<&HeaderValue>) -> LocalRespons
     if listed.is_none() {
         return response;
     }
-    let mut response = response.header(
-        header::ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"),
-    );
+    let mut response = response
+        .header(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"));
     if let Some(asked) = head.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
         let harmless = asked.to_str().is_ok_and(|text| {
             text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b',' | b' ' | b'_'))

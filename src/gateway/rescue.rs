@@ -20,9 +20,10 @@ pub fn problem(error: &Error) -> Option<Problem> {
                 return None;
             }
             (ErrorSource::Downstream, _) => Problem::new(Code::BadRequest, "The request is malformed."),
-            (ErrorSource::Upstream, E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout) => {
-                Problem::new(Code::UpstreamTimeout, "The application did not answer in time.")
-            }
+            (
+                ErrorSource::Upstream,
+                E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout,
+            ) => Problem::new(Code::UpstreamTimeout, "The application did not answer in time."),
             (
                 ErrorSource::Upstream,
                 E::ConnectRefused

@@ -93,9 +93,7 @@ fn takes_host(route: &Route, host: &str) -> bool {
 
 /// A route that answers GET answers HEAD (RFC 9110 section 9.3.2).
 fn takes_method(methods: &[Method], method: &Method) -> bool {
-    methods.is_empty()
-        || methods.contains(method)
-        || (method == Method::HEAD && methods.contains(&Method::GET))
+    methods.is_empty() || methods.contains(method) || (method == Method::HEAD && methods.contains(&Method::GET))
 }
 
 /// The prefix routes above a path, longest first: `/a/b` asks for `/a/b/`, `/a/`, `/`.

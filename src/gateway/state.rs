@@ -113,7 +113,9 @@ impl RouteEntry {
             .iter()
             .map(|upstream| {
                 let (endpoint, tls, host) = match &upstream.address {
-                    UpstreamAddress::Tcp { tls, host, port } => (Endpoint::Tcp(Name::new(host, *port)), *tls, host.as_str()),
+                    UpstreamAddress::Tcp { tls, host, port } => {
+                        (Endpoint::Tcp(Name::new(host, *port)), *tls, host.as_str())
+                    }
                     UpstreamAddress::Unix(path) => {
                         (Endpoint::Unix(path.to_string_lossy().into_owned()), false, "localhost")
                     }

@@ -159,11 +159,7 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, re
     }
     set(request, X_FORWARDED_FOR, HeaderValue::try_from(&forward.forwarded_for).ok());
     set(request, X_FORWARDED_HOST, HeaderValue::try_from(public.authority()).ok());
-    set(
-        request,
-        X_FORWARDED_PROTO,
-        Some(HeaderValue::from_static(if public.is_https() { "https" } else { "http" })),
-    );
+    set(request, X_FORWARDED_PROTO, Some(HeaderValue::from_static(if public.is_https() { "https" } else { "http" })));
     set(request, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
     if let Some(traceparent) = &forward.traceparent {
         set(request, TRACEPARENT, HeaderValue::try_from(traceparent).ok());

@@ -30,6 +30,8 @@ const MAX_PARTS: usize = 9;
 /// Cookies of ours that are looked at in one request, and blobs that are tried. A browser has a dozen at most.
 const MAX_LOOKED_AT: usize = 64;
 const MAX_TRIES: usize = 64;
+/// Ways to put one group together, so that a forged group leaves tries for others.
+const MAX_WAYS: usize = 16;
 /// Browsers keep no cookie longer (RFC 6265bis section 5.5).
 const MAX_AGE_CAP: u64 = 400 * 24 * 3600;
 /// Long enough for two redirects, and gone before the next incident.
@@ -151,7 +153,7 @@ impl Jar {
             return Opened { state: State::Absent, presented };
         }
 
-        let mut attempt = Attempt { sealer: &self.sealer, tries: MAX_TRIES, best: None, garbage: false };
+        let mut search = Search { sealer: &self.sealer, tries: MAX_TRIES, best: None, garbage: false };
         let mut groups: Vec<Group<'_>> = Vec::new();
         for (index, value) in values {
             match Part::read(index, value) {
@@ -160,21 +162,21 @@ impl Jar {
                     None => groups.push(Group { id: part.group, parts: vec![part] }),
                 },
                 None if index == 0 => {
-                    if attempt.consider(value) {
+                    if search.consider(value) {
                         presented.unknown.push(index);
                     }
                 }
-                None => attempt.garbage = true,
+                None => search.garbage = true,
             }
         }
         for group in &groups {
-            if group.consider(&mut attempt) {
+            if group.consider(&mut search) {
                 presented.unknown.extend(group.parts.iter().map(|part| part.index));
             }
         }
-        let state = match attempt.best {
+        let state = match search.best {
             Some(session) => lifecycle::judge(session, &self.settings, now),
-            None if attempt.garbage => State::Broken,
+            None if search.garbage => State::Broken,
             None => State::Absent,
         };
         Opened { state, presented }
@@ -188,7 +190,8 @@ impl Jar {
         let plain = self.encode(session)?;
         let text = self.sealer.seal(Purpose::Session, &plain, now);
         let left = lifecycle::left(session, &self.settings, now);
-        let life = left.as_millis().div_ceil(1000).clamp(1, u128::from(MAX_AGE_CAP)) as u64;
+        // Rounded down: the cookie must not outlive what it holds.
+        let life = left.as_secs().clamp(1, MAX_AGE_CAP);
 
         let total = self.names.parts(text.len());
         let mut cookies = Vec::with_capacity(total);
@@ -409,7 +412,7 @@ impl Names {
     /// Our cookies in all `Cookie` fields, with their values, in the order of the request. Whatever cannot be ours is
     /// passed over.
     pub(super) fn find<'h>(&self, headers: &'h HeaderMap) -> impl Iterator<Item = (Found, &'h [u8])> {
-        let pairs = headers.get_all(COOKIE).into_iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
+        let pairs = headers.get_all(COOKIE).into_iter().flat_map(|field| pairs(field.as_bytes()));
         pairs.filter_map(|pair| {
             // Exactly the one space that browsers put there: a name that begins with white space is not ours.
             let pair = pair.strip_prefix(b" ").unwrap_or(pair);
@@ -423,6 +426,19 @@ impl Names {
         let path = if *found == Found::Split { SPLIT_PATH } else { "/" };
         render(settings, &self.full(found), String::new(), same_site, path, None)
     }
+}
+
+/// The pieces between semicolons. A sealed session is long: going through it byte by byte would cost as much as opening
+/// it.
+fn pairs(field: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(field);
+    std::iter::from_fn(move || {
+        let field = rest?;
+        let end = memchr::memchr(b';', field);
+        let (pair, after) = end.and_then(|end| field.split_at_checked(end)).unwrap_or((field, &[]));
+        rest = after.strip_prefix(b";");
+        Some(pair)
+    })
 }
 
 /// The provider's redirect is cross-site: a Strict cookie would stay behind.
@@ -492,40 +508,40 @@ struct Group<'h> {
 
 impl Group<'_> {
     /// Tries every way to fill the group's places: a name that came twice offers two. True when another key may open it.
-    fn consider(&self, attempt: &mut Attempt<'_>) -> bool {
+    fn consider(&self, search: &mut Search<'_>) -> bool {
         let places: Vec<Vec<&[u8]>> = (0..u32::from(self.id.0))
             .map(|index| self.parts.iter().filter(|part| part.index == index).map(|part| part.piece).collect())
             .collect();
-        let ways = places.iter().try_fold(1_usize, |ways, place| ways.checked_mul(place.len())).unwrap_or(MAX_TRIES);
+        let ways = places.iter().try_fold(1_usize, |ways, place| ways.checked_mul(place.len())).unwrap_or(MAX_WAYS);
         if ways == 0 {
             // Incomplete. Its first part may tell that it was never ours to judge.
             let first = places.first().into_iter().flatten();
-            let unknown = first.into_iter().any(|piece| attempt.sealer.is_of_unknown_key(Purpose::Session, piece));
-            attempt.garbage |= !unknown;
+            let unknown = first.into_iter().any(|piece| search.sealer.is_of_unknown_key(Purpose::Session, piece));
+            search.garbage |= !unknown;
             return unknown;
         }
         let mut unknown = false;
-        for way in 0..ways.min(MAX_TRIES) {
+        for way in 0..ways.min(MAX_WAYS) {
             let (mut way, mut text) = (way, Vec::with_capacity(places.len() * PIECE));
             for place in &places {
                 text.extend_from_slice(place.get(way % place.len()).copied().unwrap_or_default());
                 way /= place.len();
             }
-            unknown |= attempt.consider(&text);
+            unknown |= search.consider(&text);
         }
         unknown
     }
 }
 
 /// The search for the newest session that opens.
-struct Attempt<'a> {
+struct Search<'a> {
     sealer: &'a Sealer,
     tries: usize,
     best: Option<Session>,
     garbage: bool,
 }
 
-impl Attempt<'_> {
+impl Search<'_> {
     /// True when another key may open the text.
     fn consider(&mut self, text: &[u8]) -> bool {
         let Some(tries) = self.tries.checked_sub(1) else { return false };

@@ -8,5 +8,10 @@ pub mod model;
 pub mod revocation;
 pub mod settings;
 
+/// Tokens as providers make them.
+#[cfg(test)]
+#[path = "../../benches/samples/mod.rs"]
+mod samples;
+
 pub use model::{Session, SessionId};
 pub use settings::Settings;

@@ -12,6 +12,7 @@
 
 pub mod client;
 pub mod gateway;
+pub mod inside;
 pub mod jose;
 pub mod leak;
 pub mod provider;

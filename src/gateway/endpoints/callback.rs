@@ -12,9 +12,9 @@ use crate::gateway::routes::Matched;
 use crate::gateway::settings::Access;
 use crate::gateway::state::State;
 use crate::metrics::{EndReason, LoginOutcome};
+use crate::oidc::ProviderError;
 use crate::oidc::provider::RedeemContext;
 use crate::oidc::types::Code as AuthorizationCode;
-use crate::oidc::ProviderError;
 use crate::session::jar::Presented;
 use crate::session::login_cookie::{Attempt, Finish};
 use crate::session::{Session, SessionId};
@@ -198,9 +198,9 @@ async fn refused_by_provider(
     error: &str,
 ) -> Answer {
     let reason = error_word(error);
-    let used = state.attempts.once(attempt.id, request.now, move || async move {
-        Err(Failure::Provider(ProviderError::Dead { reason }))
-    });
+    let used = state
+        .attempts
+        .once(attempt.id, request.now, move || async move { Err(Failure::Provider(ProviderError::Dead { reason })) });
     if matches!(used.await, Taken::Used) {
         return Answer::Refuse(Problem::new(Code::BadCallback, "This login attempt was used before."), clear);
     }
@@ -252,13 +252,7 @@ fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) ->
 
 /// Made here, but its attempt is used, expired or gone. Whether somebody is logged in can only be said when the
 /// Strict cookies come along, which the provider's redirect withholds: by way of the hop page, then.
-fn stale(
-    state: &State,
-    request: &RequestView<'_>,
-    visitor: &Visitor,
-    login_state: &str,
-    restarts: u8,
-) -> Answer {
+fn stale(state: &State, request: &RequestView<'_>, visitor: &Visitor, login_state: &str, restarts: u8) -> Answer {
     tracing::info!(target: "sidegate", event = "login_stale", request_id = request.request_id, restarts);
     if visitor.session.is_some() {
         return to_page(StatusCode::FOUND, &ReturnTo::home()).into();
@@ -275,4 +269,3 @@ fn bad_callback(state: &State, request: &RequestView<'_>, reason: &'static str) 
     audit::login_refused(&origin(request, None), reason);
     Problem::new(Code::BadCallback, "This does not finish a login that was started here.").into()
 }
-

@@ -41,7 +41,10 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
                 return_to = ReturnTo::parse(params.one("target_link_uri").ok().flatten(), prefix);
             }
         }
-        _ => return Problem::new(Code::BadRequest, "The parameter iss does not name the provider of this gateway.").into(),
+        _ => {
+            return Problem::new(Code::BadRequest, "The parameter iss does not name the provider of this gateway.")
+                .into();
+        }
     }
     let asked: Vec<(String, String)> = state
         .provider

@@ -78,12 +78,11 @@ async fn revoke(state: &Arc<State>, session: &Arc<Session>) {
 pub(super) fn returned(state: &State, request: &RequestView<'_>, visitor: Visitor) -> Answer {
     let target = ReturnTo::parse(Some(&state.settings.logout.return_to), &state.settings.prefix);
     let path = target.as_str().split(['?', '#']).next().unwrap_or("/");
-    let opens = CleanPath::parse(path).is_ok_and(|path| {
-        match state.routes.find(&path, request.host, Some(&Method::GET)) {
+    let opens =
+        CleanPath::parse(path).is_ok_and(|path| match state.routes.find(&path, request.host, Some(&Method::GET)) {
             Matched::Route(entry) => entry.0.settings.access != Access::Session,
             Matched::MethodNotAllowed { .. } | Matched::None => false,
-        }
-    });
+        });
     if opens || visitor.session.is_some() {
         LocalResponse::redirect(StatusCode::FOUND, target.as_str()).into()
     } else {

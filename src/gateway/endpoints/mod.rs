@@ -124,7 +124,8 @@ fn provider_problem(error: &ProviderError) -> Problem {
     match error {
         ProviderError::Unavailable { retry_after, .. } => {
             let seconds = retry_after.map_or(2, |after| after.as_secs().clamp(1, 10));
-            Problem::new(Code::ProviderUnavailable, "The login service does not answer. Try again.").retry_after(seconds)
+            Problem::new(Code::ProviderUnavailable, "The login service does not answer. Try again.")
+                .retry_after(seconds)
         }
         ProviderError::Ambiguous { .. } => {
             Problem::new(Code::ProviderUnavailable, "The login service does not answer. Try again.").retry_after(2)

@@ -46,7 +46,8 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
     match state.refresh.freshen(Arc::clone(session), Demand::Now).await {
         // `max_refreshes` is used up: the session goes on to its token's end, but a newer one is not to be had.
         Freshened::Exhausted { .. } => {
-            let problem = Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
+            let problem =
+                Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
             problem.into()
         }
         Freshened::Use { session: fresh, changed } => {

@@ -1,10 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-
-#[path = "../../../benches/samples/mod.rs"]
-mod samples;
-use samples::Noise;
+use crate::session::samples::{self, Noise};
 
 fn sample(access: &str, refresh: Option<&str>) -> Session {
     Session {
@@ -116,7 +113,7 @@ fn cookie_24_a_bomb_stays_packed() {
         put_segment(&mut bytes, "AAAA");
         put_varint(&mut bytes, claimed);
         bytes.extend_from_slice(&zstd::bulk::compress(&vec![b'x'; real], 3).unwrap());
-        unpack(codec::JWT_ZSTD, &bytes)
+        unpack(numbers::JWT_ZSTD, &bytes)
     };
     assert!(bomb(1000, 1000).is_some());
     assert!(bomb(64 * 1024, 64 * 1024).is_some());
@@ -128,7 +125,7 @@ fn cookie_24_a_bomb_stays_packed() {
     let mut bytes = Vec::new();
     put_varint(&mut bytes, 0);
     put_varint(&mut bytes, u64::MAX / 16);
-    assert!(unpack(codec::JWT_ZSTD, &bytes).is_none());
+    assert!(unpack(numbers::JWT_ZSTD, &bytes).is_none());
 }
 
 #[test]
@@ -136,7 +133,7 @@ fn a_token_too_long_to_inflate_is_kept_uncompressed() {
     let payload = URL_SAFE_NO_PAD.encode_to_string(vec![b'x'; 70_000]);
     let token = format!("e30.{payload}.AAAA");
     let packed = PackedToken::pack(&token);
-    assert_eq!(packed.codec, codec::SEGMENTS);
+    assert_eq!(packed.codec, numbers::SEGMENTS);
     assert_eq!(packed.unpack().unwrap(), token);
 }
 

@@ -1,0 +1,322 @@
+//! What the repository ships beside the program: the manifest, the image, the documentation's examples and links.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use sidegate::config;
+use sidegate::crypto::keyring::Key;
+use toml::Table;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// README.md and its like, and docs/*.md.
+fn documents() -> Vec<PathBuf> {
+    let in_folder = |folder: PathBuf| {
+        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect::<Vec<_>>()
+    };
+    let mut all = in_folder(root().to_owned());
+    all.extend(in_folder(root().join("docs")));
+    all.sort();
+    all
+}
+
+/// The contents of the code blocks of that language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut block: Option<(bool, String)> = None;
+    for line in text.lines() {
+        match (line.strip_prefix("```"), &mut block) {
+            (Some(word), None) => block = Some((word.trim() == language, String::new())),
+            (Some(_), Some((wanted, content))) => {
+                if *wanted {
+                    found.push(std::mem::take(content));
+                }
+                block = None;
+            }
+            (None, Some((_, content))) => {
+                content.push_str(line);
+                content.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    assert!(block.is_none(), "a code block is not closed");
+    found
+}
+
+/// The manifest's documents, without comments that fill a line.
+fn manifests() -> Vec<String> {
+    let text = read("deploy/kubernetes/sidecar.yaml");
+    text.split("\n---\n").map(ToOwned::to_owned).collect()
+}
+
+fn manifest(kind: &str) -> String {
+    let line = format!("kind: {kind}");
+    manifests().into_iter().find(|text| text.lines().any(|own| own == line)).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// The block scalar under `key: |`, its indentation taken off.
+fn block_scalar(text: &str, key: &str) -> String {
+    let opening = format!("{key}: |");
+    let mut lines = text.lines().skip_while(|line| line.trim() != opening).skip(1).peekable();
+    let indent = lines.peek().map_or(0, |line| line.len() - line.trim_start().len());
+    assert!(indent > 0, "no {key} in the manifest");
+    let inside = lines.take_while(|line| line.trim().is_empty() || line.len() - line.trim_start().len() >= indent);
+    inside.map(|line| format!("{}\n", line.get(indent..).unwrap_or_default())).collect()
+}
+
+/// The part of a container: from its `- name:` to the next line that is indented less or begins another.
+fn container(text: &str, name: &str) -> String {
+    let opening = format!("        - name: {name}");
+    let mut lines = text.lines().skip_while(|line| *line != opening);
+    let first = lines.next().unwrap_or_else(|| panic!("no container {name}"));
+    let rest = lines.take_while(|line| line.starts_with("          "));
+    std::iter::once(first).chain(rest).map(|line| format!("{line}\n")).collect()
+}
+
+fn seconds(config: &Table, key: &str) -> u64 {
+    let text = config["server"][key].as_str().unwrap();
+    text.strip_suffix('s').and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{key} = {text}"))
+}
+
+fn number_after(text: &str, key: &str) -> u64 {
+    let found = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
+    found.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number at {key}"))
+}
+
+/// What `check` finds in a configuration, its secret files being where it says, as mounted: mode 0440.
+fn findings(config: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let private = |name: &str, content: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+    };
+    private("session-key", Key::generate().to_base64url());
+    private("client-secret", "a-secret-of-the-test".to_owned());
+    let here = folder.path().display();
+    let mut config = config.to_owned();
+    for (name, path) in [("client-secret", "client_secret_file = \""), ("session-key", "key_files = [\"")] {
+        for old in [format!("/run/secrets/sidegate/{name}"), name.to_owned()] {
+            config = config.replace(&format!("{path}{old}\""), &format!("{path}{here}/{name}\""));
+        }
+    }
+    let file = folder.path().join("sidegate.toml");
+    fs::write(&file, config).unwrap();
+    match config::load(&[file]) {
+        Ok(config) => config.warnings.iter().map(ToString::to_string).collect(),
+        Err(problems) => panic!("refused: {problems:?}"),
+    }
+}
+
+/// The shipped manifest's configuration is one that `check` has nothing to say about.
+#[test]
+fn the_manifests_configuration_is_fine() {
+    let text = block_scalar(&manifest("ConfigMap"), "sidegate.toml");
+    assert_eq!(findings(&text), Vec::<String>::new());
+    let config: Table = text.parse().unwrap();
+    assert_eq!(config["server"]["listen"].as_str(), Some("0.0.0.0:8080"));
+    assert_eq!(config["admin"]["listen"].as_str(), Some("0.0.0.0:9180"), "the kubelet's probes must reach it");
+    for route in config["route"].as_array().unwrap() {
+        let upstream = route["upstream"].as_str().unwrap();
+        assert!(upstream.starts_with("http://127.0.0.1:"), "K8S-14: {upstream} is not loopback");
+    }
+}
+
+/// K8S-01, K8S-02, K8S-04, K8S-05, K8S-16.
+#[test]
+fn the_pod_has_no_privileges() {
+    let deployment = manifest("Deployment");
+    for line in [
+        "automountServiceAccountToken: false",
+        "shareProcessNamespace: false",
+        "runAsNonRoot: true",
+        "type: RuntimeDefault",
+    ] {
+        assert!(deployment.contains(line), "{line}");
+    }
+    for name in ["sidegate", "app"] {
+        let container = container(&deployment, name);
+        for line in [
+            "allowPrivilegeEscalation: false",
+            "readOnlyRootFilesystem: true",
+            "drop: [\"ALL\"]",
+            "requests:",
+            "limits:",
+        ] {
+            assert!(container.contains(line), "{name}: {line}");
+        }
+    }
+    for word in ["hostNetwork", "hostPID", "hostIPC", "hostPath", "hostPort", "privileged: true"] {
+        assert!(!deployment.contains(word), "{word}");
+    }
+}
+
+/// K8S-07: starts before the app; K8S-06: probes on the admin port, and time enough for the stop.
+#[test]
+fn sidegate_is_a_native_sidecar() {
+    let deployment = manifest("Deployment");
+    let (before, after) = deployment.split_once("\n      containers:\n").unwrap();
+    let (_, init) = before.split_once("\n      initContainers:\n").unwrap();
+    assert!(init.contains("- name: sidegate\n") && !after.contains("- name: sidegate\n"));
+    let sidegate = container(&deployment, "sidegate");
+    assert!(sidegate.contains("restartPolicy: Always"));
+    for (probe, path) in [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")] {
+        let (_, rest) = sidegate.split_once(&format!("{probe}:\n")).unwrap_or_else(|| panic!("no {probe}"));
+        let asks: Vec<&str> = rest.lines().take(3).map(str::trim).collect();
+        assert_eq!(asks, ["httpGet:", &format!("path: {path}"), "port: admin"], "{probe}");
+    }
+    assert!(sidegate.contains("- name: admin\n              containerPort: 9180"));
+
+    let config: Table = block_scalar(&manifest("ConfigMap"), "sidegate.toml").parse().unwrap();
+    let needed = number_after(&container(&deployment, "app"), "seconds")
+        + seconds(&config, "shutdown_delay")
+        + seconds(&config, "shutdown_drain");
+    let granted = number_after(&deployment, "terminationGracePeriodSeconds");
+    assert!(granted > needed, "{granted} s are granted, {needed} s needed");
+}
+
+/// K8S-08, K8S-09: mounted for sidegate alone, and others cannot read them. Placeholders start nothing.
+#[test]
+fn secrets_are_mounted_and_empty() {
+    let deployment = manifest("Deployment");
+    assert!(deployment.contains("secretName: sidegate\n            defaultMode: 0440"));
+    assert!(deployment.contains("fsGroup:"));
+    assert!(container(&deployment, "sidegate").contains("- name: secrets\n"));
+    let app = container(&deployment, "app");
+    assert!(!app.contains("volumeMounts") && !app.contains("secretKeyRef"));
+    let secret = manifest("Secret");
+    for name in ["client-secret", "session-key"] {
+        let line = secret.lines().find(|line| line.trim().starts_with(name)).unwrap();
+        assert!(line.contains(": \"\""), "{line}");
+    }
+}
+
+/// K8S-10: only the ingress reaches the app, by sidegate, and only monitoring the admin port.
+#[test]
+fn the_network_policy_opens_two_ports() {
+    let policy = manifest("NetworkPolicy");
+    let (ingress, egress) = policy.split_once("\n  egress:\n").unwrap();
+    let ports: Vec<&str> = ingress.lines().filter_map(|line| line.trim().strip_prefix("port: ")).collect();
+    assert_eq!(ports, ["8080", "9180"]);
+    assert_eq!(ingress.matches("- from:").count(), 2);
+    assert!(egress.contains("port: 53") && egress.contains("port: 443"));
+    assert!(manifest("Service").contains("targetPort: http"), "not the admin port");
+}
+
+/// K8S-03.
+#[test]
+fn the_image_is_small_and_not_root() {
+    let text = read("deploy/Dockerfile");
+    let last_stage = text.rsplit_once("\nFROM ").unwrap().1;
+    assert!(last_stage.starts_with("gcr.io/distroless/") && !last_stage.contains("\nRUN "));
+    let user = last_stage.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
+    assert!(user.split(':').all(|id| id.parse::<u32>().is_ok_and(|id| id != 0)), "{user}");
+    assert!(text.contains("--locked") && text.contains("--no-default-features"));
+    assert!(last_stage.contains(r#"ENTRYPOINT ["/usr/local/bin/sidegate"]"#));
+}
+
+/// Every example in the documentation is TOML, and every whole one is a configuration without problems.
+#[test]
+fn documented_configurations_are_fine() {
+    let mut whole = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for block in blocks(&text, "toml") {
+            let name = document.display();
+            let table = block.parse::<Table>().unwrap_or_else(|error| panic!("{name}: {error}\n{block}"));
+            if ["server", "provider", "route"].iter().all(|section| table.contains_key(*section)) {
+                findings(&block);
+                whole += 1;
+            }
+        }
+    }
+    assert!(whole >= 2, "README.md and docs/spa-guide.md have one each");
+}
+
+/// SUP-06: a reader who follows a link arrives.
+#[test]
+fn links_in_the_documentation_lead_somewhere() {
+    let mut checked = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').map_or((target, None), |(file, anchor)| (file, Some(anchor)));
+            let path = if file.is_empty() { document.clone() } else { document.with_file_name(file) };
+            assert!(path.exists(), "{}: {target}", document.display());
+            if let Some(anchor) = anchor {
+                let headings = fs::read_to_string(&path).unwrap();
+                let found = headings.lines().filter(|line| line.starts_with('#')).any(|line| slug(line) == anchor);
+                assert!(found, "{}: {target} names no heading", document.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 20);
+}
+
+/// A heading's anchor: lower case, blanks to dashes, punctuation gone.
+fn slug(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|one| one.is_alphanumeric() || matches!(one, ' ' | '-' | '_'));
+    kept.map(|one| if one == ' ' { '-' } else { one }).collect()
+}
+
+/// The Rust files below a folder, without those that hold tests only.
+fn sources(folder: PathBuf, found: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            sources(path, found);
+        } else if path.to_str().is_some_and(|name| name.ends_with(".rs") && !name.ends_with("tests.rs")) {
+            found.push(path);
+        }
+    }
+}
+
+/// ASVS 16.1.1: the inventory of the log is complete.
+#[test]
+fn every_log_event_is_documented() {
+    let documented = read("docs/operations.md") + &read("docs/endpoints.md");
+    let mut files = Vec::new();
+    sources(root().join("src"), &mut files);
+    let mut events = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for event in code.split("event = \"").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(documented.contains(&format!("`{event}`")), "{}: {event} is not documented", file.display());
+            events += 1;
+        }
+    }
+    assert!(events > 10);
+}
+
+/// Operators look up what they see: every code and every metric stands in the reference.
+#[test]
+fn the_reference_lists_every_code_and_metric() {
+    let reference = read("docs/endpoints.md");
+    let source = read("src/web/problem.rs");
+    let (_, words) = source.split_once("fn as_str(self)").unwrap();
+    let (words, _) = words.split_once("\nimpl ").unwrap();
+    let codes: Vec<&str> = words.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(codes.len() > 20);
+    for code in codes {
+        assert!(reference.contains(&format!("`{code}`")), "{code} is not in docs/endpoints.md");
+    }
+    let metrics = sidegate::metrics::Metrics::new().render();
+    let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for name in names.filter(|name| name.starts_with("sidegate_")) {
+        assert!(reference.contains(&format!("`{name}`")), "{name} is not in docs/endpoints.md");
+    }
+}
