@@ -59,7 +59,10 @@ access = "public"
     await started.ready(`http://127.0.0.1:${admin}/readyz`);
     return started;
   };
-  let process = await launch();
+  let process = await launch().catch(async (error) => {
+    await rm(folder, { recursive: true });
+    throw error;
+  });
   const log = () => process.stdout.map((line) => JSON.parse(line));
 
   return {
