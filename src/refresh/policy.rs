@@ -10,6 +10,9 @@ use crate::session::model::{Handle, Session, SessionId};
 /// asked again by every single request.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
+/// How long a forwarded token must still live; at most a tenth of its life.
+const TRANSIT: Duration = Duration::from_secs(1);
+
 /// What a request wants of the access token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demand {
@@ -98,7 +101,9 @@ pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
         return Due::Not;
     }
     if let Some(expires) = facts.access_expires {
-        if expires <= now {
+        // A token that ends while the request is on its way is of no use to the upstream: what is almost over is.
+        let transit = TRANSIT.min(expires.since(facts.issued) / 10);
+        if expires <= now + transit {
             return Due::Over;
         }
         // A fifth at most, so that a token of short life is not renewed all its life.
@@ -150,7 +155,8 @@ mod tests {
         for (life, at, expect) in [
             (Some(3600), 3539, Due::Not),
             (Some(3600), 3540, Due::Early),
-            (Some(3600), 3599, Due::Early),
+            (Some(3600), 3598, Due::Early),
+            (Some(3600), 3599, Due::Over),
             (Some(3600), 3600, Due::Over),
             (Some(100), 79, Due::Not),
             (Some(100), 80, Due::Early),
