@@ -101,9 +101,11 @@ pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
         return Due::Not;
     }
     if let Some(expires) = facts.access_expires {
-        // A token that ends while the request is on its way is of no use to the upstream: what is almost over is.
+        // A token that ends while the request is on its way is of no use to the upstream: what is almost over is over,
+        // unless there is no better one to be had.
+        let left = expires.since(now);
         let transit = TRANSIT.min(expires.since(facts.issued) / 10);
-        if expires <= now + transit {
+        if left.is_zero() || (left <= transit && renewable(facts, settings, now).is_ok()) {
             return Due::Over;
         }
         // A fifth at most, so that a token of short life is not renewed all its life.
