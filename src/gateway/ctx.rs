@@ -9,8 +9,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
+use pingora::Result;
+use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
+use super::respond;
 use super::state::{RouteEntry, State, Target};
 use crate::metrics::NoRoute;
 use crate::session::Session;
@@ -18,7 +21,8 @@ use crate::session::jar::Presented;
 use crate::telemetry::{SubHash, audit};
 use crate::web::origin::Origin;
 use crate::web::path::CleanPath;
-use crate::web::problem::Shape;
+use crate::web::problem::{Code, Problem, Shape};
+use crate::web::response::LocalResponse;
 
 /// One request's context.
 #[derive(Debug)]
@@ -118,6 +122,46 @@ impl Forward {
 }
 
 impl Ctx {
+    /// A request that was not read yet.
+    pub fn new(state: Arc<State>) -> Self {
+        Self {
+            state,
+            started: Instant::now(),
+            upstream_started: None,
+            upstream_answered: None,
+            request_id: String::new(),
+            client: None,
+            path: None,
+            route: Label::None(NoRoute::Invalid),
+            shape: Shape::Json,
+            cors: None,
+            sub_hash: None,
+            code: None,
+            phase: Phase::Arrived,
+            body_bytes: 0,
+            retried: false,
+        }
+    }
+
+    /// Answers the request ourselves.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub(super) async fn respond(&mut self, session: &mut Downstream, response: LocalResponse) -> Result<()> {
+        self.phase = Phase::Answered;
+        respond::write(session, response, self.public().is_https(), self.cors.as_ref()).await
+    }
+
+    /// The document of a refusal, counted and logged if it is the kind that is.
+    pub(super) fn render(&mut self, problem: Problem, cookies: Vec<HeaderValue>) -> LocalResponse {
+        if problem.code == Code::Csrf {
+            self.state.metrics.observe_csrf_refused();
+            audit::csrf_refused(&self.origin(), self.route.as_str(), "origin_not_proven");
+        }
+        self.code = Some(problem.code.as_str());
+        problem.render(self.shape, &self.request_id).set_cookies(cookies)
+    }
+
     /// The request that an audit event belongs to.
     pub fn origin(&self) -> audit::Origin<'_> {
         audit::Origin { request_id: Some(&self.request_id), client: self.client, sub_hash: self.sub_hash }
