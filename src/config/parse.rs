@@ -134,7 +134,7 @@ impl Parser {
         let csrf = self.csrf(&raw.csrf);
         let logout = self.logout(&raw);
         let claims = self.claims(&raw.claims);
-        let routes = routes::routes(self, &raw.route, &prefix);
+        let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
         self.verify(&raw.verify);
         self.tracing(&raw.tracing);
 
@@ -175,6 +175,7 @@ impl Parser {
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
+            single_replica: server.single_replica,
         };
         Some(Config {
             server,

@@ -75,12 +75,12 @@ impl Ctx {
     }
 
     /// What the request says about its sender, as [`super::decide`] wants it. `app_navigation_only`: even a
-    /// navigation must come from the app or be typed.
-    pub(super) fn caller(&self, request: &Request<'_>, app_navigation_only: bool) -> Caller {
+    /// navigation must come from the app or be typed. `headerless`: the client cannot set the header of `header` mode.
+    pub(super) fn caller(&self, request: &Request<'_>, app_navigation_only: bool, headerless: bool) -> Caller {
         let Request { head, initiator, .. } = request;
         let csrf = &self.state.settings.csrf;
         let demand = fetch::Demand {
-            header_mode: csrf.mode == settings::CsrfMode::Header,
+            header_mode: csrf.mode == settings::CsrfMode::Header && !headerless,
             header_present: head.headers.contains_key(&csrf.header),
             app_navigation_only,
         };

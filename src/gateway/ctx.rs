@@ -8,14 +8,17 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use pingora::Result;
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
+use super::live::{self, Tied};
 use super::respond;
 use super::state::{RouteEntry, State, Target};
 use crate::metrics::NoRoute;
+use crate::net::ConnectionInfo;
 use crate::session::Session;
 use crate::session::jar::Presented;
 use crate::telemetry::{SubHash, audit};
@@ -51,6 +54,8 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// Ends the connection with the session, once it has become a tunnel or a stream.
+    pub tied: Option<Tied>,
 }
 
 /// The route's name in log and metric: bounded.
@@ -140,6 +145,7 @@ impl Ctx {
             phase: Phase::Arrived,
             body_bytes: 0,
             retried: false,
+            tied: None,
         }
     }
 
@@ -160,6 +166,18 @@ impl Ctx {
         }
         self.code = Some(problem.code.as_str());
         problem.render(self.shape, &self.request_id).set_cookies(cookies)
+    }
+
+    /// A tunnel or a stream of events ends with the session whose token opened it.
+    pub fn tie(&mut self, session: &Downstream, response: &ResponseHeader) {
+        let media_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let endless = response.status == StatusCode::SWITCHING_PROTOCOLS
+            || media_type.is_some_and(|kind| kind.starts_with("text/event-stream"));
+        if let (true, Phase::Forward(forward), Some(info)) =
+            (endless, &self.phase, ConnectionInfo::of(session.as_downstream()))
+        {
+            self.tied = forward.session.as_ref().map(|used| live::tie(&self.state, &used.session, &info.control));
+        }
     }
 
     /// The request that an audit event belongs to.

@@ -13,6 +13,7 @@ pub mod downstream;
 pub mod endpoints;
 pub mod explain;
 mod forward;
+pub mod live;
 mod record;
 pub mod refusals;
 pub mod rescue;
@@ -22,6 +23,7 @@ mod serve;
 pub mod settings;
 pub mod state;
 pub mod upstream;
+pub mod verify;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -89,6 +91,13 @@ impl ProxyHttp for Gateway {
                 ctx.respond(session, response).await?;
                 Ok(true)
             }
+            Outcome::Events(user) => {
+                ctx.phase = Phase::Answered;
+                let state = Arc::clone(&ctx.state);
+                // A page that went away is no news.
+                let _ = live::events(session, &state, user).await;
+                Ok(true)
+            }
             Outcome::Refuse(problem, cookies) => {
                 let response = ctx.render(problem, cookies);
                 ctx.respond(session, response).await?;
@@ -145,6 +154,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> Result<()> {
         ctx.upstream_answered.get_or_insert_with(Instant::now);
+        ctx.tie(session, response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS
             && !downstream::is_valid_switch(session.req_header(), response)
         {

@@ -17,11 +17,12 @@ use super::endpoints::{self, Answer, Endpoint, Visitor};
 use super::routes::Matched;
 use super::settings::{Access, OnAnonymous};
 use super::state::{RouteEntry, State};
+use super::verify::{self, Verdict};
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::refresh::coordinator::Freshened;
-use crate::refresh::policy::Demand;
-use crate::session::jar::Presented;
+use crate::refresh::policy::{Demand, EndReason};
+use crate::session::jar::{Marker, Presented};
 use crate::session::{Session as UserSession, lifecycle};
 use crate::web::problem::{Code, Problem};
 use crate::web::response::LocalResponse;
@@ -32,6 +33,8 @@ use crate::web::{fetch, pages};
 pub(super) enum Outcome {
     Forward(Box<Forward>),
     Respond(LocalResponse),
+    /// The event stream of this session.
+    Events(Arc<UserSession>),
     /// A refusal, with cookies to set on it.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -69,17 +72,19 @@ impl Ctx {
     /// One of our own endpoints.
     async fn endpoint(&mut self, state: &Arc<State>, request: &Request<'_>, rest: &str) -> Outcome {
         self.route = Label::None(NoRoute::Endpoint);
-        let caller = self.caller(request, false);
+        let endpoint = Endpoint::find(rest);
+        let caller = self.caller(request, false, endpoint == Some(Endpoint::Events));
         if caller.preflight {
             return Outcome::Respond(preflight(request.head, self.cors.as_ref()));
         }
-        let Some(endpoint) = Endpoint::find(rest) else {
+        let Some(endpoint) = endpoint else {
             return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
         };
         let opened = self.open(&request.head.headers, request.now);
         let visitor = Visitor { session: opened.session, stale: opened.stale, presented: opened.presented, caller };
         match endpoint.serve(state, &self.view(request), visitor).await {
             Answer::Respond(response) => Outcome::Respond(response),
+            Answer::Events(session) => Outcome::Events(session),
             Answer::Refuse(problem, cookies) => {
                 Outcome::Refuse(with_login_url(problem, &ReturnTo::home(), &state.settings.prefix), cookies)
             }
@@ -122,7 +127,7 @@ impl Ctx {
             Some(Opened { session: Some(_), .. }) => Presence::Live,
             _ => Presence::Absent,
         };
-        let caller = self.caller(request, route.on_anonymous == OnAnonymous::Unauthorized);
+        let caller = self.caller(request, route.on_anonymous == OnAnonymous::Unauthorized, false);
         let return_to = ReturnTo::from_request(&request.path, request.query.as_deref(), &state.settings.prefix);
         let expire = match &opened {
             Some(opened) if opened.useless => state.jar.expire(&opened.presented),
@@ -167,9 +172,12 @@ impl Ctx {
             Some(age) => Demand::OlderThan(age),
             None => Demand::IfDue,
         };
-        let fresh = match state.refresh.freshen(user, demand).await {
+        let fresh = match state.refresh.freshen(Arc::clone(&user), demand).await {
             Freshened::Use { session, .. } => session,
             Freshened::Exhausted { session, .. } if route.max_token_age.is_none() => session,
+            Freshened::Over { reason: EndReason::Dead(_) } if route.access == Access::Session => {
+                return self.doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
+            }
             Freshened::Over { .. } | Freshened::Exhausted { .. } => {
                 let expire = state.jar.expire(&opened.presented);
                 if route.access == Access::Optional {
@@ -193,6 +201,43 @@ impl Ctx {
             touch,
         };
         self.forward(request, entry, Some(used), Vec::new())
+    }
+
+    /// The provider calls the session's refresh token dead: see [`verify`].
+    #[expect(clippy::too_many_arguments, reason = "one arm of with_session, split off for its length")]
+    async fn doubtful(
+        &mut self,
+        state: &Arc<State>,
+        request: &Request<'_>,
+        entry: &RouteEntry,
+        presented: &Presented,
+        user: &UserSession,
+        caller: Caller,
+        return_to: &ReturnTo,
+    ) -> Outcome {
+        let headers = &request.head.headers;
+        let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
+        let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
+        let hops = marker.map_or(0, |marker| marker.hops);
+        let alone = state.settings.single_replica;
+        match (verify::judge(entry.settings.verify, alone, verify::is_replayable(headers), hops), name) {
+            (Verdict::Again { pause, hops }, Some(handle)) => {
+                tokio::time::sleep(pause).await;
+                let target = match &request.query {
+                    Some(query) => format!("{}?{query}", request.path),
+                    None => request.path.to_string(),
+                };
+                let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
+                Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
+            }
+            (Verdict::Doubt, _) => {
+                let problem = Problem::new(Code::LoginRequired, "The session seems to be over. Log in at login_url.");
+                Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new())
+            }
+            (Verdict::Believe | Verdict::Again { .. }, _) => {
+                over(state, request, entry, caller, return_to, state.jar.expire(presented))
+            }
+        }
     }
 
     /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold.

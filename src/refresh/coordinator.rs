@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Settings;
@@ -28,6 +28,8 @@ const SHARDS: usize = 64;
 const SHARD_MIN: usize = 64 * 1024;
 /// Token requests at once.
 const TRIES_AT_ONCE: usize = 256;
+/// Changes that a listener may be behind.
+const CHANGES: usize = 1024;
 /// Requests that may wait at once; beyond it they are turned away.
 const WAITERS: usize = 10_000;
 /// Tries after the first one, when nothing happened at the provider.
@@ -76,6 +78,15 @@ pub enum Freshened {
     Refused,
 }
 
+/// Something that a page with this session wants to know at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A newer generation is there.
+    Renewed(SessionId),
+    /// It is over.
+    Ended(SessionId),
+}
+
 /// For the gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -98,6 +109,7 @@ pub struct Coordinator {
     tries: Semaphore,
     waiters: AtomicUsize,
     aloft: watch::Sender<usize>,
+    changes: broadcast::Sender<Change>,
 }
 
 struct Shard {
@@ -133,6 +145,7 @@ impl Coordinator {
             tries: Semaphore::new(TRIES_AT_ONCE),
             waiters: AtomicUsize::new(0),
             aloft: watch::Sender::new(0),
+            changes: broadcast::Sender::new(CHANGES),
         })
     }
 
@@ -188,6 +201,17 @@ impl Coordinator {
         if let Some(shard) = self.shard(id) {
             shard.lock().engine.tombstone(id, until);
         }
+        self.tell(Change::Ended(id));
+    }
+
+    /// What happens to sessions from now on. Who falls behind misses the oldest, and has to look for himself.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn tell(&self, change: Change) {
+        // Fails when nobody listens.
+        let _ = self.changes.send(change);
     }
 
     /// The session was ended here.
@@ -416,6 +440,11 @@ impl Aloft {
             (landing, told)
         };
         observer.refreshed(&self.session, word, reason, self.began.elapsed());
+        match &landing {
+            Landing::Renewed(_) => self.coordinator.tell(Change::Renewed(self.flight.session())),
+            Landing::Over(_) => self.coordinator.tell(Change::Ended(self.flight.session())),
+            _ => {}
+        }
         if let (true, Landing::Over(reason)) = (told, &landing) {
             observer.session_ended(&self.session, *reason);
         }

@@ -64,6 +64,16 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
     }
 }
 
+/// What becomes of the session, as it happens.
+pub(super) fn events(visitor: Visitor) -> Answer {
+    match visitor.session {
+        _ if visitor.caller.foreign => csrf().into(),
+        Some(_) if !visitor.caller.proven => csrf().into(),
+        Some(session) => Answer::Events(session),
+        None => Problem::new(Code::LoginRequired, "There is no session. Log in at login_url.").into(),
+    }
+}
+
 /// 503 while the provider does not answer; the session is kept.
 pub(crate) fn unavailable(seconds: u64) -> Problem {
     Problem::new(Code::ProviderUnavailable, "The login service does not answer; the session is kept. Try again.")
