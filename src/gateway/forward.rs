@@ -64,7 +64,7 @@ impl Ctx {
         let mut cookies = forward.expire.clone();
         if let Some(used) = &forward.session {
             let state = &self.state;
-            if state.refresh.is_ended(used.session.id) {
+            if state.refresh.is_ended(used.session.id) || state.refresh.is_behind(&used.session) {
                 return cookies;
             }
             let newest = state.refresh.newest(used.session.id);

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Settings;
-use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Step};
+use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Recognised, Step};
 use super::policy::{self, Demand, Due, EndReason, Facts};
 use crate::clock::{Clock, Timestamp};
 use crate::oidc::ProviderError;
@@ -191,9 +191,32 @@ impl Coordinator {
         }
     }
 
+    /// What is known of a session that a request presents.
+    pub fn recognise(&self, session: &Session) -> Recognised {
+        let Some(shard) = self.shard(session.id) else { return Recognised::Current };
+        let recognised = shard.lock().engine.recognise(&Facts::of(session), self.clock.now());
+        match recognised {
+            Recognised::Newer(_) => self.observer.stale_cookie(),
+            Recognised::Reused { ends } => {
+                self.observer.cookie_reuse();
+                if ends {
+                    self.observer.session_ended(session, EndReason::Reuse);
+                    self.tell(Change::Ended(session.id));
+                }
+            }
+            Recognised::Current | Recognised::Ended => {}
+        }
+        recognised
+    }
+
     /// The newest generation known, for a response that is about to leave: it must not carry an older one.
     pub fn newest(&self, id: SessionId) -> Option<Arc<Session>> {
         self.shard(id)?.lock().engine.newest(id, self.clock.now())
+    }
+
+    /// The session's generation was given up long ago: a slow response must not set its cookie again.
+    pub fn is_behind(&self, session: &Session) -> bool {
+        self.shard(session.id).is_some_and(|shard| shard.lock().engine.is_behind(&Facts::of(session)))
     }
 
     /// Ends a session until then: no cookie of it is used or set any more.

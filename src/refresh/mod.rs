@@ -10,4 +10,4 @@ pub mod settings;
 
 pub use coordinator::{Coordinator, Freshened, Handles, Observer, Stats};
 pub use policy::{Demand, EndReason};
-pub use settings::Settings;
+pub use settings::{OnReuse, Settings};
