@@ -26,7 +26,7 @@ impl Ctx {
         let credential = match &used {
             Some(used) => match upstream::credential(&entry.settings, &used.session) {
                 Ok(credential) => credential,
-                Err(problem) => return problem.into(),
+                Err(problem) => return Outcome::Refuse(problem, self.cookies_of(used)),
             },
             None => None,
         };
@@ -58,34 +58,31 @@ impl Ctx {
         }))
     }
 
-    /// The cookies that go out on whatever answer goes out: the newest generation known, decided as late as can be.
+    /// The cookies that go out on whatever answer goes out.
     pub(super) fn late_cookies(&self) -> Vec<HeaderValue> {
         let Phase::Forward(forward) = &self.phase else { return Vec::new() };
         let mut cookies = forward.expire.clone();
-        if let Some(used) = &forward.session {
-            let state = &self.state;
-            if state.refresh.is_ended(used.session.id) || state.refresh.is_behind(&used.session) {
-                return cookies;
-            }
-            let newest = state.refresh.newest(used.session.id);
-            let newest = newest.filter(|newest| newest.generation >= used.session.generation);
-            let newest = newest.as_ref().unwrap_or(&used.session);
-            if newest.generation > used.presented_generation || used.touch {
-                let now = state.clock.now();
-                let mut sealed = UserSession::clone(newest);
-                sealed.last_used = sealed.last_used.max(now);
-                match state.jar.seal(&sealed, &used.presented, now) {
-                    Ok(fresh) => {
-                        state.metrics.observe_cookie_bytes(fresh.iter().map(HeaderValue::len).sum());
-                        cookies.extend(fresh);
-                    }
-                    Err(too_large) => {
-                        tracing::error!(target: "sidegate", event = "session_too_large", request_id = %self.request_id, sizes = %too_large);
-                    }
-                }
-            }
-        }
+        cookies.extend(forward.session.iter().flat_map(|used| self.cookies_of(used)));
         cookies
+    }
+
+    /// The newest generation known, if the browser has an older one; decided as late as can be, for while the upstream
+    /// worked another request may have refreshed the session, or ended it.
+    pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
+        let state = &self.state;
+        if state.refresh.is_ended(used.session.id) || state.refresh.is_behind(&used.session) {
+            return Vec::new();
+        }
+        let newest = state.refresh.newest(used.session.id);
+        let newest = newest.filter(|newest| newest.generation >= used.session.generation);
+        let newest = newest.as_ref().unwrap_or(&used.session);
+        if newest.generation <= used.presented_generation && !used.touch {
+            return Vec::new();
+        }
+        let now = state.clock.now();
+        let mut touched = UserSession::clone(newest);
+        touched.touch(now);
+        state.seal(&touched, &used.presented, now, &self.request_id)
     }
 }
 

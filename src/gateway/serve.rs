@@ -141,17 +141,7 @@ impl Ctx {
                 None => self.forward(request, entry, None, expire),
             },
             Decision::Preflight => Outcome::Respond(preflight(request.head, self.cors.as_ref())),
-            Decision::Hop => Outcome::Respond(pages::hop(return_to.as_str()).set_cookies(expire)),
-            Decision::Login(status) => {
-                let target = if status == StatusCode::SEE_OTHER { referring_page(headers, state) } else { return_to };
-                let location = target.login_url(&state.settings.prefix);
-                Outcome::Respond(LocalResponse::redirect(status, &location).set_cookies(expire))
-            }
-            Decision::Refuse(problem) => {
-                let target = if caller.navigation { return_to } else { referring_page(headers, state) };
-                let expire = if problem.code == Code::Csrf { Vec::new() } else { expire };
-                Outcome::Refuse(with_login_url(problem, &target, &state.settings.prefix), expire)
-            }
+            decision => turned_away(state, request, decision, caller, return_to, expire),
         }
     }
 
@@ -179,8 +169,10 @@ impl Ctx {
             Freshened::Over { reason: EndReason::Dead(_) } if route.access == Access::Session => {
                 return self.doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
             }
-            Freshened::Over { .. } | Freshened::Exhausted { .. } => {
-                let expire = state.jar.expire(&opened.presented);
+            end @ (Freshened::Over { .. } | Freshened::Exhausted { .. }) => {
+                // One that is only too old for this route goes on elsewhere.
+                let is_over = matches!(end, Freshened::Over { .. });
+                let expire = if is_over { state.jar.expire(&opened.presented) } else { Vec::new() };
                 if route.access == Access::Optional {
                     return self.forward(request, entry, None, expire);
                 }
@@ -191,9 +183,7 @@ impl Ctx {
             }
             Freshened::Refused => return endpoints::session::refused().into(),
         };
-        if !meets(&route.require, &fresh) {
-            return Problem::new(Code::Forbidden, "The signed-in user may not use this.").into();
-        }
+        let forbidden = !meets(&route.require, &fresh);
         let touch = state.jar.needs_touch(&fresh, request.now);
         let used = Used {
             presented: opened.presented,
@@ -201,6 +191,10 @@ impl Ctx {
             session: fresh,
             touch,
         };
+        if forbidden {
+            let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
+            return Outcome::Refuse(problem, self.cookies_of(&used));
+        }
         self.forward(request, entry, Some(used), Vec::new())
     }
 
@@ -259,7 +253,16 @@ impl Ctx {
             lifecycle::State::Absent => {
                 Opened { presented, presented_generation: 0, session: None, useless: false, stale: false }
             }
-            lifecycle::State::Broken | lifecycle::State::Over(_) => useless(presented),
+            over => {
+                if let lifecycle::State::Over(why, session) = over {
+                    let reason = match why {
+                        lifecycle::Ended::Expired => EndReason::Expired,
+                        lifecycle::Ended::Idle => EndReason::Idle,
+                    };
+                    self.state.refresh.came_too_late(&session, reason);
+                }
+                useless(presented)
+            }
         }
     }
 }
@@ -278,15 +281,38 @@ fn over(
     return_to: &ReturnTo,
     expire: Vec<HeaderValue>,
 ) -> Outcome {
-    let prefix = &state.settings.prefix;
     // The hop has nothing to bring: the cookie came, and it is dead.
     let caller = Caller { cross_site: false, typed_return: false, ..caller };
-    match decide(Rules::of(&entry.settings, state.embedded), Presence::Absent, caller, &request.head.method) {
+    let decision = decide(Rules::of(&entry.settings, state.embedded), Presence::Absent, caller, &request.head.method);
+    turned_away(state, request, decision, caller, return_to.clone(), expire)
+}
+
+/// The answer to a request that is not forwarded. `return_to` is the request itself.
+fn turned_away(
+    state: &State,
+    request: &Request<'_>,
+    decision: Decision,
+    caller: Caller,
+    return_to: ReturnTo,
+    expire: Vec<HeaderValue>,
+) -> Outcome {
+    let prefix = &state.settings.prefix;
+    let headers = &request.head.headers;
+    match decision {
+        Decision::Hop => Outcome::Respond(pages::hop(return_to.as_str()).set_cookies(expire)),
         Decision::Login(status) => {
-            Outcome::Respond(LocalResponse::redirect(status, &return_to.login_url(prefix)).set_cookies(expire))
+            // The body of a POST is not repeated: back to the page that it came from.
+            let target = if status == StatusCode::SEE_OTHER { referring_page(headers, state) } else { return_to };
+            Outcome::Respond(LocalResponse::redirect(status, &target.login_url(prefix)).set_cookies(expire))
         }
-        Decision::Refuse(problem) => Outcome::Refuse(with_login_url(problem, return_to, prefix), expire),
-        _ => Problem::new(Code::Internal, "A dead session led nowhere.").into(),
+        Decision::Refuse(problem) => {
+            let target = if caller.navigation { return_to } else { referring_page(headers, state) };
+            let expire = if problem.code == Code::Csrf { Vec::new() } else { expire };
+            Outcome::Refuse(with_login_url(problem, &target, prefix), expire)
+        }
+        Decision::ForwardAnonymous | Decision::ForwardWithSession | Decision::Preflight => {
+            Problem::new(Code::Internal, "A request to be forwarded was turned away.").into()
+        }
     }
 }
 

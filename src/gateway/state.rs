@@ -15,14 +15,14 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use super::attempts::Attempts;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
 use crate::net::resolve::Name;
 use crate::oidc::Provider;
 use crate::refresh::coordinator::Coordinator;
-use crate::session::SessionId;
-use crate::session::jar::Jar;
+use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
+use crate::session::{Session, SessionId};
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
@@ -221,6 +221,21 @@ impl State {
         self.refresh.end(id, until);
         self.metrics.observe_session_ended(reason);
         audit::session_ended(origin, reason.as_str());
+    }
+
+    /// The cookies that bring the browser this session. Without them, when it has grown too large, the browser goes on
+    /// with the older one for as long as that is known here.
+    pub fn seal(&self, session: &Session, presented: &Presented, now: Timestamp, request_id: &str) -> Vec<HeaderValue> {
+        match self.jar.seal(session, presented, now) {
+            Ok(cookies) => {
+                self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+                cookies
+            }
+            Err(sizes) => {
+                tracing::error!(target: "sidegate", event = "session_too_large", request_id, sizes = %sizes);
+                Vec::new()
+            }
+        }
     }
 
     /// A user's pseudonym in the log.

@@ -252,6 +252,18 @@ impl Coordinator {
         self.tell(Change::Ended(id));
     }
 
+    /// A session came whose time had passed. Told once, and not of an old cookie of one that goes on.
+    pub fn came_too_late(&self, session: &Session, reason: EndReason) {
+        let now = self.clock.now();
+        let first = self.shard(session.id).is_some_and(|shard| {
+            let engine = &mut shard.lock().engine;
+            engine.newest(session.id, now).is_none() && engine.tell(session.id, now)
+        });
+        if first {
+            self.observer.session_ended(session, reason);
+        }
+    }
+
     /// What happens to sessions from now on. Who falls behind misses the oldest, and has to look for himself.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()

@@ -29,8 +29,10 @@ pub enum Demand {
 pub enum EndReason {
     /// The provider said so, or its answer was of somebody else; the word says why, for the log.
     Dead(&'static str),
-    /// The access token ended and nothing can renew it.
+    /// Its life is over, or the access token ended and nothing can renew it.
     Expired,
+    /// Nobody used it for too long.
+    Idle,
     /// The access token ended and `max_refreshes` is used up.
     RefreshLimit,
     /// Its cookie came back after its successor was in use.
@@ -45,6 +47,7 @@ impl EndReason {
         match self {
             Self::Dead(_) => "refresh_dead",
             Self::Expired => "expired",
+            Self::Idle => "idle",
             Self::RefreshLimit => "refresh_limit",
             Self::Reuse => "reuse",
             Self::Ended => "ended",
