@@ -43,9 +43,10 @@ use self::state::{RouteEntry, State};
 use crate::crypto::random;
 use crate::metrics::{MethodLabel, NoRoute};
 use crate::net::{ConnectionInfo, Guard};
-use crate::refresh::coordinator::Freshened;
-use crate::refresh::policy::Demand;
+use crate::refresh::coordinator::{Freshened, Recognised};
+use crate::refresh::policy::{Demand, EndReason};
 use crate::session::jar::Presented;
+use crate::session::lifecycle::Ended;
 use crate::session::{Session as UserSession, lifecycle};
 use crate::telemetry::{self, AccessLine, audit};
 use crate::web::fetch::{Initiator, OriginField, Proof, Site};
@@ -86,11 +87,12 @@ impl From<Problem> for Outcome {
 /// The session that came with a request, after tombstones and newer generations were considered.
 struct Opened {
     presented: Presented,
-    presented_generation: u64,
+    /// As the cookies hold it.
+    came: Option<Arc<UserSession>>,
+    /// The newest generation known of it.
     session: Option<Arc<UserSession>>,
     /// Cookies came, but they are of no use: expire them.
     useless: bool,
-    stale: bool,
 }
 
 /// The request's path, query and host, owned.
@@ -181,7 +183,7 @@ impl Ctx {
             let proven = self.proves(head, &initiator, false);
             let visitor = Visitor {
                 session: opened.session,
-                stale: opened.stale,
+                came: opened.came,
                 presented: opened.presented,
                 caller: Caller { proven, ..caller },
             };
@@ -279,13 +281,15 @@ impl Ctx {
         now: crate::clock::Timestamp,
     ) -> Outcome {
         let state = Arc::clone(&self.state);
-        let Some(user) = opened.session else {
+        // As it came: only what the browser shows is known to be delivered.
+        let Some(user) = opened.came else {
             return Problem::new(Code::Internal, "A session was decided on that is not there.").into();
         };
         let demand = match entry.settings.max_token_age {
             Some(age) => Demand::OlderThan(age),
             None => Demand::IfDue,
         };
+        let presented_generation = user.generation;
         let fresh = match state.refresh.freshen(user, demand).await {
             Freshened::Use { session, .. } => session,
             Freshened::Exhausted { session, .. } if entry.settings.max_token_age.is_none() => session,
@@ -319,16 +323,12 @@ impl Ctx {
             }
             Freshened::Refused => return endpoints::session::refused().into(),
         };
-        if !meets(&entry.settings.require, &fresh) {
-            return Problem::new(Code::Forbidden, "The signed-in user may not use this.").into();
-        }
         let touch = state.jar.needs_touch(&fresh, now);
-        let used = Used {
-            presented: opened.presented,
-            presented_generation: opened.presented_generation,
-            session: fresh,
-            touch,
-        };
+        let used = Used { presented: opened.presented, presented_generation, session: fresh, touch };
+        if !meets(&entry.settings.require, &used.session) {
+            let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
+            return Outcome::Refuse(problem, self.session_cookies(&Used { touch: false, ..used }));
+        }
         self.forward(session, arrived, entry, Some(used), Vec::new())
     }
 
@@ -344,7 +344,7 @@ impl Ctx {
         let credential = match &used {
             Some(used) => match upstream::credential(&entry.settings, &used.session) {
                 Ok(credential) => credential,
-                Err(problem) => return problem.into(),
+                Err(problem) => return Outcome::Refuse(problem, self.session_cookies(used)),
             },
             None => None,
         };
@@ -408,22 +408,31 @@ impl Ctx {
     fn open(&self, headers: &HeaderMap, now: crate::clock::Timestamp) -> Opened {
         let opened = self.state.jar.open(headers, now);
         let presented = opened.presented;
-        match opened.state {
-            lifecycle::State::Open(session) if !self.state.refresh.is_ended(session.id) => {
-                let presented_generation = session.generation;
-                let newest =
-                    self.state.refresh.newest(session.id).filter(|newest| newest.generation > presented_generation);
-                let stale = newest.is_some();
-                let session = newest.unwrap_or_else(|| Arc::from(session));
-                Opened { presented, presented_generation, session: Some(session), useless: false, stale }
+        let none = |useless| (None, None, useless);
+        let (came, session, useless) = match opened.state {
+            lifecycle::State::Open(session) => match self.state.refresh.recognise(&session) {
+                Recognised::Newest => {
+                    let session: Arc<UserSession> = Arc::from(session);
+                    (Some(Arc::clone(&session)), Some(session), false)
+                }
+                Recognised::Successor(newest) => (Some(Arc::from(session)), Some(newest), false),
+                Recognised::Ended | Recognised::Reused => none(true),
+            },
+            lifecycle::State::Over(ended, session) => {
+                self.state.refresh.passed(
+                    &session,
+                    match ended {
+                        Ended::Expired => EndReason::Expired,
+                        Ended::RefreshLimit => EndReason::RefreshLimit,
+                        Ended::Idle => EndReason::Idle,
+                    },
+                );
+                none(true)
             }
-            lifecycle::State::Absent => {
-                Opened { presented, presented_generation: 0, session: None, useless: false, stale: false }
-            }
-            lifecycle::State::Open(_) | lifecycle::State::Broken | lifecycle::State::Over(_) => {
-                Opened { presented, presented_generation: 0, session: None, useless: true, stale: false }
-            }
-        }
+            lifecycle::State::Broken => none(true),
+            lifecycle::State::Absent => none(false),
+        };
+        Opened { presented, came, session, useless }
     }
 
     fn tell_user(&mut self, session: Option<&UserSession>) {
@@ -452,30 +461,35 @@ impl Ctx {
     fn late_cookies(&self) -> Vec<HeaderValue> {
         let Phase::Forward(forward) = &self.phase else { return Vec::new() };
         let mut cookies = forward.expire.clone();
-        if let Some(used) = &forward.session {
-            let state = &self.state;
-            if state.refresh.is_ended(used.session.id) {
-                return cookies;
+        cookies.extend(forward.session.iter().flat_map(|used| self.session_cookies(used)));
+        cookies
+    }
+
+    /// The session's newest generation, when the browser does not have it yet, or its last use.
+    fn session_cookies(&self, used: &Used) -> Vec<HeaderValue> {
+        let state = &self.state;
+        if state.refresh.is_ended(used.session.id) {
+            return Vec::new();
+        }
+        let newest = state.refresh.newest(used.session.id);
+        let newest = newest.filter(|newest| newest.generation >= used.session.generation);
+        let newest = newest.as_ref().unwrap_or(&used.session);
+        if newest.generation <= used.presented_generation && !used.touch {
+            return Vec::new();
+        }
+        let now = state.clock.now();
+        let mut sealed = UserSession::clone(newest);
+        sealed.touch(now);
+        match state.jar.seal(&sealed, &used.presented, now) {
+            Ok(fresh) => {
+                state.metrics.observe_cookie_bytes(fresh.iter().map(HeaderValue::len).sum());
+                fresh
             }
-            let newest = state.refresh.newest(used.session.id);
-            let newest = newest.filter(|newest| newest.generation >= used.session.generation);
-            let newest = newest.as_ref().unwrap_or(&used.session);
-            if newest.generation > used.presented_generation || used.touch {
-                let now = state.clock.now();
-                let mut sealed = UserSession::clone(newest);
-                sealed.last_used = sealed.last_used.max(now);
-                match state.jar.seal(&sealed, &used.presented, now) {
-                    Ok(fresh) => {
-                        state.metrics.observe_cookie_bytes(fresh.iter().map(HeaderValue::len).sum());
-                        cookies.extend(fresh);
-                    }
-                    Err(too_large) => {
-                        tracing::error!(target: "sidegate", event = "session_too_large", request_id = %self.request_id, sizes = %too_large);
-                    }
-                }
+            Err(too_large) => {
+                tracing::error!(target: "sidegate", event = "session_too_large", request_id = %self.request_id, sizes = %too_large);
+                Vec::new()
             }
         }
-        cookies
     }
 
     async fn respond(&mut self, session: &mut Session, response: LocalResponse) -> Result<()> {

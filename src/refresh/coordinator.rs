@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Settings;
-use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Step};
+use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Step, is_reuse};
 use super::policy::{self, Demand, Due, EndReason, Facts};
 use crate::clock::{Clock, Timestamp};
 use crate::oidc::ProviderError;
@@ -26,6 +26,9 @@ use crate::session::model::{Handle, Session, SessionId};
 const SHARDS: usize = 64;
 /// The least memory that a shard is given, else there are fewer: a bound cut into crumbs would hold nothing.
 const SHARD_MIN: usize = 64 * 1024;
+/// Ended sessions that are remembered, about 250 bytes each. At one logout a second and sessions of 12 h, 43 200 are at
+/// a time.
+const TOMBSTONES: usize = 128 * 1024;
 /// Token requests at once.
 const TRIES_AT_ONCE: usize = 256;
 /// Requests that may wait at once; beyond it they are turned away.
@@ -76,6 +79,19 @@ pub enum Freshened {
     Refused,
 }
 
+/// What a presented session stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Recognised {
+    /// Itself: nothing newer is known.
+    Newest,
+    /// A newer generation, which this browser has not shown yet.
+    Successor(Arc<Session>),
+    /// The session was ended.
+    Ended,
+    /// It is older than a generation that was seen since, and its grace is over.
+    Reused,
+}
+
 /// For the gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -122,7 +138,11 @@ impl Coordinator {
     ) -> Arc<Self> {
         let count = (settings.memory / SHARD_MIN).clamp(1, SHARDS);
         let share = Settings { memory: settings.memory / count, ..settings };
-        let shard = || Mutex::new(Shard { engine: Engine::new(share.clone()), flights: HashMap::new() });
+        let tombstones = TOMBSTONES.div_ceil(count);
+        let shard = || {
+            let engine = Engine::new(share.clone()).with_tombstones(tombstones);
+            Mutex::new(Shard { engine, flights: HashMap::new() })
+        };
         Arc::new(Self {
             settings,
             grant,
@@ -145,6 +165,9 @@ impl Coordinator {
             self.observer.stale_cookie();
             if advice.unknown {
                 self.observer.cookie_reuse();
+            }
+            if advice.is_reuse(&facts) {
+                return Freshened::Over { reason: EndReason::Reuse };
             }
         }
         let changed = advice.successor.is_some();
@@ -175,6 +198,46 @@ impl Coordinator {
             Some(Landing::Refused) => Freshened::Refused,
             Some(Landing::Unavailable { until }) => Freshened::Unavailable { retry_after: until.since(now).max(AGAIN) },
             None => Freshened::Unavailable { retry_after: AGAIN },
+        }
+    }
+
+    /// What a presented session stands for. Does not use it: for that, [`Self::freshen`] must get it as it was
+    /// presented, since a successor that is used is not yet delivered.
+    pub fn recognise(&self, session: &Session) -> Recognised {
+        let now = self.clock.now();
+        let Some(shard) = self.shard(session.id) else { return Recognised::Newest };
+        {
+            let engine = &shard.lock().engine;
+            if engine.is_ended(session.id, now) {
+                return Recognised::Ended;
+            }
+            if engine.newest(session.id, now).is_none_or(|newest| newest.generation <= session.generation) {
+                return Recognised::Newest;
+            }
+        }
+        let (facts, handle) = (Facts::of(session), self.handle(session)); // a MAC: not under the lock
+        let successor = shard.lock().engine.successor(&facts, handle, now);
+        match successor {
+            Some((next, unknown)) if is_reuse(&facts, &next, unknown) => {
+                self.observer.cookie_reuse();
+                Recognised::Reused
+            }
+            Some((next, _)) => Recognised::Successor(next),
+            None => Recognised::Newest,
+        }
+    }
+
+    /// A session whose time has passed was presented: its end is told, once.
+    pub fn passed(&self, session: &Session, reason: EndReason) {
+        let now = self.clock.now();
+        let told = self.shard(session.id).is_some_and(|shard| {
+            let engine = &mut shard.lock().engine;
+            // A late copy of the cookie says nothing of a session that has gone on.
+            engine.newest(session.id, now).is_none_or(|newest| newest.generation <= session.generation)
+                && engine.tell(session.id, now)
+        });
+        if told {
+            self.observer.session_ended(session, reason);
         }
     }
 

@@ -30,6 +30,11 @@ pub enum EndReason {
     Expired,
     /// The access token ended and `max_refreshes` is used up.
     RefreshLimit,
+    /// No request was forwarded for too long.
+    Idle,
+    /// The cookie is older than one that was seen since, and its grace is over: its presenter is refused, the session
+    /// goes on.
+    Reuse,
     /// It was ended here before: logout, or an answer that did not hold. Was told then.
     Ended,
 }
@@ -41,6 +46,8 @@ impl EndReason {
             Self::Dead(_) => "refresh_dead",
             Self::Expired => "expired",
             Self::RefreshLimit => "refresh_limit",
+            Self::Idle => "idle",
+            Self::Reuse => "reuse",
             Self::Ended => "ended",
         }
     }

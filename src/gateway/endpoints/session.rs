@@ -19,13 +19,14 @@ pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -
     if visitor.caller.foreign || (visitor.session.is_some() && !visitor.caller.proven) {
         return csrf().into();
     }
+    let stale = visitor.is_stale();
     let Some(session) = visitor.session else {
         let cookies = state.jar.expire(&visitor.presented);
         return LocalResponse::json(&json!({ "authenticated": false })).set_cookies(cookies).into();
     };
     let response = LocalResponse::json(&describe(state, &session, request.now));
     // A cookie older than what is known here is mended on the way (an earlier answer was lost).
-    let cookies = if visitor.stale { state.jar.seal(&session, &visitor.presented, request.now).ok() } else { None };
+    let cookies = if stale { state.jar.seal(&session, &visitor.presented, request.now).ok() } else { None };
     response.set_cookies(cookies.unwrap_or_default()).into()
 }
 
@@ -37,7 +38,7 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
             state.jar.expire(&visitor.presented),
         )
     };
-    let Some(session) = &visitor.session else {
+    let Some(session) = &visitor.came else {
         return if visitor.caller.foreign { csrf().into() } else { over() };
     };
     if !visitor.caller.proven {
@@ -51,7 +52,7 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
             problem.into()
         }
         Freshened::Use { session: fresh, changed } => {
-            let cookies = if changed || visitor.stale {
+            let cookies = if changed {
                 state.jar.seal(&fresh, &visitor.presented, request.now).unwrap_or_default()
             } else {
                 Vec::new()
