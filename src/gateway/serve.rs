@@ -49,11 +49,12 @@ impl From<Problem> for Outcome {
 /// The session that came with a request, after tombstones and newer generations were considered.
 struct Opened {
     presented: Presented,
-    presented_generation: u64,
+    /// As the cookies hold it.
+    came: Option<Arc<UserSession>>,
+    /// The newest generation known of it.
     session: Option<Arc<UserSession>>,
     /// Cookies came, but they are of no use: expire them.
     useless: bool,
-    stale: bool,
 }
 
 impl Ctx {
@@ -82,7 +83,8 @@ impl Ctx {
             return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
         };
         let opened = self.open(&request.head.headers, request.now);
-        let visitor = Visitor { session: opened.session, stale: opened.stale, presented: opened.presented, caller };
+        let Opened { presented, came, session, .. } = opened;
+        let visitor = Visitor { session, came, presented, caller };
         match endpoint.serve(state, &self.view(request), visitor).await {
             Answer::Respond(response) => Outcome::Respond(response),
             Answer::Events(session) => Outcome::Events(session),
@@ -155,7 +157,8 @@ impl Ctx {
         caller: Caller,
         return_to: &ReturnTo,
     ) -> Outcome {
-        let Some(user) = opened.session else {
+        // As it came, not its successor: only what the browser shows counts as delivered.
+        let Some(user) = opened.came else {
             return Problem::new(Code::Internal, "A session was decided on that is not there.").into();
         };
         let route = &entry.settings;
@@ -187,7 +190,7 @@ impl Ctx {
         let touch = state.jar.needs_touch(&fresh, request.now);
         let used = Used {
             presented: opened.presented,
-            presented_generation: opened.presented_generation,
+            presented_generation: user.generation,
             session: fresh,
             touch,
         };
@@ -241,17 +244,17 @@ impl Ctx {
         let presented = opened.presented;
         match opened.state {
             lifecycle::State::Open(session) => {
-                let presented_generation = session.generation;
-                let (session, stale) = match self.state.refresh.recognise(&session) {
-                    Recognised::Current => (Arc::from(session), false),
-                    Recognised::Newer(newest) => (newest, true),
+                let came: Arc<UserSession> = Arc::from(session);
+                let session = match self.state.refresh.recognise(&came) {
+                    Recognised::Current => Arc::clone(&came),
+                    Recognised::Newer(newest) => newest,
                     Recognised::Ended | Recognised::Reused { .. } => return useless(presented),
                 };
                 self.sub_hash = Some(self.state.sub_hash(&session.subject));
-                Opened { presented, presented_generation, session: Some(session), useless: false, stale }
+                Opened { presented, came: Some(came), session: Some(session), useless: false }
             }
             lifecycle::State::Absent => {
-                Opened { presented, presented_generation: 0, session: None, useless: false, stale: false }
+                Opened { presented, came: None, session: None, useless: false }
             }
             over => {
                 if let lifecycle::State::Over(why, session) = over {
@@ -269,7 +272,7 @@ impl Ctx {
 
 /// Cookies came that hold nothing that counts.
 fn useless(presented: Presented) -> Opened {
-    Opened { presented, presented_generation: 0, session: None, useless: true, stale: false }
+    Opened { presented, came: None, session: None, useless: true }
 }
 
 /// The answer to a request whose session turned out to be over while it was refreshed.
