@@ -202,14 +202,17 @@ async fn refused_by_provider(
     login_state: &str,
 ) -> Answer {
     let reason = error_word(error);
-    let used = state
-        .attempts
-        .once(attempt.id, request.now, move || async move { Err(Failure::Provider(ProviderError::Dead { reason })) });
-    if matches!(used.await, Taken::Used) {
+    let told = {
+        let (state, request_id, client) = (Arc::clone(state), request.request_id.to_owned(), request.client);
+        move || async move {
+            let outcome = Err(Failure::Provider(ProviderError::Dead { reason }));
+            finish(&state, &outcome, None, audit::Origin { request_id: Some(&request_id), client, sub_hash: None });
+            outcome
+        }
+    };
+    if matches!(state.attempts.once(attempt.id, request.now, told).await, Taken::Used) {
         return stale(state, request, visitor, login_state, attempt.restarts);
     }
-    state.metrics.observe_login(LoginOutcome::Refused);
-    audit::login_refused(&origin(request, None), reason);
     if attempt.silent {
         let response = if needs_session(state, request, &attempt.return_to) {
             pages::signed_out(&attempt.return_to.login_url(&state.settings.prefix))
