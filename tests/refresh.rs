@@ -702,6 +702,7 @@ async fn a_cookie_of_long_ago_is_refused_and_its_token_not_spent() {
         gateway.advance(&provider, HOUR);
         assert!(is_live(&provider, &browser.fetch("/api/x").await));
     }
+    gateway.advance(&provider, 61);
     upstream.forget();
     assert_eq!(browser.fork().session().await["authenticated"], true);
     for copy in &copies {
