@@ -439,8 +439,7 @@ async fn keys_rotate_without_a_logout() {
     let answer = browser.at(second.addr).fetch("/api/x").await;
     assert_eq!(answer.status, 200);
     assert!(answer.set_cookie(NAME).is_some(), "sealed anew");
-    let answer = browser.at(third.addr).fetch("/api/x").await;
-    assert_eq!(answer.status, 200, "by the new key: {answer:?} {:?}", unb64u(&browser.cookie(NAME).unwrap()).map(|b| b[..16].to_vec()));
+    assert_eq!(browser.at(third.addr).fetch("/api/x").await.status, 200, "by the new key");
 
     // An unknown key: another replica may have it, so the cookie is left alone.
     upstream.forget();
