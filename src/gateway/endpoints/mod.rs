@@ -29,6 +29,7 @@ pub enum Endpoint {
     Refresh,
     Logout,
     LogoutReturn,
+    Events,
 }
 
 /// What an endpoint sees of the request's session.
@@ -56,6 +57,8 @@ impl Visitor {
 pub enum Answer {
     /// As it is.
     Respond(LocalResponse),
+    /// The event stream of this session.
+    Events(Arc<Session>),
     /// A refusal, with cookies to set.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -82,6 +85,7 @@ impl Endpoint {
             "/refresh" => Some(Self::Refresh),
             "/logout" => Some(Self::Logout),
             "/logout/return" => Some(Self::LogoutReturn),
+            "/events" => Some(Self::Events),
             _ => None,
         }
     }
@@ -89,7 +93,7 @@ impl Endpoint {
     /// Its methods, as `Allow` lists them.
     pub fn methods(self) -> &'static str {
         match self {
-            Self::Login | Self::Callback => "GET",
+            Self::Login | Self::Callback | Self::Events => "GET",
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh => "POST",
             Self::Logout => "GET, POST",
@@ -113,6 +117,7 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Events => session::events(visitor),
         }
     }
 }

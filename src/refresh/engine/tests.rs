@@ -19,6 +19,8 @@ pub(crate) fn settings() -> Settings {
         recovery: secs(24 * 3600),
         memory: 64 * 1024 * 1024,
         max_refreshes: 0,
+        on_reuse: OnReuse::Reauthenticate,
+        replica: None,
     }
 }
 
@@ -264,7 +266,7 @@ fn a_result_is_kept_until_its_cookie_was_seen_and_a_moment_longer() {
     assert_eq!(step(&mut engine, &next, seen), Step::Forward);
     step(&mut engine, &next, seen + secs(30)); // does not begin the grace anew
     assert!(present(&mut engine, &old, Demand::IfDue, seen + secs(59)).successor.is_some());
-    assert!(matches!(step(&mut engine, &old, seen + secs(60)), Step::Start(_)));
+    assert_eq!(step(&mut engine, &old, seen + secs(60)), Step::Over(EndReason::Reuse));
 }
 
 #[test]
@@ -334,20 +336,6 @@ fn tombstones_are_bounded_apart_from_results() {
     assert_eq!(ended, [12, 13, 14], "the oldest make room");
     engine.sweep(now + secs(3600));
     assert_eq!((engine.ledger.tombstones, engine.load().bytes), (0, engine.load().entries * (1024 + ENTRY)));
-}
-
-/// COOKIE-28
-#[test]
-fn only_what_is_older_than_the_last_but_one_is_reuse() {
-    let mut engine = Engine::new(settings());
-    let now = T0 + secs(300);
-    renew(&mut engine, &session(ID, 5, T0), now);
-    for (generation, reuse) in [(3, true), (4, true), (5, false), (6, false)] {
-        let facts = Facts::of(&session(ID, generation, T0));
-        let other = Handle([7; 16]);
-        let advice = engine.present(&facts, other, Demand::IfDue, now);
-        assert_eq!(advice.is_reuse(&facts), reuse, "{generation}");
-    }
 }
 
 #[test]
@@ -543,5 +531,31 @@ proptest! {
         engine.sweep(now + secs(10 * 24 * 3600));
         prop_assert_eq!(engine.load(), Load::default());
         prop_assert!(engine.lines.is_empty() && engine.ledger.order.is_empty());
+    }
+}
+
+/// COOKIE-28: past the grace a spent cookie is known for what it is, and `on_reuse` says what it gets.
+#[test]
+fn an_old_cookie_that_comes_back_after_the_grace_is_a_reuse() {
+    for policy in [OnReuse::Ignore, OnReuse::Reauthenticate, OnReuse::Revoke] {
+        let mut engine = Engine::new(Settings { on_reuse: policy, ..settings() });
+        let first = session(ID, 0, T0);
+        let second = renew(&mut engine, &first, T0 + secs(300));
+        // Delivered, and the grace is over.
+        step(&mut engine, &second, T0 + secs(301));
+        let later = T0 + secs(400);
+        engine.sweep(later);
+        assert!(engine.newest(second.id, later).is_none(), "the tokens are no longer kept");
+        match (policy, engine.recognise(&Facts::of(&first), later)) {
+            (OnReuse::Ignore, Recognised::Current)
+            | (OnReuse::Reauthenticate, Recognised::Reused { ends: false })
+            | (OnReuse::Revoke, Recognised::Reused { ends: true }) => {}
+            (policy, other) => panic!("{policy:?}: {other:?}"),
+        }
+        let current = engine.recognise(&Facts::of(&second), later);
+        match policy {
+            OnReuse::Revoke => assert!(matches!(current, Recognised::Ended)),
+            _ => assert!(matches!(current, Recognised::Current), "{current:?}"),
+        }
     }
 }
