@@ -3,7 +3,7 @@
 
 use super::problem::Findings;
 use super::raw::{
-    ClientAuth, Dpop, Layout, OnReuse, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken, Store,
+    ClientAuth, Dpop, Layout, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken, Store,
 };
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
@@ -22,7 +22,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
     gaps.mention(raw.session.layout == Layout::Split, "session.layout");
     gaps.mention(raw.redis.is_some(), "redis");
-    gaps.refuse(raw.refresh.on_reuse != OnReuse::Reauthenticate, "refresh.on_reuse");
     gaps.mention(raw.refresh.leeway.is_some(), "refresh.leeway");
     gaps.mention(raw.refresh.rotation.is_some(), "refresh.rotation");
     gaps.mention(raw.refresh.kills_access_token.is_some(), "refresh.kills_access_token");

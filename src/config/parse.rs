@@ -817,6 +817,12 @@ impl Parser {
             recovery: duration(&refresh.recovery),
             memory: self.some_bytes("refresh.memory", &refresh.memory),
             max_refreshes: raw.session.max_refreshes,
+            on_reuse: match raw.refresh.on_reuse {
+                raw::OnReuse::Ignore => refresh::OnReuse::Ignore,
+                raw::OnReuse::Reauthenticate => refresh::OnReuse::Reauthenticate,
+                raw::OnReuse::Revoke => refresh::OnReuse::Revoke,
+            },
+            replica: (!raw.server.single_replica).then(|| u64::from_be_bytes(crate::crypto::random::bytes())),
         }
     }
 

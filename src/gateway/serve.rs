@@ -21,6 +21,7 @@ use super::verify::{self, Verdict};
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::refresh::coordinator::Freshened;
+use crate::refresh::engine::Recognised;
 use crate::refresh::policy::{Demand, EndReason};
 use crate::session::jar::{Marker, Presented};
 use crate::session::{Session as UserSession, lifecycle};
@@ -239,30 +240,35 @@ impl Ctx {
         let opened = self.state.jar.open(headers, now);
         let presented = opened.presented;
         match opened.state {
-            lifecycle::State::Open(session) if !self.state.refresh.is_ended(session.id) => {
+            lifecycle::State::Open(session) => {
                 let presented_generation = session.generation;
-                let newest =
-                    self.state.refresh.newest(session.id).filter(|newest| newest.generation > presented_generation);
-                let stale = newest.is_some();
-                let session = newest.unwrap_or_else(|| Arc::from(session));
+                let (session, stale) = match self.state.refresh.recognise(&session) {
+                    Recognised::Current => (Arc::from(session), false),
+                    Recognised::Newer(newest) => (newest, true),
+                    Recognised::Ended | Recognised::Reused { .. } => return useless(presented),
+                };
                 self.sub_hash = Some(self.state.sub_hash(&session.subject));
                 Opened { presented, presented_generation, session: Some(session), useless: false, stale }
             }
             lifecycle::State::Absent => {
                 Opened { presented, presented_generation: 0, session: None, useless: false, stale: false }
             }
-            over => {
-                if let lifecycle::State::Over(why, session) = over {
-                    let reason = match why {
-                        lifecycle::Ended::Expired => EndReason::Expired,
-                        lifecycle::Ended::Idle => EndReason::Idle,
-                    };
-                    self.state.refresh.came_too_late(&session, reason);
-                }
-                Opened { presented, presented_generation: 0, session: None, useless: true, stale: false }
+            lifecycle::State::Broken => useless(presented),
+            lifecycle::State::Over(why, session) => {
+                let reason = match why {
+                    lifecycle::Ended::Expired => EndReason::Expired,
+                    lifecycle::Ended::Idle => EndReason::Idle,
+                };
+                self.state.refresh.came_too_late(&session, reason);
+                useless(presented)
             }
         }
     }
+}
+
+/// Cookies came that hold nothing that counts.
+fn useless(presented: Presented) -> Opened {
+    Opened { presented, presented_generation: 0, session: None, useless: true, stale: false }
 }
 
 /// The answer to a request whose session turned out to be over while it was refreshed.

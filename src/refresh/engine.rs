@@ -7,6 +7,7 @@
 //! (nothing) => Flying                                    present: the caller spends the token
 //! Flying    => Renewed | Dead | BackOff | Config         settled
 //! Renewed   => Renewed, acknowledged                     present of the next generation: delivered
+//! acknowledged => Spent                                  after `grace`: all that is left is that it was spent
 //! BackOff   => Flying                                    present, after the pause
 //! any but Flying => (nothing)                            its time is over, the session was ended, or memory is short
 //! ```
@@ -22,8 +23,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Settings;
 use super::policy::{self, Demand, Due, EndReason, Facts};
+use super::{OnReuse, Settings};
 use crate::clock::Timestamp;
 use crate::session::model::{Handle, Session, SessionId};
 
@@ -145,6 +146,19 @@ pub struct Load {
     pub flights: usize,
 }
 
+/// What a presented session is.
+#[derive(Clone, Debug)]
+pub enum Recognised {
+    /// The newest that is known here, or unknown.
+    Current,
+    /// Behind: this is the newest.
+    Newer(Arc<Session>),
+    /// Ended here.
+    Ended,
+    /// Its token was spent, and its successor was in use for longer than `grace`. `ends`: that ended the session.
+    Reused { ends: bool },
+}
+
 /// See the module.
 pub struct Engine {
     settings: Settings,
@@ -173,6 +187,12 @@ impl Engine {
             if line.is_ended() {
                 return Some(Advice::of(Step::Over(EndReason::Ended)));
             }
+            if line.is_reuse(facts) && self.settings.on_reuse != OnReuse::Ignore {
+                if self.settings.on_reuse == OnReuse::Revoke {
+                    self.end(facts.id, now + self.settings.recovery.max(ENDED_FOR), false);
+                }
+                return Some(Advice::of(Step::Over(EndReason::Reuse)));
+            }
             line.acknowledge(facts, now + self.settings.grace, &mut self.ledger);
             if line.newest().is_some_and(|newest| newest.generation > facts.generation) {
                 return None;
@@ -185,6 +205,29 @@ impl Engine {
         };
         let idle = !wanted && policy::due(facts, &self.settings, now) == Due::Not;
         idle.then(|| Advice::of(Step::Forward))
+    }
+
+    /// What is known of a session that a request presents, before anything is asked of its token.
+    pub fn recognise(&mut self, facts: &Facts, now: Timestamp) -> Recognised {
+        self.prune(facts.id, now);
+        let Some(line) = self.lines.get(&facts.id) else { return Recognised::Current };
+        if line.is_ended() {
+            return Recognised::Ended;
+        }
+        if line.is_reuse(facts) {
+            match self.settings.on_reuse {
+                OnReuse::Ignore => {}
+                OnReuse::Reauthenticate => return Recognised::Reused { ends: false },
+                OnReuse::Revoke => {
+                    self.end(facts.id, now + self.settings.recovery.max(ENDED_FOR), true);
+                    return Recognised::Reused { ends: true };
+                }
+            }
+        }
+        match line.newest().filter(|newest| newest.generation > facts.generation) {
+            Some(newest) => Recognised::Newer(newest.clone()),
+            None => Recognised::Current,
+        }
     }
 
     /// A request presents a session whose refresh token is named `handle`.
@@ -214,7 +257,7 @@ impl Engine {
         let state = self.lines.get(&facts.id).and_then(|line| line.find(handle)).map(|entry| &entry.state);
         let mut failures = 0;
         match state {
-            Some(State::Flying { .. } | State::Config | State::Renewed { .. }) if goes_on => {
+            Some(State::Flying { .. } | State::Config | State::Renewed { .. } | State::Spent) if goes_on => {
                 return Step::Forward;
             }
             Some(State::Flying { number, .. }) => {
@@ -226,7 +269,7 @@ impl Engine {
             Some(State::BackOff { hard, .. }) if !goes_on && now < *hard => return Step::BackOff { until: *hard },
             Some(State::BackOff { failures: before, .. }) => failures = *before,
             // The walk ends where no result is; to spend this one again would be the fault that we are here to prevent.
-            Some(State::Renewed { .. }) => return Step::BackOff { until: now + PAUSE },
+            Some(State::Renewed { .. } | State::Spent) => return Step::BackOff { until: now + PAUSE },
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
@@ -241,6 +284,7 @@ impl Engine {
         self.numbers += 1;
         let number = self.numbers;
         let line = self.lines.entry(facts.id).or_default();
+        line.id = Some(facts.id);
         line.remove(handle, &mut self.ledger);
         line.entries.push(Entry {
             handle,
@@ -329,11 +373,17 @@ impl Engine {
         line.newest().cloned()
     }
 
+    /// The generation was given up long ago: its cookie must not be set again.
+    pub fn is_behind(&self, facts: &Facts) -> bool {
+        self.lines.get(&facts.id).is_some_and(|line| line.is_reuse(facts))
+    }
+
     /// Drops everything whose time is over.
     pub fn sweep(&mut self, now: Timestamp) {
-        let Self { lines, ledger, .. } = self;
+        let Self { lines, ledger, settings, .. } = self;
+        let recovery = settings.recovery;
         lines.retain(|_, line| {
-            line.prune(now, ledger);
+            line.prune(now, recovery, ledger);
             !line.is_empty()
         });
     }
@@ -365,7 +415,7 @@ impl Engine {
 
     fn prune(&mut self, id: SessionId, now: Timestamp) {
         if let Some(line) = self.lines.get_mut(&id) {
-            line.prune(now, &mut self.ledger);
+            line.prune(now, self.settings.recovery, &mut self.ledger);
             if line.is_empty() {
                 self.lines.remove(&id);
             }
@@ -403,6 +453,8 @@ impl Advice {
 /// All that is known of one session.
 #[derive(Default)]
 struct Line {
+    /// Of the session; none in a line that was just made.
+    id: Option<SessionId>,
     entries: Vec<Entry>,
     mark: Option<Mark>,
 }
@@ -431,6 +483,8 @@ enum State {
         handle: Handle,
         acknowledged: bool,
     },
+    /// Spent long ago; kept to know a reuse by.
+    Spent,
     Dead {
         reason: &'static str,
     },
@@ -468,7 +522,7 @@ impl Entry {
 
     /// Over, or a failure that a clock set back would prolong.
     fn is_past(&self, now: Timestamp) -> bool {
-        let failed = !matches!(self.state, State::Flying { .. } | State::Renewed { .. });
+        let failed = !matches!(self.state, State::Flying { .. } | State::Renewed { .. } | State::Spent);
         self.until <= now || failed && now < self.since
     }
 
@@ -487,6 +541,12 @@ impl Line {
 
     fn is_ended(&self) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.ended)
+    }
+
+    /// Whether the presented generation was given up long ago.
+    fn is_reuse(&self, facts: &Facts) -> bool {
+        let spent = |entry: &Entry| matches!(entry.state, State::Spent) && entry.generation >= facts.generation;
+        self.entries.iter().any(spent)
     }
 
     fn find(&self, handle: Handle) -> Option<&Entry> {
@@ -541,9 +601,31 @@ impl Line {
         }
     }
 
-    fn prune(&mut self, now: Timestamp, ledger: &mut Ledger) {
+    fn prune(&mut self, now: Timestamp, recovery: Duration, ledger: &mut Ledger) {
+        let mut spent: Option<(Handle, u64, Timestamp)> = None;
         for entry in self.entries.extract_if(.., |entry| entry.is_past(now)) {
             ledger.strike(&entry);
+            let until = entry.since + recovery;
+            let given_up = matches!(entry.state, State::Renewed { acknowledged: true, .. }) && until > now;
+            if given_up && spent.is_none_or(|(_, generation, _)| generation < entry.generation) {
+                spent = Some((entry.handle, entry.generation, until));
+            }
+        }
+        if let (Some((handle, generation, until)), Some(id)) = (spent, self.id) {
+            // One is enough: whatever is older is behind it.
+            for older in self.entries.extract_if(.., |entry| matches!(entry.state, State::Spent)) {
+                ledger.strike(&older);
+            }
+            let place = Some(ledger.enter(Rank::Acknowledged, (id, Some(handle)), ENTRY));
+            self.entries.push(Entry {
+                handle,
+                generation,
+                state: State::Spent,
+                since: now,
+                until,
+                weight: ENTRY,
+                place,
+            });
         }
         if let Some(mark) = self.mark.take_if(|mark| mark.until <= now) {
             ledger.leave(mark.place, ENTRY);

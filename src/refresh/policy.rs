@@ -35,6 +35,8 @@ pub enum EndReason {
     Idle,
     /// The access token ended and `max_refreshes` is used up.
     RefreshLimit,
+    /// Its cookie came back after its successor was in use.
+    Reuse,
     /// It was ended here before: logout, or an answer that did not hold. Was told then.
     Ended,
 }
@@ -47,6 +49,7 @@ impl EndReason {
             Self::Expired => "expired",
             Self::Idle => "idle",
             Self::RefreshLimit => "refresh_limit",
+            Self::Reuse => "reuse",
             Self::Ended => "ended",
         }
     }
@@ -113,11 +116,24 @@ pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
         }
         // A fifth at most, so that a token of short life is not renewed all its life.
         let window = settings.before_expiry.min(expires.since(facts.issued) / 5);
+        let window = window.mul_f64(eagerness(settings.replica, facts.id));
         if expires.since(now) <= window {
             return Due::Early;
         }
     }
     if settings.after.is_some_and(|after| age >= after) { Due::Early } else { Due::Not }
+}
+
+/// How much of the early window a replica uses for a session: without a word to each other, replicas become eager at
+/// different moments, and mostly do not collide (R8).
+fn eagerness(replica: Option<u64>, id: SessionId) -> f64 {
+    let Some(replica) = replica else { return 1.0 };
+    // The id is random: mixing is all that is needed. splitmix64's finalizer.
+    let mut x = replica ^ u64::from_be_bytes(*id.0.first_chunk().unwrap_or(&[0; 8]));
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^= x >> 31;
+    f64::from(u32::try_from(x >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }
 
 /// Whether a refresh has a chance. It has none without a refresh token, with one known to be past its life, or beyond

@@ -19,6 +19,8 @@ pub(crate) fn settings() -> Settings {
         recovery: secs(24 * 3600),
         memory: 64 * 1024 * 1024,
         max_refreshes: 0,
+        on_reuse: OnReuse::Reauthenticate,
+        replica: None,
     }
 }
 
@@ -264,7 +266,7 @@ fn a_result_is_kept_until_its_cookie_was_seen_and_a_moment_longer() {
     assert_eq!(step(&mut engine, &next, seen), Step::Forward);
     step(&mut engine, &next, seen + secs(30)); // does not begin the grace anew
     assert!(present(&mut engine, &old, Demand::IfDue, seen + secs(59)).successor.is_some());
-    assert!(matches!(step(&mut engine, &old, seen + secs(60)), Step::Start(_)));
+    assert_eq!(step(&mut engine, &old, seen + secs(60)), Step::Over(EndReason::Reuse));
 }
 
 #[test]
@@ -512,5 +514,31 @@ proptest! {
         engine.sweep(now + secs(10 * 24 * 3600));
         prop_assert_eq!(engine.load(), Load::default());
         prop_assert!(engine.lines.is_empty() && engine.ledger.order.is_empty());
+    }
+}
+
+/// COOKIE-28: past the grace a spent cookie is known for what it is, and `on_reuse` says what it gets.
+#[test]
+fn an_old_cookie_that_comes_back_after_the_grace_is_a_reuse() {
+    for policy in [OnReuse::Ignore, OnReuse::Reauthenticate, OnReuse::Revoke] {
+        let mut engine = Engine::new(Settings { on_reuse: policy, ..settings() });
+        let first = session(ID, 0, T0);
+        let second = renew(&mut engine, &first, T0 + secs(300));
+        // Delivered, and the grace is over.
+        step(&mut engine, &second, T0 + secs(301));
+        let later = T0 + secs(400);
+        engine.sweep(later);
+        assert!(engine.newest(second.id, later).is_none(), "the tokens are no longer kept");
+        match (policy, engine.recognise(&Facts::of(&first), later)) {
+            (OnReuse::Ignore, Recognised::Current)
+            | (OnReuse::Reauthenticate, Recognised::Reused { ends: false })
+            | (OnReuse::Revoke, Recognised::Reused { ends: true }) => {}
+            (policy, other) => panic!("{policy:?}: {other:?}"),
+        }
+        let current = engine.recognise(&Facts::of(&second), later);
+        match policy {
+            OnReuse::Revoke => assert!(matches!(current, Recognised::Ended)),
+            _ => assert!(matches!(current, Recognised::Current), "{current:?}"),
+        }
     }
 }
