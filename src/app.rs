@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
@@ -152,6 +153,10 @@ impl Assembly {
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.net.keepalive);
         proxy.server_options = Some(options);
+        let mut h2 = default_h2_options();
+        // Beyond twice the limit a head is not even read; below it the refusal is ours, and clears the cookies.
+        h2.max_header_list_size(u32::try_from(config.server.net.header_bytes.saturating_mul(2)).unwrap_or(u32::MAX));
+        proxy.h2_options = Some(h2);
         let connections = Connections::new(Arc::new(Gauges {
             metrics: Arc::clone(&state.load().metrics),
             shutdown: Arc::clone(shutdown),

@@ -30,6 +30,9 @@ use crate::web::response::LocalResponse;
 use crate::web::return_to::ReturnTo;
 use crate::web::{fetch, pages};
 
+/// More than any form that our endpoints take.
+const ENDPOINT_BODY: u64 = 64 * 1024;
+
 /// What `request_filter` comes to.
 pub(super) enum Outcome {
     Forward(Box<Forward>),
@@ -61,6 +64,11 @@ impl Ctx {
     pub(super) async fn serve(&mut self, session: &Session) -> Outcome {
         let request = match self.arrive(session) {
             Ok(request) => request,
+            Err(problem) if problem.code == Code::HeadersTooLarge => {
+                // DOS-05: cookies that grew too large would refuse the user for ever.
+                let presented = self.state.jar.presented(&session.req_header().headers);
+                return Outcome::Refuse(problem, self.state.jar.expire_all(&presented));
+            }
             Err(problem) => return problem.into(),
         };
         let state = Arc::clone(&self.state);
@@ -81,6 +89,9 @@ impl Ctx {
         let Some(endpoint) = endpoint else {
             return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
         };
+        if let Some(problem) = too_large(Some(ENDPOINT_BODY), &request.head.headers) {
+            return problem.into();
+        }
         let opened = self.open(&request.head.headers, request.now);
         let visitor = Visitor { session: opened.session, stale: opened.stale, presented: opened.presented, caller };
         match endpoint.serve(state, &self.view(request), visitor).await {
@@ -356,7 +367,7 @@ fn with_login_url(problem: Problem, target: &ReturnTo, prefix: &str) -> Problem 
 fn too_large(max_body: Option<u64>, headers: &HeaderMap) -> Option<Problem> {
     let announced = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
     (announced > max_body?)
-        .then(|| Problem::new(Code::BodyTooLarge, "The request body is larger than this route takes."))
+        .then(|| Problem::new(Code::BodyTooLarge, "The request body is larger than this path takes."))
 }
 
 /// Whether the session's claims have one of the values of each.

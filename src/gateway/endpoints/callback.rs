@@ -120,15 +120,10 @@ async fn redeem(
         move || async move {
             let outcome = state.provider.redeem(&code, &context).await;
             let outcome = outcome.map_err(Failure::Provider).and_then(|login| {
-                if login.tokens.refresh_token.is_none() && state.provider.settings().scopes.iter().any(|scope| scope == "offline_access") {
-                    tracing::warn!(
-                        target: "sidegate", event = "no_refresh_token", request_id,
-                        hint = "the session ends with its access token; try authorize_params = { prompt = \"consent\" }, or allow refresh tokens for this client at the provider"
-                    );
-                }
                 let id = SessionId(random::bytes());
                 let now = state.clock.now();
-                let session = Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
+                let session =
+                    Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
                 // Judged before anything says that the login succeeded.
                 let sealed = state.jar.seal(&session, &Presented::default(), now);
                 sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
