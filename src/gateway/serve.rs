@@ -52,11 +52,12 @@ impl From<Problem> for Outcome {
 /// The session that came with a request, after tombstones and newer generations were considered.
 struct Opened {
     presented: Presented,
-    presented_generation: u64,
+    /// As the cookies hold it.
+    came: Option<Arc<UserSession>>,
+    /// The newest generation known of it.
     session: Option<Arc<UserSession>>,
     /// Cookies came, but they are of no use: expire them.
     useless: bool,
-    stale: bool,
 }
 
 impl Ctx {
@@ -93,7 +94,8 @@ impl Ctx {
             return problem.into();
         }
         let opened = self.open(&request.head.headers, request.now);
-        let visitor = Visitor { session: opened.session, stale: opened.stale, presented: opened.presented, caller };
+        let Opened { presented, came, session, .. } = opened;
+        let visitor = Visitor { session, came, presented, caller };
         match endpoint.serve(state, &self.view(request), visitor).await {
             Answer::Respond(response) => Outcome::Respond(response),
             Answer::Events(session) => Outcome::Events(session),
@@ -158,7 +160,7 @@ impl Ctx {
 
     /// Freshens the session and forwards with it.
     async fn with_session(
-        &mut self,
+        &self,
         state: &Arc<State>,
         request: &Request<'_>,
         entry: Arc<RouteEntry>,
@@ -166,7 +168,8 @@ impl Ctx {
         caller: Caller,
         return_to: &ReturnTo,
     ) -> Outcome {
-        let Some(user) = opened.session else {
+        // As it came, not its successor: only what the browser shows counts as delivered.
+        let Some(user) = opened.came else {
             return Problem::new(Code::Internal, "A session was decided on that is not there.").into();
         };
         let route = &entry.settings;
@@ -178,7 +181,7 @@ impl Ctx {
             Freshened::Use { session, .. } => session,
             Freshened::Exhausted { session, .. } if route.max_token_age.is_none() => session,
             Freshened::Over { reason: EndReason::Dead(_) } if route.access == Access::Session => {
-                return self.doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
+                return doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
             }
             end @ (Freshened::Over { .. } | Freshened::Exhausted { .. }) => {
                 // One that is only too old for this route goes on elsewhere.
@@ -196,54 +199,12 @@ impl Ctx {
         };
         let forbidden = !meets(&route.require, &fresh);
         let touch = state.jar.needs_touch(&fresh, request.now);
-        let used = Used {
-            presented: opened.presented,
-            presented_generation: opened.presented_generation,
-            session: fresh,
-            touch,
-        };
+        let used = Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch };
         if forbidden {
             let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
             return Outcome::Refuse(problem, self.cookies_of(&used));
         }
         self.forward(request, entry, Some(used), Vec::new())
-    }
-
-    /// The provider calls the session's refresh token dead: see [`verify`].
-    #[expect(clippy::too_many_arguments, reason = "one arm of with_session, split off for its length")]
-    async fn doubtful(
-        &mut self,
-        state: &Arc<State>,
-        request: &Request<'_>,
-        entry: &RouteEntry,
-        presented: &Presented,
-        user: &UserSession,
-        caller: Caller,
-        return_to: &ReturnTo,
-    ) -> Outcome {
-        let headers = &request.head.headers;
-        let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
-        let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
-        let hops = marker.map_or(0, |marker| marker.hops);
-        let alone = state.settings.single_replica;
-        match (verify::judge(entry.settings.verify, alone, verify::is_replayable(headers), hops), name) {
-            (Verdict::Again { pause, hops }, Some(handle)) => {
-                tokio::time::sleep(pause).await;
-                let target = match &request.query {
-                    Some(query) => format!("{}?{query}", request.path),
-                    None => request.path.to_string(),
-                };
-                let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
-                Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
-            }
-            (Verdict::Doubt, _) => {
-                let problem = Problem::new(Code::LoginRequired, "The session seems to be over. Log in at login_url.");
-                Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new())
-            }
-            (Verdict::Believe | Verdict::Again { .. }, _) => {
-                over(state, request, entry, caller, return_to, state.jar.expire(presented))
-            }
-        }
     }
 
     /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold.
@@ -252,18 +213,16 @@ impl Ctx {
         let presented = opened.presented;
         match opened.state {
             lifecycle::State::Open(session) => {
-                let presented_generation = session.generation;
-                let (session, stale) = match self.state.refresh.recognise(&session) {
-                    Recognised::Current => (Arc::from(session), false),
-                    Recognised::Newer(newest) => (newest, true),
+                let came: Arc<UserSession> = Arc::from(session);
+                let session = match self.state.refresh.recognise(&came) {
+                    Recognised::Current => Arc::clone(&came),
+                    Recognised::Newer(newest) => newest,
                     Recognised::Ended | Recognised::Reused { .. } => return useless(presented),
                 };
                 self.sub_hash = Some(self.state.sub_hash(&session.subject));
-                Opened { presented, presented_generation, session: Some(session), useless: false, stale }
+                Opened { presented, came: Some(came), session: Some(session), useless: false }
             }
-            lifecycle::State::Absent => {
-                Opened { presented, presented_generation: 0, session: None, useless: false, stale: false }
-            }
+            lifecycle::State::Absent => Opened { presented, came: None, session: None, useless: false },
             lifecycle::State::Broken => useless(presented),
             lifecycle::State::Over(why, session) => {
                 let reason = match why {
@@ -279,7 +238,42 @@ impl Ctx {
 
 /// Cookies came that hold nothing that counts.
 fn useless(presented: Presented) -> Opened {
-    Opened { presented, presented_generation: 0, session: None, useless: true, stale: false }
+    Opened { presented, came: None, session: None, useless: true }
+}
+
+/// The provider calls the session's refresh token dead: see [`verify`].
+async fn doubtful(
+    state: &Arc<State>,
+    request: &Request<'_>,
+    entry: &RouteEntry,
+    presented: &Presented,
+    user: &UserSession,
+    caller: Caller,
+    return_to: &ReturnTo,
+) -> Outcome {
+    let headers = &request.head.headers;
+    let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
+    let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
+    let hops = marker.map_or(0, |marker| marker.hops);
+    let alone = state.settings.single_replica;
+    match (verify::judge(entry.settings.verify, alone, verify::is_replayable(headers), hops), name) {
+        (Verdict::Again { pause, hops }, Some(handle)) => {
+            tokio::time::sleep(pause).await;
+            let target = match &request.query {
+                Some(query) => format!("{}?{query}", request.path),
+                None => request.path.to_string(),
+            };
+            let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
+            Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
+        }
+        (Verdict::Doubt, _) => {
+            let problem = Problem::new(Code::LoginRequired, "The session seems to be over. Log in at login_url.");
+            Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new())
+        }
+        (Verdict::Believe | Verdict::Again { .. }, _) => {
+            over(state, request, entry, caller, return_to, state.jar.expire(presented))
+        }
+    }
 }
 
 /// The answer to a request whose session turned out to be over while it was refreshed.

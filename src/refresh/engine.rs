@@ -165,6 +165,8 @@ pub struct Engine {
     lines: HashMap<SessionId, Line>,
     ledger: Ledger,
     numbers: u64,
+    /// The most tombstones.
+    tombstones: usize,
 }
 
 impl fmt::Debug for Engine {
@@ -174,9 +176,16 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// An engine that knows nothing. `settings.memory` bounds this engine.
+    /// An engine that knows nothing. `settings.memory` bounds this engine, tombstones apart.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, lines: HashMap::new(), ledger: Ledger::default(), numbers: 0 }
+        Self { settings, lines: HashMap::new(), ledger: Ledger::default(), numbers: 0, tombstones: usize::MAX }
+    }
+
+    /// Bounds the number of tombstones. They have a bound of their own, so that no amount of refreshes lets a session
+    /// come back that was ended; beyond it the oldest goes.
+    #[must_use]
+    pub fn with_tombstones(self, tombstones: usize) -> Self {
+        Self { tombstones, ..self }
     }
 
     /// The answer where no handle is needed to give it: naming a token costs a MAC, and most requests carry the newest
@@ -370,7 +379,8 @@ impl Engine {
     /// The newest generation known, for responses that are about to leave.
     pub fn newest(&self, id: SessionId, now: Timestamp) -> Option<Arc<Session>> {
         let line = self.lines.get(&id).filter(|_| !self.is_ended(id, now))?;
-        line.newest().cloned()
+        let results = line.entries.iter().filter(|entry| !entry.is_past(now)).filter_map(Entry::result);
+        results.map(|(next, _)| next).max_by_key(|next| next.generation).cloned()
     }
 
     /// The generation was given up long ago: its cookie must not be set again.
@@ -407,7 +417,7 @@ impl Engine {
     }
 
     fn mark(&mut self, id: SessionId, mark: Mark) {
-        let rank = if mark.ended { Rank::Mark } else { Rank::Kept };
+        let rank = if mark.ended { Rank::Tombstone } else { Rank::Kept };
         let place = self.ledger.enter(rank, (id, None), ENTRY);
         self.lines.entry(id).or_default().mark = Some(Mark { place, ..mark });
         self.shed(place);
@@ -426,21 +436,36 @@ impl Engine {
     /// for at this moment somebody waits for it.
     fn shed(&mut self, spare: Place) {
         while self.ledger.bytes > self.settings.memory {
-            let victim = self.ledger.order.iter().find(|(place, _)| **place != spare).map(|(_, what)| *what);
-            let Some((id, what)) = victim else { return };
-            let Some(line) = self.lines.get_mut(&id) else { return };
-            match what {
-                Some(handle) => line.remove(handle, &mut self.ledger),
-                None => {
-                    if let Some(mark) = line.mark.take() {
-                        self.ledger.leave(mark.place, ENTRY);
-                    }
-                }
-            }
-            if line.is_empty() {
-                self.lines.remove(&id);
+            let mut kept = self.ledger.order.range(..FIRST_TOMBSTONE);
+            let Some((_, what)) = kept.find(|(place, _)| **place != spare) else { break };
+            if !self.give_up(*what) {
+                break;
             }
         }
+        while self.ledger.tombstones > self.tombstones {
+            let mut graves = self.ledger.order.range(FIRST_TOMBSTONE..);
+            let Some((_, what)) = graves.find(|(place, _)| **place != spare) else { break };
+            if !self.give_up(*what) {
+                break;
+            }
+        }
+    }
+
+    /// False when it is not there, which would be a bug: better over the bound than in here for ever.
+    fn give_up(&mut self, (id, what): (SessionId, Option<Handle>)) -> bool {
+        let Some(line) = self.lines.get_mut(&id) else { return false };
+        match what {
+            Some(handle) => line.remove(handle, &mut self.ledger),
+            None => {
+                if let Some(mark) = line.mark.take() {
+                    self.ledger.leave(mark.place, ENTRY);
+                }
+            }
+        }
+        if line.is_empty() {
+            self.lines.remove(&id);
+        }
+        true
     }
 }
 
@@ -639,12 +664,14 @@ enum Rank {
     Acknowledged,
     #[default]
     Kept,
-    /// Tombstones last: without one a session that was ended could come back.
-    Mark,
+    /// A queue of their own: without one a session that was ended could come back.
+    Tombstone,
 }
 
 /// A place in the queue: rank, then age.
 type Place = (Rank, u64);
+
+const FIRST_TOMBSTONE: Place = (Rank::Tombstone, 0);
 
 /// Everything kept, in the order in which it would be given up, and what it all occupies.
 #[derive(Default)]
@@ -654,6 +681,8 @@ struct Ledger {
     bytes: usize,
     results: usize,
     flights: usize,
+    /// Not counted in `bytes`.
+    tombstones: usize,
 }
 
 impl Ledger {
@@ -661,7 +690,10 @@ impl Ledger {
         self.sequence += 1;
         let place = (rank, self.sequence);
         self.order.insert(place, what);
-        self.bytes = self.bytes.saturating_add(weight);
+        match rank {
+            Rank::Tombstone => self.tombstones += 1,
+            Rank::Acknowledged | Rank::Kept => self.bytes = self.bytes.saturating_add(weight),
+        }
         place
     }
 
@@ -675,7 +707,10 @@ impl Ledger {
 
     fn leave(&mut self, place: Place, weight: usize) {
         self.order.remove(&place);
-        self.bytes = self.bytes.saturating_sub(weight);
+        match place.0 {
+            Rank::Tombstone => self.tombstones = self.tombstones.saturating_sub(1),
+            Rank::Acknowledged | Rank::Kept => self.bytes = self.bytes.saturating_sub(weight),
+        }
     }
 
     fn strike(&mut self, entry: &Entry) {

@@ -135,7 +135,7 @@ impl Session {
         self.has_refresh_left(settings) && self.refresh_expires.is_none_or(|end| now < end)
     }
 
-    fn has_refresh_left(&self, settings: &Settings) -> bool {
+    pub(super) fn has_refresh_left(&self, settings: &Settings) -> bool {
         self.refresh_token.is_some() && (settings.max_refreshes == 0 || self.generation < settings.max_refreshes)
     }
 

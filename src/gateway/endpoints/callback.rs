@@ -58,18 +58,22 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Finish::Attempt { attempt, clear } => (attempt, clear),
     };
     // RFC 9207: for errors too, before anything else of the answer counts.
-    let issuer = match params.one("iss") {
-        Ok(issuer) => issuer,
-        Err(_) => return bad_callback(state, request, "iss_repeated"),
-    };
+    let Ok(issuer) = params.one("iss") else { return bad_callback(state, request, "iss_repeated") };
     if let Err(error) = state.provider.metadata().await {
         return provider_problem(&error).into();
     }
     if state.provider.check_callback_iss(issuer).is_err() {
-        return bad_callback(state, request, "iss");
+        // RFC9207-03: a mix-up ends the attempt, so that the same state opens nothing later.
+        let mixed_up = || async { Err(Failure::Provider(ProviderError::Invalid { reason: "iss" })) };
+        state.attempts.once(attempt.id, request.now, mixed_up).await;
+        state.metrics.observe_login(LoginOutcome::BadCallback);
+        audit::login_refused(&origin(request, None), "iss");
+        return Answer::Refuse(not_ours(), clear);
     }
     match callback {
-        Callback::Error(error) => refused_by_provider(state, request, &attempt, clear, error).await,
+        Callback::Error(error) => {
+            refused_by_provider(state, request, &visitor, &attempt, clear, error, login_state).await
+        }
         Callback::Code(code) => redeem(state, request, visitor, *attempt, clear, code, login_state).await,
     }
 }
@@ -188,9 +192,11 @@ fn finish(state: &State, outcome: &Finished, replaces: Option<SessionId>, from: 
 async fn refused_by_provider(
     state: &Arc<State>,
     request: &RequestView<'_>,
+    visitor: &Visitor,
     attempt: &Attempt,
     clear: Vec<HeaderValue>,
     error: &str,
+    login_state: &str,
 ) -> Answer {
     let reason = error_word(error);
     let told = {
@@ -202,7 +208,7 @@ async fn refused_by_provider(
         }
     };
     if matches!(state.attempts.once(attempt.id, request.now, told).await, Taken::Used) {
-        return Answer::Refuse(Problem::new(Code::BadCallback, "This login attempt was used before."), clear);
+        return stale(state, request, visitor, login_state, attempt.restarts);
     }
     if attempt.silent {
         let response = if needs_session(state, request, &attempt.return_to) {
@@ -265,5 +271,9 @@ fn stale(state: &State, request: &RequestView<'_>, visitor: &Visitor, login_stat
 fn bad_callback(state: &State, request: &RequestView<'_>, reason: &'static str) -> Answer {
     state.metrics.observe_login(LoginOutcome::BadCallback);
     audit::login_refused(&origin(request, None), reason);
-    Problem::new(Code::BadCallback, "This does not finish a login that was started here.").into()
+    not_ours().into()
+}
+
+fn not_ours() -> Problem {
+    Problem::new(Code::BadCallback, "This does not finish a login that was started here.")
 }

@@ -83,7 +83,10 @@ async fn start(
     asked: Vec<(String, String)>,
     restarts: u8,
 ) -> Answer {
-    let value = |name: &str| asked.iter().find(|(asked, _)| asked == name).map(|(_, value)| value.clone());
+    // What the operator asks for always counts too, and before the request: so it is sent, so it is verified (IDT-10).
+    let fixed = &state.provider.settings().authorize_params;
+    let value =
+        |name: &str| fixed.iter().chain(&asked).find(|(known, _)| known == name).map(|(_, value)| value.clone());
     let attempt = Attempt {
         id: random::bytes(),
         nonce: Nonce::new(random::base64url::<24>()),

@@ -37,11 +37,19 @@ pub enum Endpoint {
 pub struct Visitor {
     /// The newest generation known of the session that the cookies hold.
     pub session: Option<Arc<Session>>,
-    /// The browser's cookie is older than that.
-    pub stale: bool,
+    /// The same session as the cookies hold it.
+    pub came: Option<Arc<Session>>,
     /// What the browser sent.
     pub presented: Presented,
     pub caller: Caller,
+}
+
+impl Visitor {
+    /// The browser's cookie is older than what is known of its session.
+    pub fn is_stale(&self) -> bool {
+        let generation = |session: &Option<Arc<Session>>| session.as_ref().map(|session| session.generation);
+        generation(&self.came) < generation(&self.session)
+    }
 }
 
 /// An endpoint's answer.

@@ -21,13 +21,14 @@ pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -
     if visitor.caller.foreign || (visitor.session.is_some() && !visitor.caller.proven) {
         return csrf().into();
     }
+    let stale = visitor.is_stale();
     let Some(session) = visitor.session else {
         let cookies = state.jar.expire(&visitor.presented);
         return LocalResponse::json(&json!({ "authenticated": false })).set_cookies(cookies).into();
     };
     let response = LocalResponse::json(&describe(state, &session, request.now));
     // A cookie older than what is known here is mended on the way (an earlier answer was lost).
-    response.set_cookies(mended(state, request, &visitor.presented, visitor.stale, &session)).into()
+    response.set_cookies(mended(state, request, &visitor.presented, stale, &session)).into()
 }
 
 /// Refreshes now.
@@ -38,7 +39,9 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
             state.jar.expire(&visitor.presented),
         )
     };
-    let Some(session) = &visitor.session else {
+    let stale = visitor.is_stale();
+    // As it came: only what the browser shows counts as delivered.
+    let Some(session) = &visitor.came else {
         return if visitor.caller.foreign { csrf().into() } else { over() };
     };
     if !visitor.caller.proven {
@@ -49,10 +52,10 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
         Freshened::Exhausted { session: last, .. } => {
             let problem =
                 Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
-            Answer::Refuse(problem, mended(state, request, &visitor.presented, visitor.stale, &last))
+            Answer::Refuse(problem, mended(state, request, &visitor.presented, stale, &last))
         }
         Freshened::Use { session: fresh, changed } => {
-            let cookies = mended(state, request, &visitor.presented, changed || visitor.stale, &fresh);
+            let cookies = mended(state, request, &visitor.presented, changed, &fresh);
             LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
         }
         Freshened::Over { .. } => over(),

@@ -320,7 +320,22 @@ fn a_tombstone_outlasts_results_when_memory_is_short() {
         renew(&mut engine, &session(SessionId([n; 16]), 0, T0), now);
     }
     assert!(engine.is_ended(ID, now));
-    assert_eq!(engine.load().entries, 1);
+    assert_eq!(engine.load().entries, 2);
+}
+
+/// A logout is not forgotten because a large session was refreshed, however small the memory.
+#[test]
+fn tombstones_are_bounded_apart_from_results() {
+    let mut engine = Engine::new(Settings { memory: 1, ..settings() }).with_tombstones(3);
+    let now = T0 + secs(300);
+    for n in 10..15 {
+        engine.tombstone(SessionId([n; 16]), now + secs(3600));
+        renew(&mut engine, &session(ID, u64::from(n), T0), now);
+    }
+    let ended: Vec<u8> = (10..15).filter(|n| engine.is_ended(SessionId([*n; 16]), now)).collect();
+    assert_eq!(ended, [12, 13, 14], "the oldest make room");
+    engine.sweep(now + secs(3600));
+    assert_eq!((engine.ledger.tombstones, engine.load().bytes), (0, engine.load().entries * (1024 + ENTRY)));
 }
 
 #[test]
@@ -503,7 +518,9 @@ proptest! {
             prop_assert_eq!(engine.load().flights, flights.len());
             let entries = || engine.lines.values().flat_map(|line| &line.entries);
             let marks = engine.lines.values().filter(|line| line.mark.is_some()).count();
-            let bytes = entries().map(|entry| entry.weight).sum::<usize>() + marks * ENTRY;
+            let graves = engine.lines.values().filter(|line| line.is_ended()).count();
+            prop_assert_eq!(engine.ledger.tombstones, graves);
+            let bytes = entries().map(|entry| entry.weight).sum::<usize>() + (marks - graves) * ENTRY;
             prop_assert_eq!(engine.load().bytes, bytes);
             prop_assert_eq!(engine.load().entries, entries().filter(|entry| entry.result().is_some()).count());
             prop_assert_eq!(engine.ledger.order.len(), entries().filter(|entry| !entry.is_flying()).count() + marks);
