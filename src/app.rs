@@ -1,16 +1,20 @@
 //! Composition root: the only place that knows every part.
 
 use std::fmt;
+use std::future::Future;
 use std::net::TcpListener;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
@@ -18,7 +22,7 @@ use pingora::services::Service;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::admin::readiness::Readiness;
+use crate::admin::readiness::{Condition, Readiness};
 use crate::admin::{AdminService, AdminState};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Problem};
@@ -47,8 +51,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How often files are looked at. Kubernetes swaps symlinks; a poll sees that as well as a plain write.
 const WATCH: Duration = Duration::from_secs(2);
 
-/// How soon the provider's metadata is asked for again until it was there once.
-const PROVIDER_AGAIN: Duration = Duration::from_millis(500);
+/// The pause before a task that panicked begins anew.
+const TASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the process could not start: exit status 71.
 #[derive(Debug)]
@@ -152,6 +156,10 @@ impl Assembly {
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.net.keepalive);
         proxy.server_options = Some(options);
+        let mut h2 = default_h2_options();
+        // Beyond twice the limit a head is not even read; below it the refusal is ours, and clears the cookies.
+        h2.max_header_list_size(u32::try_from(config.server.net.header_bytes.saturating_mul(2)).unwrap_or(u32::MAX));
+        proxy.h2_options = Some(h2);
         let connections = Connections::new(Arc::new(Gauges {
             metrics: Arc::clone(&state.load().metrics),
             shutdown: Arc::clone(shutdown),
@@ -159,6 +167,10 @@ impl Assembly {
             clients: Mutex::default(),
             tunnels: Mutex::default(),
         }));
+        let provider_known = config.admin.ready_requires_provider.then(|| {
+            let state = Arc::clone(&state);
+            Box::new(move || state.load().provider.known().is_some()) as Condition
+        });
         let (drain, draining) = watch::channel(false);
         let proxy_protocol =
             if config.server.proxy_protocol { config.server.trusted_proxies.clone() } else { Vec::new() };
@@ -175,7 +187,7 @@ impl Assembly {
             accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
             addresses,
             state,
-            readiness: Readiness::new(shutdown.phase(), config.admin.ready_requires_provider),
+            readiness: Readiness::new(shutdown.phase(), provider_known),
             connections,
             phase: shutdown.phase(),
             drain,
@@ -208,25 +220,33 @@ impl Assembly {
     fn start_background(&self) -> Vec<JoinHandle<()>> {
         let state = self.state.load_full();
         let provider = Arc::clone(&state.provider);
-        let readiness = Arc::clone(&self.readiness);
-        let first_metadata = {
-            let provider = Arc::clone(&provider);
-            async move {
-                while provider.metadata().await.is_err() {
-                    tokio::time::sleep(PROVIDER_AGAIN).await;
-                }
-                readiness.set_provider_loaded();
-            }
-        };
+        let names = state.names();
+        let (current, watched, reload) = (Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload));
+        let swept = Arc::clone(&self.state);
+        let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
         vec![
-            tokio::spawn(provider.keep_ready()),
-            tokio::spawn(first_metadata),
-            tokio::spawn(resolve::keep_fresh(state.names())),
-            tokio::spawn(sweep(Arc::clone(&self.state))),
-            tokio::spawn(follow(self.phase.clone(), self.drain.clone(), self.connections.clone())),
-            tokio::spawn(watch_keys(Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload))),
+            keep("provider", move || Arc::clone(&provider).keep_ready()),
+            keep("resolve", move || resolve::keep_fresh(names.clone())),
+            keep("sweep", move || sweep(Arc::clone(&swept))),
+            keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
+            keep("keys", move || watch_keys(Arc::clone(&current), watched.clone(), Arc::clone(&reload))),
         ]
     }
+}
+
+/// Runs a task beside the requests. One that panics would be missed by nobody until much later, so it is told of and
+/// begins anew.
+fn keep<F, Fut>(task: &'static str, run: F) -> JoinHandle<()>
+where
+    F: Fn() -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    tokio::spawn(async move {
+        while AssertUnwindSafe(run()).catch_unwind().await.is_err() {
+            tracing::error!(target: "sidegate", event = "panic_caught", task);
+            tokio::time::sleep(TASK_AGAIN).await;
+        }
+    })
 }
 
 #[async_trait]

@@ -8,9 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use sidegate::config::{self, Config, Problem, Surroundings};
-use sidegate::net::ListenAddress;
 use sidegate::crypto::keyring::Key;
 use sidegate::gateway::settings::{Token, UpstreamAddress};
+use sidegate::net::ListenAddress;
 use tempfile::TempDir;
 
 const SECRET: &str = "a-client-secret-that-nobody-may-see";

@@ -118,7 +118,7 @@ impl HttpServerApp for Echo {
 struct Plain(Mutex<Vec<Refusal>>);
 
 impl Refusals for Plain {
-    fn refuse(&self, refusal: &Refusal, peer: IpAddr) -> Bytes {
+    fn refuse(&self, refusal: &Refusal, peer: IpAddr, _received: &[u8]) -> Bytes {
         assert!(peer.is_loopback());
         self.0.lock().push(*refusal);
         let (status, code) = (refusal.code.status().as_u16(), refusal.code.as_str());

@@ -32,7 +32,7 @@ impl HttpServerApp for NoContent {
 }
 
 impl Refusals for NoContent {
-    fn refuse(&self, _refusal: &Refusal, _peer: IpAddr) -> Bytes {
+    fn refuse(&self, _refusal: &Refusal, _peer: IpAddr, _received: &[u8]) -> Bytes {
         Bytes::new()
     }
 }

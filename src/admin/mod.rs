@@ -261,7 +261,7 @@ mod tests {
     use tokio::sync::watch;
 
     fn state(phase: &watch::Sender<Phase>) -> AdminState {
-        let readiness = Readiness::new(phase.subscribe(), false);
+        let readiness = Readiness::new(phase.subscribe(), None);
         readiness.set_listening();
         let config = Arc::new(|| r#"{"server":{}}"#.to_owned());
         AdminState { metrics: Metrics::new(), readiness, config }

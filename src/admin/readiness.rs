@@ -1,5 +1,6 @@
 //! Whether this instance should get traffic.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,20 +8,27 @@ use tokio::sync::watch;
 
 use crate::shutdown::Phase;
 
-/// What must be true before `/readyz` says yes. The latches close once and stay closed: a provider that goes away later
-/// does not take the instance out of service, only the end of the process does.
-#[derive(Debug)]
+/// Whether the provider's metadata is known. Must not turn false again: a provider that goes away later does not take
+/// the instance out of service, only the end of the process does.
+pub type Condition = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// What must be true before `/readyz` says yes.
 pub struct Readiness {
     phase: watch::Receiver<Phase>,
-    requires_provider: bool,
     listening: AtomicBool,
-    provider: AtomicBool,
+    provider_known: Option<Condition>,
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Readiness").field("ready", &self.is_ready()).finish_non_exhaustive()
+    }
 }
 
 impl Readiness {
-    /// `requires_provider`: not ready until the provider's metadata was loaded once.
-    pub fn new(phase: watch::Receiver<Phase>, requires_provider: bool) -> Arc<Self> {
-        Arc::new(Self { phase, requires_provider, listening: AtomicBool::new(false), provider: AtomicBool::new(false) })
+    /// `provider_known`: where the provider counts (`ready_requires_provider`).
+    pub fn new(phase: watch::Receiver<Phase>, provider_known: Option<Condition>) -> Arc<Self> {
+        Arc::new(Self { phase, listening: AtomicBool::new(false), provider_known })
     }
 
     /// All public listeners are bound.
@@ -28,16 +36,11 @@ impl Readiness {
         self.listening.store(true, Ordering::Release);
     }
 
-    /// The provider's metadata was loaded.
-    pub fn set_provider_loaded(&self) {
-        self.provider.store(true, Ordering::Release);
-    }
-
     /// Whether to send traffic here.
     pub fn is_ready(&self) -> bool {
         *self.phase.borrow() == Phase::Running
             && self.listening.load(Ordering::Acquire)
-            && (!self.requires_provider || self.provider.load(Ordering::Acquire))
+            && self.provider_known.as_ref().is_none_or(|known| known())
     }
 }
 
@@ -48,7 +51,7 @@ mod tests {
     #[test]
     fn ready_once_the_listeners_are_bound() {
         let phase = watch::Sender::new(Phase::Running);
-        let readiness = Readiness::new(phase.subscribe(), false);
+        let readiness = Readiness::new(phase.subscribe(), None);
         assert!(!readiness.is_ready());
         readiness.set_listening();
         assert!(readiness.is_ready());
@@ -57,17 +60,19 @@ mod tests {
     #[test]
     fn the_provider_counts_only_where_it_is_required() {
         let phase = watch::Sender::new(Phase::Running);
-        let readiness = Readiness::new(phase.subscribe(), true);
+        let loaded = Arc::new(AtomicBool::new(false));
+        let known = Arc::clone(&loaded);
+        let readiness = Readiness::new(phase.subscribe(), Some(Box::new(move || known.load(Ordering::Acquire))));
         readiness.set_listening();
         assert!(!readiness.is_ready());
-        readiness.set_provider_loaded();
+        loaded.store(true, Ordering::Release);
         assert!(readiness.is_ready());
     }
 
     #[test]
     fn not_ready_from_the_signal_on() {
         let phase = watch::Sender::new(Phase::Running);
-        let readiness = Readiness::new(phase.subscribe(), false);
+        let readiness = Readiness::new(phase.subscribe(), None);
         readiness.set_listening();
         for gone in [Phase::Delaying, Phase::Draining, Phase::Stopped] {
             phase.send_replace(gone);

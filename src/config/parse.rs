@@ -172,6 +172,11 @@ impl Parser {
             routes,
             csrf: csrf?,
             body_idle: server.net.body_idle,
+            head: gateway::settings::HeadLimits {
+                header_bytes: server.net.header_bytes,
+                header_count: server.net.header_count,
+                uri_bytes: server.net.uri_bytes,
+            },
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),

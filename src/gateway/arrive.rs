@@ -8,7 +8,7 @@ use pingora::proxy::Session;
 
 use super::ctx::Ctx;
 use super::decide::Caller;
-use super::settings;
+use super::settings::{CsrfMode, HeadLimits};
 use crate::clock::Timestamp;
 use crate::crypto::random;
 use crate::net::ConnectionInfo;
@@ -43,11 +43,14 @@ impl Ctx {
         let settings = &self.state.settings;
         let peer = peer_ip(session);
         self.client = peer.map(|peer| forwarded::client(peer, headers, &settings.trusted_proxies));
-        self.request_id = forwarded::request_id(headers).map_or_else(|| random::base64url::<15>(), ToOwned::to_owned);
+        self.request_id = forwarded::request_id(headers).map_or_else(random::base64url::<15>, ToOwned::to_owned);
         let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
         self.shape = initiator.shape();
         self.cors = listed_origin(headers, &initiator);
 
+        if session.is_http2() {
+            within_limits(head, settings.head)?;
+        }
         let target = std::str::from_utf8(head.raw_path())
             .map_err(|_| Problem::new(Code::BadPath, "The path is not valid UTF-8."))?;
         let target = origin_form(target);
@@ -80,7 +83,7 @@ impl Ctx {
         let Request { head, initiator, .. } = request;
         let csrf = &self.state.settings.csrf;
         let demand = fetch::Demand {
-            header_mode: csrf.mode == settings::CsrfMode::Header && !headerless,
+            header_mode: csrf.mode == CsrfMode::Header && !headerless,
             header_present: head.headers.contains_key(&csrf.header),
             app_navigation_only,
         };
@@ -113,6 +116,18 @@ impl Ctx {
             now: request.now,
         }
     }
+}
+
+/// What `net` checks of an HTTP/1.1 head while it reads it.
+fn within_limits(head: &RequestHeader, limits: HeadLimits) -> Result<(), Problem> {
+    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if head.raw_path().len() > limits.uri_bytes {
+        return Err(Problem::new(Code::UriTooLong, "The request target is too long."));
+    }
+    if head.headers.len() > limits.header_count || bytes > limits.header_bytes {
+        return Err(Problem::new(Code::HeadersTooLarge, "The header fields are too large, or too many."));
+    }
+    Ok(())
 }
 
 /// None on a unix socket.

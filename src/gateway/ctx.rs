@@ -176,7 +176,10 @@ impl Ctx {
         if let (true, Phase::Forward(forward), Some(info)) =
             (endless, &self.phase, ConnectionInfo::of(session.as_downstream()))
         {
-            self.tied = forward.session.as_ref().map(|used| live::tie(&self.state, &used.session, &info.control));
+            self.tied = forward
+                .session
+                .as_ref()
+                .map(|used| live::tie(&self.state, &used.session, &info.control, session.is_http2()));
         }
     }
 

@@ -39,6 +39,7 @@ pub fn rewrite(response: &mut ResponseHeader, state: &State, forward: &Forward, 
         response.remove_header(&name);
     }
     drop_our_cookies(response, state);
+    drop_internal_challenges(response);
     for (name, value) in &forward.route.settings.response_headers {
         let _ = response.insert_header(name.clone(), value.clone());
     }
@@ -47,6 +48,15 @@ pub fn rewrite(response: &mut ResponseHeader, state: &State, forward: &Forward, 
             let _ = response.insert_header(name, value);
         }
         let _ = response.append_header(header::VARY, HeaderValue::from_static("Origin"));
+    }
+}
+
+/// The same for an interim answer, on which nothing of ours stands: an early hint tells what to load and no more.
+pub fn rewrite_interim(response: &mut ResponseHeader) {
+    let kept = [header::LINK, header::CONTENT_SECURITY_POLICY];
+    let unwanted: Vec<HeaderName> = response.headers.keys().filter(|name| !kept.contains(name)).cloned().collect();
+    for name in unwanted {
+        response.remove_header(&name);
     }
 }
 
@@ -64,6 +74,16 @@ fn drop_our_cookies(response: &mut ResponseHeader, state: &State) {
         response.remove_header(&header::SET_COOKIE);
         for value in values.into_iter().filter(|value| !ours(value)) {
             let _ = response.append_header(header::SET_COOKIE, value);
+        }
+    }
+}
+
+fn drop_internal_challenges(response: &mut ResponseHeader) {
+    let challenges: Vec<HeaderValue> = response.headers.get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
+    if challenges.iter().any(headers::is_internal_challenge) {
+        response.remove_header(&header::WWW_AUTHENTICATE);
+        for value in challenges.into_iter().filter(|value| !headers::is_internal_challenge(value)) {
+            let _ = response.append_header(header::WWW_AUTHENTICATE, value);
         }
     }
 }

@@ -23,6 +23,9 @@ use crate::web::response::LocalResponse;
 
 /// How often a session is looked at whose end nobody announces: by age, or told to another process.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long the other requests of an HTTP/2 connection have before it ends. With [`LOOK`] less than the 15 s within
+/// which streams end.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How often an event stream looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two comments, by which a dead connection is noticed.
@@ -40,8 +43,9 @@ impl Drop for Tied {
     }
 }
 
-/// Ties a connection to a session.
-pub fn tie(state: &Arc<State>, session: &Arc<UserSession>, control: &Arc<Control>) -> Tied {
+/// Ties a connection to a session. `shared`: other requests run on it too (HTTP/2), among them perhaps the very logout
+/// that ends the session, whose answer has to reach the browser.
+pub fn tie(state: &Arc<State>, session: &Arc<UserSession>, control: &Arc<Control>, shared: bool) -> Tied {
     let (state, session, control) = (Arc::clone(state), Arc::clone(session), Arc::clone(control));
     let task = tokio::spawn(async move {
         let mut changes = state.refresh.changes();
@@ -59,6 +63,9 @@ pub fn tie(state: &Arc<State>, session: &Arc<UserSession>, control: &Arc<Control
                     }
                 }
             }
+        }
+        if shared {
+            tokio::time::sleep(FAREWELL).await;
         }
         control.close();
     });

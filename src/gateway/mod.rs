@@ -107,14 +107,18 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let Phase::Forward(forward) = &ctx.phase else {
+        let Phase::Forward(forward) = &mut ctx.phase else {
             return Error::e_explain(ErrorType::InternalError, "forwarding was not decided");
         };
         ctx.upstream_started.get_or_insert_with(Instant::now);
-        match upstream::peer(forward).await {
-            Ok(peer) => Ok(Box::new(peer)),
-            Err(_) => Err(Error::new_up(ErrorType::ConnectNoRoute)),
+        // An upstream whose name does not resolve is passed over like one that does not answer.
+        for _ in 0..forward.route.targets.len() {
+            match upstream::peer(forward).await {
+                Ok(peer) => return Ok(Box::new(peer)),
+                Err(_) => forward.turn = forward.turn.wrapping_add(1),
+            }
         }
+        Err(Error::new_up(ErrorType::ConnectNoRoute))
     }
 
     async fn upstream_request_filter(
@@ -123,10 +127,12 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if let Phase::Forward(forward) = &ctx.phase {
-            upstream::rewrite(request, &ctx.state, forward, &ctx.request_id);
+        match &ctx.phase {
+            Phase::Forward(forward) => upstream::rewrite(request, &ctx.state, forward, &ctx.request_id),
+            Phase::Arrived | Phase::Answered => {
+                Error::e_explain(ErrorType::InternalError, "forwarding was not decided")
+            }
         }
-        Ok(())
     }
 
     async fn request_body_filter(
@@ -171,6 +177,7 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if response.status.is_informational() && !switching {
+            downstream::rewrite_interim(response);
             return Ok(());
         }
         let cookies = ctx.late_cookies();

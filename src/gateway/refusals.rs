@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
 
 use super::state::State;
 use crate::crypto::random;
 use crate::metrics::{MethodLabel, NoRoute};
 use crate::net::refusal::{Refusal, Refusals};
-use crate::session::jar::Presented;
 use crate::telemetry::{self, AccessLine};
 use crate::web::problem::{Code, Problem, Shape};
 
@@ -21,7 +21,7 @@ use crate::web::problem::{Code, Problem, Shape};
 pub struct Wording(pub Arc<ArcSwap<State>>);
 
 impl Refusals for Wording {
-    fn refuse(&self, refusal: &Refusal, peer: IpAddr) -> Bytes {
+    fn refuse(&self, refusal: &Refusal, peer: IpAddr, received: &[u8]) -> Bytes {
         let state = self.0.load();
         let request_id = random::base64url::<15>();
         let mut problem = Problem::from(*refusal);
@@ -31,7 +31,7 @@ impl Refusals for Wording {
         let mut response = problem.render(Shape::Json, &request_id);
         if refusal.code == Code::HeadersTooLarge {
             // DOS-05: cookies that grew too large would refuse the user for ever.
-            response = response.set_cookies(state.jar.expire_all(&Presented::default()));
+            response = response.set_cookies(state.jar.expire_all(&state.jar.presented(&cookie_fields(received))));
         }
         response.finish(state.settings.public.is_https());
         let status = response.status.as_u16();
@@ -60,5 +60,34 @@ impl Refusals for Wording {
         let mut answer = head.into_bytes();
         answer.extend_from_slice(&response.body);
         answer.into()
+    }
+}
+
+/// The `Cookie` fields of a head that was not read to its end.
+fn cookie_fields(received: &[u8]) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    for line in received.split(|byte| *byte == b'\n') {
+        let Some((name, value)) = line.split_at_checked(b"cookie:".len()) else { continue };
+        if name.eq_ignore_ascii_case(b"cookie:")
+            && let Ok(value) = HeaderValue::from_bytes(value.trim_ascii())
+        {
+            fields.append(header::COOKIE, value);
+        }
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// DOS-05: what made the head too large is found in it, cut off as it is.
+    #[test]
+    fn cookies_are_found_in_a_head_that_was_cut_off() {
+        let fields =
+            cookie_fields(b"GET / HTTP/1.1\r\nHost: a\r\nCOOKIE: sg=1; sg-1=2\r\ncookies: x=1\r\nCookie:sg-2=ab");
+        let found: Vec<_> = fields.get_all(header::COOKIE).iter().collect();
+        assert_eq!(found, ["sg=1; sg-1=2", "sg-2=ab"]);
+        assert!(cookie_fields(b"").is_empty());
     }
 }

@@ -30,6 +30,9 @@ use crate::web::response::LocalResponse;
 use crate::web::return_to::ReturnTo;
 use crate::web::{fetch, pages};
 
+/// More than any form that our endpoints take.
+const ENDPOINT_BODY: u64 = 64 * 1024;
+
 /// What `request_filter` comes to.
 pub(super) enum Outcome {
     Forward(Box<Forward>),
@@ -62,6 +65,11 @@ impl Ctx {
     pub(super) async fn serve(&mut self, session: &Session) -> Outcome {
         let request = match self.arrive(session) {
             Ok(request) => request,
+            Err(problem) if problem.code == Code::HeadersTooLarge => {
+                // DOS-05: cookies that grew too large would refuse the user for ever.
+                let presented = self.state.jar.presented(&session.req_header().headers);
+                return Outcome::Refuse(problem, self.state.jar.expire_all(&presented));
+            }
             Err(problem) => return problem.into(),
         };
         let state = Arc::clone(&self.state);
@@ -82,6 +90,9 @@ impl Ctx {
         let Some(endpoint) = endpoint else {
             return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
         };
+        if let Some(problem) = too_large(Some(ENDPOINT_BODY), &request.head.headers) {
+            return problem.into();
+        }
         let opened = self.open(&request.head.headers, request.now);
         let Opened { presented, came, session, .. } = opened;
         let visitor = Visitor { session, came, presented, caller };
@@ -149,7 +160,7 @@ impl Ctx {
 
     /// Freshens the session and forwards with it.
     async fn with_session(
-        &mut self,
+        &self,
         state: &Arc<State>,
         request: &Request<'_>,
         entry: Arc<RouteEntry>,
@@ -170,7 +181,7 @@ impl Ctx {
             Freshened::Use { session, .. } => session,
             Freshened::Exhausted { session, .. } if route.max_token_age.is_none() => session,
             Freshened::Over { reason: EndReason::Dead(_) } if route.access == Access::Session => {
-                return self.doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
+                return doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
             }
             end @ (Freshened::Over { .. } | Freshened::Exhausted { .. }) => {
                 // One that is only too old for this route goes on elsewhere.
@@ -188,54 +199,12 @@ impl Ctx {
         };
         let forbidden = !meets(&route.require, &fresh);
         let touch = state.jar.needs_touch(&fresh, request.now);
-        let used = Used {
-            presented: opened.presented,
-            presented_generation: user.generation,
-            session: fresh,
-            touch,
-        };
+        let used = Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch };
         if forbidden {
             let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
             return Outcome::Refuse(problem, self.cookies_of(&used));
         }
         self.forward(request, entry, Some(used), Vec::new())
-    }
-
-    /// The provider calls the session's refresh token dead: see [`verify`].
-    #[expect(clippy::too_many_arguments, reason = "one arm of with_session, split off for its length")]
-    async fn doubtful(
-        &mut self,
-        state: &Arc<State>,
-        request: &Request<'_>,
-        entry: &RouteEntry,
-        presented: &Presented,
-        user: &UserSession,
-        caller: Caller,
-        return_to: &ReturnTo,
-    ) -> Outcome {
-        let headers = &request.head.headers;
-        let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
-        let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
-        let hops = marker.map_or(0, |marker| marker.hops);
-        let alone = state.settings.single_replica;
-        match (verify::judge(entry.settings.verify, alone, verify::is_replayable(headers), hops), name) {
-            (Verdict::Again { pause, hops }, Some(handle)) => {
-                tokio::time::sleep(pause).await;
-                let target = match &request.query {
-                    Some(query) => format!("{}?{query}", request.path),
-                    None => request.path.to_string(),
-                };
-                let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
-                Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
-            }
-            (Verdict::Doubt, _) => {
-                let problem = Problem::new(Code::LoginRequired, "The session seems to be over. Log in at login_url.");
-                Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new())
-            }
-            (Verdict::Believe | Verdict::Again { .. }, _) => {
-                over(state, request, entry, caller, return_to, state.jar.expire(presented))
-            }
-        }
     }
 
     /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold.
@@ -253,17 +222,14 @@ impl Ctx {
                 self.sub_hash = Some(self.state.sub_hash(&session.subject));
                 Opened { presented, came: Some(came), session: Some(session), useless: false }
             }
-            lifecycle::State::Absent => {
-                Opened { presented, came: None, session: None, useless: false }
-            }
-            over => {
-                if let lifecycle::State::Over(why, session) = over {
-                    let reason = match why {
-                        lifecycle::Ended::Expired => EndReason::Expired,
-                        lifecycle::Ended::Idle => EndReason::Idle,
-                    };
-                    self.state.refresh.came_too_late(&session, reason);
-                }
+            lifecycle::State::Absent => Opened { presented, came: None, session: None, useless: false },
+            lifecycle::State::Broken => useless(presented),
+            lifecycle::State::Over(why, session) => {
+                let reason = match why {
+                    lifecycle::Ended::Expired => EndReason::Expired,
+                    lifecycle::Ended::Idle => EndReason::Idle,
+                };
+                self.state.refresh.came_too_late(&session, reason);
                 useless(presented)
             }
         }
@@ -273,6 +239,41 @@ impl Ctx {
 /// Cookies came that hold nothing that counts.
 fn useless(presented: Presented) -> Opened {
     Opened { presented, came: None, session: None, useless: true }
+}
+
+/// The provider calls the session's refresh token dead: see [`verify`].
+async fn doubtful(
+    state: &Arc<State>,
+    request: &Request<'_>,
+    entry: &RouteEntry,
+    presented: &Presented,
+    user: &UserSession,
+    caller: Caller,
+    return_to: &ReturnTo,
+) -> Outcome {
+    let headers = &request.head.headers;
+    let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
+    let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
+    let hops = marker.map_or(0, |marker| marker.hops);
+    let alone = state.settings.single_replica;
+    match (verify::judge(entry.settings.verify, alone, verify::is_replayable(headers), hops), name) {
+        (Verdict::Again { pause, hops }, Some(handle)) => {
+            tokio::time::sleep(pause).await;
+            let target = match &request.query {
+                Some(query) => format!("{}?{query}", request.path),
+                None => request.path.to_string(),
+            };
+            let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
+            Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
+        }
+        (Verdict::Doubt, _) => {
+            let problem = Problem::new(Code::LoginRequired, "The session seems to be over. Log in at login_url.");
+            Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new())
+        }
+        (Verdict::Believe | Verdict::Again { .. }, _) => {
+            over(state, request, entry, caller, return_to, state.jar.expire(presented))
+        }
+    }
 }
 
 /// The answer to a request whose session turned out to be over while it was refreshed.
@@ -360,7 +361,7 @@ fn with_login_url(problem: Problem, target: &ReturnTo, prefix: &str) -> Problem 
 fn too_large(max_body: Option<u64>, headers: &HeaderMap) -> Option<Problem> {
     let announced = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
     (announced > max_body?)
-        .then(|| Problem::new(Code::BodyTooLarge, "The request body is larger than this route takes."))
+        .then(|| Problem::new(Code::BodyTooLarge, "The request body is larger than this path takes."))
 }
 
 /// Whether the session's claims have one of the values of each.

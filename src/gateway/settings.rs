@@ -19,6 +19,7 @@ pub struct Settings {
     pub csrf: Csrf,
     /// How long a body may be silent.
     pub body_idle: Duration,
+    pub head: HeadLimits,
     pub logout: Logout,
     /// Claims that the session endpoint shows.
     pub expose: Vec<String>,
@@ -26,6 +27,15 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
+}
+
+/// What a head may be, for HTTP/2: an HTTP/1.1 head is judged by `net` while it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// Names and values of all fields together.
+    pub header_bytes: usize,
+    pub header_count: usize,
+    pub uri_bytes: usize,
 }
 
 /// `[csrf]`.

@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::{Error, ErrorType, Result};
 
 use super::ctx::Forward;
 use super::settings::{Route, Token};
@@ -128,8 +129,11 @@ fn claim(session: &Session, name: &str) -> Option<HeaderValue> {
 
 /// Rewrites the head that Pingora is about to send. Runs once per try, after Pingora removed what `Connection`
 /// nominates, so that a client cannot nominate away what is set here.
-pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, request_id: &str) {
-    let Some(target) = forward.target() else { return };
+///
+/// # Errors
+/// When the head cannot be made: nothing is sent then, for what the client sent must not pass as it is.
+pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, request_id: &str) -> Result<()> {
+    let target = forward.target().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
     let unwanted: Vec<HeaderName> = request
         .headers
         .keys()
@@ -151,9 +155,7 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, re
     }
 
     let path = self::target(&forward.route.settings, &target.base_path, &forward.path, forward.query.as_deref());
-    if request.set_raw_path(path.as_bytes()).is_err() {
-        tracing::warn!(target: "sidegate", event = "target_kept", reason = "not accepted by the HTTP library");
-    }
+    request.set_raw_path(path.as_bytes())?;
     let public = &state.settings.public;
     let host = if forward.route.settings.preserve_host { None } else { Some(target.authority.clone()) };
     if let Some(host) = host {
@@ -177,6 +179,7 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, re
             set(request, name.clone(), claim(&used.session, source));
         }
     }
+    Ok(())
 }
 
 /// Sets the field to exactly this value, or removes it.

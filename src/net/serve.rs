@@ -163,7 +163,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
     /// Answers what is no request, and ends the connection so that the answer is read.
     async fn refuse(&self, mut connection: Connection, refusal: Refusal) {
         let peer: IpAddr = connection.info.peer_ip;
-        let answer = self.refusals.refuse(&refusal, peer);
+        let answer = self.refusals.refuse(&refusal, peer, &connection.rx);
         let written = timeout(LAST_WORD, async {
             connection.wire.write_all(&answer).await?;
             connection.wire.flush().await

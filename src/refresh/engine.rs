@@ -23,8 +23,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{OnReuse, Settings};
 use super::policy::{self, Demand, Due, EndReason, Facts};
+use super::{OnReuse, Settings};
 use crate::clock::Timestamp;
 use crate::session::model::{Handle, Session, SessionId};
 
@@ -642,7 +642,15 @@ impl Line {
                 ledger.strike(&older);
             }
             let place = Some(ledger.enter(Rank::Acknowledged, (id, Some(handle)), ENTRY));
-            self.entries.push(Entry { handle, generation, state: State::Spent, since: now, until, weight: ENTRY, place });
+            self.entries.push(Entry {
+                handle,
+                generation,
+                state: State::Spent,
+                since: now,
+                until,
+                weight: ENTRY,
+                place,
+            });
         }
         if let Some(mark) = self.mark.take_if(|mark| mark.until <= now) {
             ledger.leave(mark.place, ENTRY);

@@ -112,6 +112,12 @@ impl Presented {
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
+
+    fn add(&mut self, found: Found) {
+        if !self.found.contains(&found) {
+            self.found.push(found);
+        }
+    }
 }
 
 impl Jar {
@@ -145,9 +151,7 @@ impl Jar {
             if let Found::Part(index) = found {
                 values.push((index, value));
             }
-            if !presented.found.contains(&found) {
-                presented.found.push(found);
-            }
+            presented.add(found);
         }
         if values.is_empty() {
             return Opened { state: State::Absent, presented };
@@ -180,6 +184,15 @@ impl Jar {
             None => State::Absent,
         };
         Opened { state, presented }
+    }
+
+    /// What a request carries of ours, by name; nothing is opened.
+    pub fn presented(&self, headers: &HeaderMap) -> Presented {
+        let mut presented = Presented::default();
+        for (found, _) in self.names.find(headers).take(MAX_LOOKED_AT) {
+            presented.add(found);
+        }
+        presented
     }
 
     /// The `Set-Cookie` values that put this session into the browser and remove what is left of a longer one.

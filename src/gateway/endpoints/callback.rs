@@ -58,10 +58,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Finish::Attempt { attempt, clear } => (attempt, clear),
     };
     // RFC 9207: for errors too, before anything else of the answer counts.
-    let issuer = match params.one("iss") {
-        Ok(issuer) => issuer,
-        Err(_) => return bad_callback(state, request, "iss_repeated"),
-    };
+    let Ok(issuer) = params.one("iss") else { return bad_callback(state, request, "iss_repeated") };
     if let Err(error) = state.provider.metadata().await {
         return provider_problem(&error).into();
     }
