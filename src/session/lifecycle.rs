@@ -26,6 +26,8 @@ pub enum State {
 pub enum Ended {
     /// Its absolute life, or that of its tokens, has passed.
     Expired,
+    /// Its access token has ended, and `max_refreshes` is used up.
+    RefreshLimit,
     /// No request was forwarded for too long.
     Idle,
 }
@@ -33,7 +35,10 @@ pub enum Ended {
 /// `=> (Over | Open)`
 pub fn judge(session: Session, settings: &Settings, now: Timestamp) -> State {
     if now >= session.ends(settings) {
-        State::Over(Ended::Expired, Box::new(session))
+        let limited = session.refresh_token.is_some()
+            && !session.has_refresh_left(settings)
+            && now < session.created + settings.max_age;
+        State::Over(if limited { Ended::RefreshLimit } else { Ended::Expired }, Box::new(session))
     } else if session.idle_ends(settings).is_some_and(|end| now >= end) {
         State::Over(Ended::Idle, Box::new(session))
     } else {
