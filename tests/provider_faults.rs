@@ -39,7 +39,12 @@ impl Rig {
     }
 
     async fn before(provider: ProviderDouble, upstream: Upstream, change: impl FnOnce(&mut Table)) -> Self {
-        let gateway = Inside::start_with(&provider, &upstream, change).await;
+        let alone = |table: &mut Table| {
+            // One look at the cookie is enough before it is cleared: the many faults here need no more.
+            set(table, "server.single_replica", "true");
+            change(table);
+        };
+        let gateway = Inside::start_with(&provider, &upstream, alone).await;
         let usual = provider.switches.lock().clone();
         Self { provider, upstream, gateway, usual }
     }
@@ -273,7 +278,7 @@ async fn every_fault_of_an_id_token_at_a_refresh() {
             assert_eq!(rig.provider.refreshes(), before + 1, "{name}");
         } else if *fault == Fault::Huge {
             // Not read to its end: nobody knows what it says, and nothing of it is used.
-            assert!(matches!(answer.status, 401 | 503), "{name}: {}", answer.text());
+            assert!(matches!(answer.status, 401 | 502 | 503), "{name}: {}", answer.text());
             assert!(rig.upstream.untouched(), "{name}");
         } else {
             assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"), "{name}: {}", answer.text());
