@@ -69,6 +69,7 @@ impl Rig {
     async fn refused_with_userinfo(&self, what: &str, login: &str) -> Response {
         self.upstream.forget();
         let exchanges = self.provider.code_exchanges();
+        self.gateway.catch_up(&self.provider);
         let browser = self.gateway.browser();
         let page = browser.navigate_from(Initiator::SameOrigin, login).await;
         assert!((400..600).contains(&page.status), "{what}: {} {}", page.status, page.text());
