@@ -258,6 +258,7 @@ impl Ctx {
                     let reason = match why {
                         lifecycle::Ended::Expired => EndReason::Expired,
                         lifecycle::Ended::Idle => EndReason::Idle,
+                        lifecycle::Ended::RefreshLimit => EndReason::RefreshLimit,
                     };
                     self.state.refresh.came_too_late(&session, reason);
                 }
