@@ -226,9 +226,9 @@ impl Ctx {
             lifecycle::State::Broken => useless(presented),
             lifecycle::State::Over(why, session) => {
                 let reason = match why {
-                    lifecycle::Ended::Expired if self.state.jar.is_used_up(&session, now) => EndReason::RefreshLimit,
                     lifecycle::Ended::Expired => EndReason::Expired,
                     lifecycle::Ended::Idle => EndReason::Idle,
+                    lifecycle::Ended::RefreshLimit => EndReason::RefreshLimit,
                 };
                 self.state.refresh.came_too_late(&session, reason);
                 useless(presented)

@@ -195,12 +195,6 @@ impl Jar {
         presented
     }
 
-    /// The session is over because `max_refreshes` was, not because of its age.
-    pub fn is_used_up(&self, session: &Session, now: Timestamp) -> bool {
-        let limit = self.settings.max_refreshes;
-        limit != 0 && session.generation >= limit && now < session.created + self.settings.max_age
-    }
-
     /// The `Set-Cookie` values that put this session into the browser and remove what is left of a longer one.
     ///
     /// # Errors

@@ -28,12 +28,15 @@ pub enum Ended {
     Expired,
     /// No request was forwarded for too long.
     Idle,
+    /// The access token ended, and `max_refreshes` forbids another.
+    RefreshLimit,
 }
 
 /// `=> (Over | Open)`
 pub fn judge(session: Session, settings: &Settings, now: Timestamp) -> State {
     if now >= session.ends(settings) {
-        State::Over(Ended::Expired, Box::new(session))
+        let why = if now < session.could_last(settings) { Ended::RefreshLimit } else { Ended::Expired };
+        State::Over(why, Box::new(session))
     } else if session.idle_ends(settings).is_some_and(|end| now >= end) {
         State::Over(Ended::Idle, Box::new(session))
     } else {
