@@ -26,19 +26,17 @@ pub enum State {
 pub enum Ended {
     /// Its absolute life, or that of its tokens, has passed.
     Expired,
-    /// Its access token has ended, and `max_refreshes` is used up.
-    RefreshLimit,
     /// No request was forwarded for too long.
     Idle,
+    /// The access token ended, and `max_refreshes` forbids another.
+    RefreshLimit,
 }
 
 /// `=> (Over | Open)`
 pub fn judge(session: Session, settings: &Settings, now: Timestamp) -> State {
     if now >= session.ends(settings) {
-        let limited = session.refresh_token.is_some()
-            && !session.has_refresh_left(settings)
-            && now < session.created + settings.max_age;
-        State::Over(if limited { Ended::RefreshLimit } else { Ended::Expired }, Box::new(session))
+        let why = if now < session.could_last(settings) { Ended::RefreshLimit } else { Ended::Expired };
+        State::Over(why, Box::new(session))
     } else if session.idle_ends(settings).is_some_and(|end| now >= end) {
         State::Over(Ended::Idle, Box::new(session))
     } else {

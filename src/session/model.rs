@@ -152,6 +152,11 @@ impl Session {
         absolute.min(tokens)
     }
 
+    /// When it would be over if there were no `max_refreshes`.
+    pub fn could_last(&self, settings: &Settings) -> Timestamp {
+        self.ends(&Settings { max_refreshes: 0, ..settings.clone() })
+    }
+
     /// When the session ends for want of use.
     pub fn idle_ends(&self, settings: &Settings) -> Option<Timestamp> {
         settings.idle_timeout.map(|idle| self.last_used + idle)

@@ -74,6 +74,13 @@ impl Inside {
         provider.advance(seconds.try_into().expect("a sane time"));
     }
 
+    /// Catches up with the provider's clock, which goes on while this one stands: for tests of many steps, on machines
+    /// of which nobody knows how slow they are.
+    pub fn catch_up(&self, provider: &ProviderDouble) {
+        let now = Timestamp::from_secs(provider.now().try_into().expect("after 1970"));
+        self.clock.advance(now.since(self.clock.now()));
+    }
+
     /// A browser with an empty jar.
     pub fn browser(&self) -> Browser {
         Browser::behind(&self.public_url, self.addr)
