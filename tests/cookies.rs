@@ -1,5 +1,7 @@
 //! The sealed cookies, from outside: their attributes, what becomes of large ones, of broken ones, of others' ones.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 mod support;
 
 use serde_json::Value;

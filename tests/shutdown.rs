@@ -1,5 +1,7 @@
 //! How the real program starts and ends.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 mod support;
 
 use std::time::Duration;
