@@ -234,6 +234,8 @@ async fn a_bad_day_is_told_without_secrets() {
     let told = gateway.wait_for_log("login_refused", refused).await;
     assert_eq!(told.len(), refused, "{told:#?}");
     assert!(told.iter().all(|line| line["reason"].as_str().is_some_and(|reason| !reason.is_empty())));
+    gateway.wait_for_log("refresh", 4).await;
+    gateway.wait_for_log("session_ended", 1).await;
     let counts = count(&gateway);
     assert_eq!(counts.get("login"), Some(&logins), "{counts:?}");
     assert_eq!(counts.get("refresh"), Some(&4), "{counts:?}");

@@ -227,6 +227,7 @@ impl Ctx {
             lifecycle::State::Over(why, session) => {
                 let reason = match why {
                     lifecycle::Ended::Expired => EndReason::Expired,
+                    lifecycle::Ended::RefreshLimit => EndReason::RefreshLimit,
                     lifecycle::Ended::Idle => EndReason::Idle,
                     lifecycle::Ended::RefreshLimit => EndReason::RefreshLimit,
                 };
