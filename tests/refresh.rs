@@ -466,10 +466,35 @@ async fn a_wrong_client_secret_ends_no_session() {
     assert!(gateway.metric("sidegate_refreshes_total", &[("outcome", "config")]) >= 3.0);
 }
 
+/// R6: a cookie is not taken away at the first failure. The browser is sent round to the same URL twice, since a newer
+/// cookie may be on its way; then it is believed.
+#[tokio::test]
+async fn a_dead_refresh_token_is_verified_before_the_cookies_are_cleared() {
+    let (provider, upstream, gateway) = strict(|_| {}).await;
+    let browser = gateway.signed_in().await;
+    gateway.advance(&provider, HOUR);
+    provider.kill_all_sessions();
+    upstream.forget();
+    for _ in 0..2 {
+        let answer = browser.launch(&Ask::fetch("/api/x?a=1")).await.answer().await;
+        assert_eq!(answer.status, 307);
+        assert_eq!(answer.location(), Some("/api/x?a=1"));
+        browser.land(&answer);
+        assert!(browser.cookie(COOKIE).is_some(), "not cleared yet");
+    }
+    let answer = browser.launch(&Ask::fetch("/api/x?a=1")).await.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
+    browser.land(&answer);
+    assert_eq!(browser.cookie(COOKIE), None);
+    assert!(upstream.untouched());
+    assert_eq!(provider.refreshes(), 1, "the verdict is remembered");
+}
+
+
 /// BFF-10: a token that the provider calls dead.
 #[tokio::test]
 async fn a_dead_refresh_token_ends_the_session() {
-    let (provider, upstream, gateway) = strict(|_| {}).await;
+    let (provider, upstream, gateway) = strict(|table| set(table, "refresh.verify", "\"401\"")).await;
     let browser = gateway.signed_in().await;
     let copy = browser.fork();
     let page = browser.fork();
@@ -704,6 +729,8 @@ async fn a_cookie_of_long_ago_is_refused_and_its_token_not_spent() {
         gateway.advance(&provider, HOUR);
         assert!(is_live(&provider, &browser.fetch("/api/x").await));
     }
+    // The grace of the last delivery passes.
+    gateway.advance(&provider, 61);
     upstream.forget();
     assert_eq!(browser.fork().session().await["authenticated"], true);
     for copy in &copies {

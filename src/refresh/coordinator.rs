@@ -265,7 +265,9 @@ impl Coordinator {
         let now = self.clock.now();
         let first = self.shard(session.id).is_some_and(|shard| {
             let engine = &mut shard.lock().engine;
-            engine.newest(session.id, now).is_none() && engine.tell(session.id, now)
+            // A late copy of the cookie says nothing of a session that has gone on.
+            let gone_on = |newest: Arc<Session>| newest.generation > session.generation;
+            !engine.newest(session.id, now).is_some_and(gone_on) && engine.tell(session.id, now)
         });
         if first {
             self.observer.session_ended(session, reason);

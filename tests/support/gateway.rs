@@ -122,11 +122,17 @@ impl Gateway {
 
     /// Starts the program with this configuration and does not wait.
     pub fn run(config: &Table) -> Self {
+        Self::run_in(config, &[])
+    }
+
+    /// The same, with these environment variables.
+    pub fn run_in(config: &Table, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("sidegate.toml");
         std::fs::write(&file, config.to_string()).expect("a written configuration");
         let mut command = Command::new(env!("CARGO_BIN_EXE_sidegate"));
         command.args([Path::new("run"), Path::new("-c"), &file]).current_dir(dir.path()).env_clear();
+        command.envs(environment.iter().copied());
         // Coverage runs tell the child where to leave its data.
         if let Some(profile) = std::env::var_os("LLVM_PROFILE_FILE") {
             command.env("LLVM_PROFILE_FILE", profile);
