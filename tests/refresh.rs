@@ -1,6 +1,8 @@
 //! The refresh as a user, a browser and a provider see it: nobody is logged out because several requests came at once,
 //! an answer got lost, or the provider stumbled.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 mod support;
 
 use serde_json::Value;
