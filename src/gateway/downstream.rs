@@ -39,6 +39,7 @@ pub fn rewrite(response: &mut ResponseHeader, state: &State, forward: &Forward, 
         response.remove_header(&name);
     }
     drop_our_cookies(response, state);
+    drop_internal_challenges(response);
     for (name, value) in &forward.route.settings.response_headers {
         let _ = response.insert_header(name.clone(), value.clone());
     }
@@ -64,6 +65,18 @@ fn drop_our_cookies(response: &mut ResponseHeader, state: &State) {
         response.remove_header(&header::SET_COOKIE);
         for value in values.into_iter().filter(|value| !ours(value)) {
             let _ = response.append_header(header::SET_COOKIE, value);
+        }
+    }
+}
+
+/// What an upstream and its proxy have to settle between them; above all NTLM and Negotiate, which would authenticate a
+/// connection that we share between users.
+fn drop_internal_challenges(response: &mut ResponseHeader) {
+    let values: Vec<HeaderValue> = response.headers.get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
+    if values.iter().any(headers::is_internal_challenge) {
+        response.remove_header(&header::WWW_AUTHENTICATE);
+        for value in values.into_iter().filter(|value| !headers::is_internal_challenge(value)) {
+            let _ = response.append_header(header::WWW_AUTHENTICATE, value);
         }
     }
 }
