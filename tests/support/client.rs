@@ -1058,7 +1058,7 @@ fn attribute(tag: &str, name: &str) -> Option<String> {
 fn unescape(text: &str) -> String {
     let pairs = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&#x27;", "'"), ("&#x2F;", "/")];
     // Last, so that `&amp;lt;` stays `&lt;`.
-    pairs.iter().fold(text.to_owned(), |t, (from, to)| t.replace(from, to)).replace("&amp;", "&")
+    pairs.iter().fold(text.to_owned(), |t, (from, to)| t.replace(from, to)).replace("&#38;", "&").replace("&amp;", "&")
 }
 
 /// A name for a test's own cookie or header.
