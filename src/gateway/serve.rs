@@ -229,7 +229,6 @@ impl Ctx {
                     lifecycle::Ended::Expired => EndReason::Expired,
                     lifecycle::Ended::RefreshLimit => EndReason::RefreshLimit,
                     lifecycle::Ended::Idle => EndReason::Idle,
-                    lifecycle::Ended::RefreshLimit => EndReason::RefreshLimit,
                 };
                 self.state.refresh.came_too_late(&session, reason);
                 useless(presented)
