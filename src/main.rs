@@ -166,6 +166,6 @@ fn demo(port: u16) -> ExitCode {
         Err(problems) => return refuse(&problems),
     };
     say!("{}", demo.banner);
-    let surroundings = demo.config.clone();
+    let surroundings = demo.config;
     serve(&config, Arc::new(move || config::load_in(&[], &surroundings)))
 }

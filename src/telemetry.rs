@@ -5,7 +5,7 @@
 //! - [`access`]: the line of a request, written without tracing's machinery, since there is one for each.
 //! - `tracing` events with `target: "sidegate"` (or below `sidegate::`) and a field `event`: our own words. Those of
 //!   [`audit`] are written at every level.
-//! - all else is a library's: see [`Foreign`] for the little that passes.
+//! - all else is a library's: see `Foreign` for the little that passes.
 //!
 //! `RUST_LOG` is never read. A line goes into a queue that a thread writes out, so that a slow reader of stdout does not
 //! hold a request; [`flush`] before the process ends.

@@ -1,5 +1,7 @@
 //! What the repository ships beside the program: the manifest, the image, the documentation's examples and links.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The layer diagram of `src/lib.rs`, as a test: who may import whom, and which crates are used where.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

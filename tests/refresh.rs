@@ -1,7 +1,7 @@
 //! The refresh as a user, a browser and a provider see it: nobody is logged out because several requests came at once,
 //! an answer got lost, or the provider stumbled.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
 mod support;
 

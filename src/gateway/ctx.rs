@@ -155,7 +155,15 @@ impl Ctx {
     /// When the client is gone.
     pub(super) async fn respond(&mut self, session: &mut Downstream, response: LocalResponse) -> Result<()> {
         self.phase = Phase::Answered;
-        respond::write(session, response, self.public().is_https(), self.cors.as_ref()).await
+        let mut response = response;
+        response.finish(self.public().is_https());
+        if let Label::Route(entry) = &self.route {
+            // The route's own fields stand on every answer of the route; what guards ours stays as it is.
+            for (name, value) in &entry.settings.response_headers {
+                response.headers.entry(name).or_insert_with(|| value.clone());
+            }
+        }
+        respond::write(session, response, self.cors.as_ref()).await
     }
 
     /// The document of a refusal, counted and logged if it is the kind that is.

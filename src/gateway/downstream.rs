@@ -78,11 +78,13 @@ fn drop_our_cookies(response: &mut ResponseHeader, state: &State) {
     }
 }
 
+/// What an upstream and its proxy have to settle between them; above all NTLM and Negotiate, which would authenticate a
+/// connection that we share between users.
 fn drop_internal_challenges(response: &mut ResponseHeader) {
-    let challenges: Vec<HeaderValue> = response.headers.get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
-    if challenges.iter().any(headers::is_internal_challenge) {
+    let values: Vec<HeaderValue> = response.headers.get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
+    if values.iter().any(headers::is_internal_challenge) {
         response.remove_header(&header::WWW_AUTHENTICATE);
-        for value in challenges.into_iter().filter(|value| !headers::is_internal_challenge(value)) {
+        for value in values.into_iter().filter(|value| !headers::is_internal_challenge(value)) {
             let _ = response.append_header(header::WWW_AUTHENTICATE, value);
         }
     }

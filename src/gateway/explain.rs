@@ -17,6 +17,9 @@ use crate::web::return_to::ReturnTo;
 /// The explanation of `METHOD PATH`, as a script's call or, with `navigate`, as a browser opening the page.
 pub fn explain(settings: &Settings, embedded: bool, method: &Method, target: &str, navigate: bool) -> String {
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    if matches!(*method, Method::TRACE | Method::CONNECT) {
+        return refusal(&Problem::new(Code::MethodNotAllowed, "This method is not served."));
+    }
     let Ok(clean) = CleanPath::parse(path) else {
         return refusal(&Problem::new(Code::BadPath, "The path is ambiguous: it has no single reading."));
     };

@@ -14,17 +14,11 @@ use crate::web::response::LocalResponse;
 /// instead of a reset.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Writes the answer whole. A HEAD request gets the head that GET would get.
+/// Writes the answer, which is finished, whole. A HEAD request gets the head that GET would get.
 ///
 /// # Errors
 /// When the client is gone.
-pub async fn write(
-    session: &mut Session,
-    mut response: LocalResponse,
-    https: bool,
-    cors: Option<&HeaderValue>,
-) -> Result<()> {
-    response.finish(https);
+pub async fn write(session: &mut Session, response: LocalResponse, cors: Option<&HeaderValue>) -> Result<()> {
     let head_only = session.req_header().method == Method::HEAD;
     let mut head = ResponseHeader::build(response.status, Some(response.headers.len() + response.cookies.len() + 4))?;
     for (name, value) in &response.headers {

@@ -70,6 +70,8 @@ pub fn target(route: &Route, base_path: &str, path: &CleanPath, query: Option<&s
     let path = path.as_str();
     let own = route.path.strip_suffix('/').unwrap_or(&route.path);
     let rewritten = match (&route.rewrite_prefix, &route.strip_prefix) {
+        // An exact path is replaced as a whole.
+        (Some(new), _) if !route.path.ends_with('/') => Some(new.clone()),
         (Some(new), _) => rest_below(path, own).map(|rest| join(new, rest)),
         (None, Some(strip)) => rest_below(path, strip.trim_end_matches('/')).map(|rest| join("", rest)),
         (None, None) => None,

@@ -1,6 +1,6 @@
 //! Compact versioned encoding of a session: pure functions on bytes.
 //!
-//! The plaintext is one version byte, then fields in the order of [`Tag`]: tag, length (LEB128), value. A field occurs
+//! The plaintext is one version byte, then fields in the order of `Tag`: tag, length (LEB128), value. A field occurs
 //! once (claims: once per name, in order), so that a session has one encoding for given token packings. Unknown
 //! versions and tags are refused: whoever wrote them knows better.
 //!

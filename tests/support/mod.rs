@@ -11,6 +11,7 @@
 )]
 
 pub mod client;
+pub mod exact;
 pub mod gateway;
 pub mod inside;
 pub mod jose;
