@@ -57,7 +57,8 @@ pub async fn peer(forward: &Forward) -> Result<HttpPeer, Problem> {
     let quiet = forward.upgrade || forward.event_stream;
     options.read_timeout = (!quiet).then_some(settings.read_timeout);
     options.write_timeout = Some(settings.read_timeout);
-    options.http_upstream_request_policy = if settings.websocket {
+    // Pingora takes a lone `Upgrade` field for a handshake; one that `Connection` does not name is none.
+    options.http_upstream_request_policy = if forward.upgrade {
         HttpUpstreamRequestPolicy::standard()
     } else {
         HttpUpstreamRequestPolicy::deny_upgrades()

@@ -1,0 +1,331 @@
+//! The gateway between a client and an upstream that misbehave: limits, time-outs, dead connections, broken answers.
+//! `tests/net.rs` covers the way in alone.
+
+mod support;
+
+use toml::Table;
+
+use support::exact::{PATIENCE, Rig, SCRIPT, TYPED, answer, route, routes};
+use support::gateway::set;
+use support::text::mark;
+use support::upstream::{Script, feed};
+use support::wire::Answer;
+
+fn bounded(config: &mut Table, up: &str) {
+    let text = [
+        route("/api/", up, "max_body = '1KiB'\nread_timeout = '300ms'"),
+        route("/dead/", "http://127.0.0.1:9", ""),
+        route("/", up, "access = 'public'\nmax_body = '1KiB'\nread_timeout = '300ms'"),
+    ];
+    routes(config, &text.concat());
+}
+
+/// DOS-06: an announced excess is refused at once, and nothing of it reaches the upstream.
+#[tokio::test]
+async fn dos_06_an_announced_excess_is_a_413() {
+    let rig = Rig::start(bounded).await;
+    for path in ["/api/x", "/x"] {
+        for body in [vec![b'x'; 1025], vec![b'x'; 200_000]] {
+            let reply = rig.gateway.exact("POST", path, &rig.signed(SCRIPT), Some(&body)).await.expect("an answer");
+            assert_eq!(reply.verdict(), (413, "body_too_large".to_owned()), "{path}");
+        }
+        // Nobody waits for the body.
+        for more in
+            [&[("Content-Length", "99999999999")][..], &[("Content-Length", "2000"), ("Expect", "100-continue")]]
+        {
+            let reply = rig.call("PUT", path, &rig.signed(&[SCRIPT, more].concat())).await;
+            assert_eq!(reply.status, 413, "{path} {more:?}");
+        }
+    }
+    assert!(rig.upstream.untouched());
+    let reply = rig.gateway.exact("POST", "/api/x", &rig.signed(SCRIPT), Some(&[b'x'; 1024])).await.expect("an answer");
+    assert_eq!((reply.status, rig.upstream.last().body.len()), (200, 1024), "the limit itself is within it");
+    let page = rig.gateway.exact("POST", "/x", TYPED, Some(&[b'x'; 2000])).await.expect("an answer");
+    assert!(page.status == 413 && page.text().contains("body_too_large"), "{}", page.text());
+}
+
+/// DOS-06: a chunked body over the limit never becomes a whole request upstream.
+#[tokio::test]
+async fn dos_06_a_chunked_excess_never_completes() {
+    let rig = Rig::start(bounded).await;
+    for chunks in [vec![2000], vec![600, 600], vec![1024, 1]] {
+        rig.upstream.forget();
+        let fields = rig.signed(&[SCRIPT, &[("Transfer-Encoding", "chunked")]].concat());
+        let mut bytes = rig.gateway.bytes("POST", "/api/x", &fields, None);
+        for size in &chunks {
+            bytes.extend(format!("{size:x}\r\n{}\r\n", "x".repeat(*size)).into_bytes());
+        }
+        bytes.extend(b"0\r\n\r\n");
+        let mut conn = rig.gateway.dial().await;
+        conn.send(&bytes).await.expect("sent");
+        let reply = answer(&mut conn, "POST").await;
+        assert!(reply.as_ref().is_none_or(|r| r.verdict() == (413, "body_too_large".to_owned())), "{reply:?}");
+        assert!(rig.upstream.requests().iter().all(|request| !request.complete), "{chunks:?}");
+    }
+}
+
+/// DOS-03, DOS-04, DOS-05: heads have limits; 431 lets the user recover from cookies that grew too large.
+#[tokio::test]
+async fn dos_05_a_head_that_is_too_large() {
+    let rig = Rig::start(|config, up| {
+        bounded(config, up);
+        set(config, "limits.header_bytes", "'8KiB'");
+        set(config, "limits.header_count", "40");
+        set(config, "limits.uri_bytes", "'1KiB'");
+    })
+    .await;
+    let long = format!("/x?{}", "a".repeat(1024));
+    assert_eq!(rig.call("GET", &long, SCRIPT).await.verdict(), (414, "uri_too_long".to_owned()));
+    let fat = "x".repeat(9000);
+    let cookies = format!("{}; junk={fat}", rig.cookie);
+    let many: Vec<(String, String)> = (0..50).map(|n| (format!("X-{n}"), n.to_string())).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    for fields in [vec![("Cookie", cookies.as_str())], rig.signed(&[("X-Fat", &fat)]), rig.signed(&many)] {
+        let reply = rig.call("GET", "/x", &fields).await;
+        assert_eq!(reply.verdict(), (431, "headers_too_large".to_owned()));
+        let names = rig.browser.jar();
+        for name in names.names() {
+            let gone = reply.header_all("set-cookie").into_iter().any(|line| {
+                line.starts_with(&format!("{name}=")) && (line.contains("Max-Age=0") || line.contains("1970"))
+            });
+            assert!(gone, "{name} is not expired: {:?}", reply.header_all("set-cookie"));
+        }
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
+        assert!(!reply.head().contains("Pingora") && reply.header("server").is_none());
+    }
+    assert!(rig.upstream.untouched());
+}
+
+/// DOS-01, DOS-02: a head or a body that does not come ends the connection.
+#[tokio::test]
+async fn dos_01_slow_clients_are_cut_off() {
+    let rig = Rig::start(|config, up| {
+        bounded(config, up);
+        set(config, "limits.head_timeout", "'300ms'");
+        set(config, "limits.body_idle", "'300ms'");
+        set(config, "limits.keepalive", "'300ms'");
+    })
+    .await;
+    let whole = rig.gateway.bytes("POST", "/x", &[("Content-Length", "10")], None);
+    for sent in [&b"GET / HTTP/1.1\r\nHo"[..], b"", &[whole, b"half".to_vec()].concat()] {
+        let mut conn = rig.gateway.dial().await;
+        conn.send(sent).await.expect("sent");
+        let all = tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("the connection ends");
+        let all = String::from_utf8_lossy(&all).into_owned();
+        assert!(all.is_empty() || all.starts_with("HTTP/1.1 408 "), "{all}");
+    }
+    assert!(rig.upstream.requests().iter().all(|request| !request.complete));
+    // Kept alive and idle: closed in silence.
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&rig.gateway.bytes("GET", "/x", SCRIPT, None)).await.expect("sent");
+    assert_eq!(answer(&mut conn, "GET").await.expect("an answer").status, 200);
+    let rest = tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("the connection ends");
+    assert!(rest.is_empty());
+}
+
+/// A kept-alive upstream connection that is dead: GET and HEAD are sent once more, nothing else ever is.
+#[tokio::test]
+async fn a_dead_kept_alive_connection() {
+    let rig = Rig::start(|_, _| {}).await;
+    // Closes what was used before, answers on fresh connections.
+    let stale = || {
+        let used = rig.upstream.connections();
+        Script::by(move |request| if request.connection <= used { Script::Close } else { Script::Echo })
+    };
+    for (method, body, repeated) in [
+        ("GET", None, true),
+        ("HEAD", None, true),
+        ("POST", Some(&b"body"[..]), false),
+        ("POST", Some(b""), false),
+        ("PUT", Some(b"body"), false),
+        ("DELETE", None, false),
+        ("OPTIONS", None, false),
+        ("GET", Some(b"body"), false),
+    ] {
+        assert_eq!(rig.get("/api/warm", &[]).await.status, 200);
+        let path = format!("/api/{}", mark("p"));
+        rig.upstream.on(&path, stale());
+        let reply = rig.gateway.exact(method, &path, &rig.signed(SCRIPT), body).await.expect("an answer");
+        let sent = rig.upstream.requests_to(&path);
+        if repeated {
+            assert_eq!((reply.status, sent.len()), (200, 2), "{method}");
+            assert_eq!(sent[0].bearer(), sent[1].bearer());
+        } else {
+            assert_eq!((reply.status, sent.len()), (502, 1), "{method} {body:?}");
+        }
+    }
+    // Once, not until it works.
+    assert_eq!(rig.get("/api/warm", &[]).await.status, 200);
+    rig.upstream.on("/api/gone", Script::Close);
+    let reply = rig.get("/api/gone", &[]).await;
+    assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
+    assert_eq!(rig.upstream.requests_to("/api/gone").len(), 2);
+    // And not on a connection that was fresh.
+    rig.upstream.drop_connections().await;
+    rig.upstream.on("/api/fresh", Script::Close);
+    let reply = rig.get("/api/fresh", &[]).await;
+    assert!(reply.status == 502 && rig.upstream.requests_to("/api/fresh").len() <= 2);
+}
+
+/// DOS-08: silence of the upstream is a 504, no connection a 502.
+#[tokio::test]
+async fn dos_08_upstreams_that_do_not_answer() {
+    let rig = Rig::start(bounded).await;
+    rig.upstream.on("/api/x", Script::Stall);
+    assert_eq!(rig.get("/api/x", &[]).await.verdict(), (504, "upstream_timeout".to_owned()));
+    assert_eq!(rig.upstream.requests_to("/api/x").len(), 1, "and it is not asked again");
+    assert_eq!(rig.get("/dead/x", &[]).await.verdict(), (502, "upstream_unreachable".to_owned()));
+    let page = rig.call("GET", "/api/x", &rig.signed(TYPED)).await;
+    assert!(page.status == 504 && page.text().contains("upstream_timeout"), "{}", page.text());
+    // After the head: the connection is cut, so that the client can tell.
+    let (events, script) = feed("text/plain");
+    rig.upstream.on("/api/half", script);
+    assert!(events.send("half"));
+    let reply = rig.get("/api/half", &[]).await;
+    assert_eq!((reply.status, reply.text().as_str(), reply.complete), (200, "half", false));
+}
+
+/// HTTP-22, HTTP-24: an answer that is no valid HTTP is a 502 or a cut connection, never spliced into the next.
+#[tokio::test]
+async fn http_22_broken_answers() {
+    let rig = Rig::start(bounded).await;
+    let ok = "HTTP/1.1 200 OK\r\n";
+    for raw in [
+        "garbage\r\n\r\n".to_owned(),
+        "HTTP/9.9 200 OK\r\n\r\n".to_owned(),
+        "HTTP/1.1 abc OK\r\n\r\n".to_owned(),
+        "HTTP/1.1 200".to_owned(),
+        String::new(),
+        format!("{ok}Content-Length: 5\r\nBro ken: x\r\n\r\nhello"),
+        format!("{ok}X: {}\r\n", "x".repeat(100)),
+    ] {
+        rig.upstream.on("/x", Script::RawThenClose(raw.clone().into_bytes()));
+        let reply = rig.call("GET", "/x", SCRIPT).await;
+        assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()), "{raw:?}");
+    }
+    rig.upstream.on("/x", Script::Reset);
+    assert_eq!(rig.call("GET", "/x", SCRIPT).await.verdict(), (502, "upstream_protocol".to_owned()));
+    for raw in [
+        format!("{ok}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
+        format!("{ok}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+        format!("{ok}Content-Length: +5\r\n\r\nhello"),
+        format!("{ok}Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n"),
+        format!("{ok}Transfer-Encoding: chunked\r\n\r\n5\r\nhel"),
+        format!("{ok}Content-Length: 50\r\n\r\nhello"),
+    ] {
+        rig.upstream.on("/x", Script::RawThenClose(raw.clone().into_bytes()));
+        let reply = rig.gateway.exact("GET", "/x", SCRIPT, None).await;
+        let spliced =
+            reply.as_ref().is_some_and(|reply| reply.status == 200 && reply.complete && reply.text() != "hello");
+        assert!(!spliced, "{raw:?}: {reply:?}");
+    }
+}
+
+/// HTTP-23: bytes after the end of an answer belong to nobody.
+#[tokio::test]
+async fn http_23_the_pool_is_not_poisoned() {
+    let rig = Rig::start(bounded).await;
+    let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    for (method, raw) in [
+        ("GET", format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{evil}")),
+        ("HEAD", format!("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil{evil}")),
+        ("GET", format!("HTTP/1.1 204 No Content\r\n\r\n{evil}")),
+        ("GET", format!("HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\nevil{evil}")),
+    ] {
+        for _ in 0..3 {
+            rig.upstream.on("/x", Script::Raw(raw.clone().into_bytes()));
+            let reply = rig.gateway.exact(method, "/x", SCRIPT, None).await.expect("an answer");
+            assert!(!reply.text().contains("evil"), "{method} {raw:?}");
+            let next = rig.forwarded("GET", "/next", SCRIPT).await;
+            assert_eq!(next.target, "/next");
+            let reply = rig.call("GET", "/next", SCRIPT).await;
+            assert!(reply.text().contains("\"target\":\"/next\""), "{method} {raw:?}: {}", reply.text());
+        }
+    }
+}
+
+/// RFR-10: the refreshed session reaches the browser on our own 502 and 504 too, and on no 1xx.
+#[tokio::test]
+async fn a_refreshed_session_is_never_lost() {
+    let rig = Rig::start(bounded).await;
+    for (path, script, status) in [
+        ("/api/a", Script::Stall, 504),
+        ("/api/b", Script::Reset, 502),
+        ("/dead/c", Script::Echo, 502),
+        ("/api/d", Script::RawThenClose(b"garbage\r\n\r\n".to_vec()), 502),
+    ] {
+        let before = rig.provider.refreshes();
+        rig.upstream.on(path, script);
+        rig.gateway.advance(&rig.provider, 3600);
+        let reply = rig.get(path, &[]).await;
+        assert_eq!((reply.status, rig.provider.refreshes()), (status, before + 1), "{path}");
+        let fresh = reply.header_all("set-cookie").into_iter().find(|line| line.starts_with("sidegate="));
+        assert!(fresh.is_some_and(|line| line.contains("HttpOnly") && !line.contains("Max-Age=0")), "{path}");
+    }
+    rig.gateway.advance(&rig.provider, 3600);
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    rig.upstream.on("/api/x", Script::Raw(hints.as_bytes().to_vec()));
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&rig.gateway.bytes("GET", "/api/x", &rig.signed(&[SCRIPT, &[("Connection", "close")]].concat()), None))
+        .await
+        .expect("sent");
+    let all = tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("an end");
+    let all = String::from_utf8_lossy(&all).to_lowercase();
+    let (first, last) = all.split_once("http/1.1 200").unwrap_or(("", &all));
+    assert!(!first.contains("set-cookie") && last.contains("set-cookie: sidegate="), "{all}");
+}
+
+/// HTTP-18, HTTP-19: on one connection each request is judged on its own, and a body that was not read is no request.
+#[tokio::test]
+async fn http_19_unread_bodies_are_not_requests() {
+    let rig = Rig::start(bounded).await;
+    let canary = mark("canary");
+    let smuggled = format!("GET /{canary} HTTP/1.1\r\nHost: {}\r\n\r\n", rig.gateway.host());
+    for (path, status) in [("/api/x", 401), ("/auth/session", 405), ("/auth/nowhere", 404)] {
+        let mut bytes = rig.gateway.bytes("POST", path, SCRIPT, Some(smuggled.as_bytes()));
+        bytes.extend(rig.gateway.bytes("GET", "/after", SCRIPT, None));
+        let mut conn = rig.gateway.dial().await;
+        conn.send(&bytes).await.expect("sent");
+        assert_eq!(answer(&mut conn, "POST").await.expect("an answer").status, status, "{path}");
+        if let Some(after) = answer(&mut conn, "GET").await {
+            assert!(after.text().contains("\"target\":\"/after\""), "{path}: {}", after.text());
+        }
+    }
+    assert!(!String::from_utf8_lossy(&rig.upstream.bytes()).contains(&canary));
+
+    let mut conn = rig.gateway.dial().await;
+    for (fields, status) in [(rig.signed(SCRIPT), 200), (SCRIPT.to_vec(), 401), (rig.signed(SCRIPT), 200)] {
+        conn.send(&rig.gateway.bytes("GET", "/api/x", &fields, None)).await.expect("sent");
+        assert_eq!(answer(&mut conn, "GET").await.expect("an answer").status, status, "no session is the connection's");
+    }
+}
+
+/// HTTP-21: an answer before the end of the request passes, and the half-written connection is not used again.
+#[tokio::test]
+async fn http_21_an_early_answer_passes() {
+    let rig = Rig::start(|_, _| {}).await;
+    rig.upstream.on("/x", Script::EarlyThenClose(Answer::new(403, "text/plain", "enough")));
+    let head = rig.gateway.bytes("POST", "/x", &[("Content-Length", "1000000")], None);
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&[head, vec![b'x'; 1000]].concat()).await.expect("sent");
+    let reply = answer(&mut conn, "POST").await.expect("an answer");
+    assert_eq!((reply.status, reply.text().as_str()), (403, "enough"));
+    for _ in 0..3 {
+        assert_eq!(rig.forwarded("GET", "/next", SCRIPT).await.target, "/next");
+    }
+}
+
+/// A client that leaves ends the upstream's work.
+#[tokio::test]
+async fn a_client_that_leaves_is_noticed_upstream() {
+    let rig = Rig::start(|_, _| {}).await;
+    let (events, script) = feed("text/plain");
+    rig.upstream.on("/x", script);
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&rig.gateway.bytes("GET", "/x", SCRIPT, None)).await.expect("sent");
+    assert!(events.send("first"));
+    assert!(conn.take_until(b"first").await.expect("a body").is_some(), "bodies are not buffered");
+    conn.reset_soon();
+    drop(conn);
+    events.closed().await;
+}
