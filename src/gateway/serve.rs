@@ -90,6 +90,9 @@ impl Ctx {
         let Some(endpoint) = endpoint else {
             return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
         };
+        if let Some(problem) = elsewhere(state, request) {
+            return problem.into();
+        }
         if let Some(problem) = too_large(Some(ENDPOINT_BODY), &request.head.headers) {
             return problem.into();
         }
@@ -133,6 +136,9 @@ impl Ctx {
         let headers = &request.head.headers;
         let route = &entry.settings;
         if let Some(problem) = too_large(route.max_body, headers) {
+            return problem.into();
+        }
+        if let Some(problem) = elsewhere(state, request).filter(|_| route.access != Access::Public) {
             return problem.into();
         }
         // Public routes have nothing to do with sessions: no cookie is opened for them.
@@ -319,6 +325,13 @@ fn turned_away(
             Problem::new(Code::Internal, "A request to be forwarded was turned away.").into()
         }
     }
+}
+
+/// Sessions live on the public origin. On another host of ours `Sec-Fetch-Site: same-origin` speaks of that host's
+/// pages, which prove nothing here.
+fn elsewhere(state: &State, request: &Request<'_>) -> Option<Problem> {
+    (request.host != state.settings.public.host())
+        .then(|| Problem::new(Code::WrongHost, "There are no sessions on this host."))
 }
 
 fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {

@@ -1,5 +1,6 @@
 //! What the operator says about the provider, parsed.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ pub struct Endpoints {
     pub revocation: Option<Url>,
 }
 
-/// `[provider]`.
-#[derive(Clone, Debug)]
+/// `[provider]`. `Debug` names the provider only: fixed parameters may hold what a provider takes for a credential.
+#[derive(Clone)]
 pub struct Settings {
     /// Compared byte for byte with `issuer` and `iss`.
     pub issuer: String,
@@ -70,4 +71,13 @@ pub struct Settings {
     pub logout_at_provider: bool,
     /// Revoke tokens at logout (RFC 7009).
     pub revoke: bool,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("issuer", &self.issuer)
+            .field("client_id", &self.client_id)
+            .finish_non_exhaustive()
+    }
 }
