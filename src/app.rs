@@ -290,7 +290,7 @@ fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
         sub_hasher,
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
-    Ok(State::new(config.gateway.clone(), config.session.same_site == SameSite::None, shared))
+    State::new(config.gateway.clone(), config.session.same_site == SameSite::None, shared)
 }
 
 impl Handles for Jar {

@@ -1,5 +1,6 @@
 //! Arguments, configuration, telemetry, [`sidegate::app`]. The only place that ends the process.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -17,6 +18,16 @@ const CANNOT_START: u8 = 71;
 /// `EX_CONFIG`.
 const REFUSED: u8 = 78;
 
+/// A line on stdout. `println!` panics when the reader has gone; here the exit code still tells.
+macro_rules! say {
+    ($($text:tt)*) => { drop(writeln!(std::io::stdout(), $($text)*)) };
+}
+
+/// The same on stderr.
+macro_rules! complain {
+    ($($text:tt)*) => { drop(writeln!(std::io::stderr(), $($text)*)) };
+}
+
 fn main() -> ExitCode {
     match Cli::parse_args() {
         Ok(command) => obey(command),
@@ -30,11 +41,11 @@ fn obey(command: Command) -> ExitCode {
         Command::Check { config, online } => check(&config.files, online),
         Command::Explain { config, method, path, navigate } => explain(&config.files, &method, &path, navigate),
         Command::Schema => {
-            println!("{:#}", config::schema());
+            say!("{:#}", config::schema());
             ExitCode::SUCCESS
         }
         Command::Keygen => {
-            println!("{}", Key::generate().to_base64url());
+            say!("{}", Key::generate().to_base64url());
             ExitCode::SUCCESS
         }
         #[cfg(feature = "demo")]
@@ -65,7 +76,7 @@ fn serve(config: &Config, reload: app::Reload) -> ExitCode {
     let outcome = app::run(config, reload);
     if let Err(error) = &outcome {
         tracing::error!(target: "sidegate", event = "start_failed", problem = %error);
-        eprintln!("sidegate: {error}");
+        complain!("sidegate: {error}");
     }
     telemetry::flush();
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(CANNOT_START) }
@@ -73,17 +84,21 @@ fn serve(config: &Config, reload: app::Reload) -> ExitCode {
 
 fn refuse(problems: &[Problem]) -> ExitCode {
     for problem in problems {
-        eprintln!("error: {problem}");
+        complain!("error: {problem}");
     }
-    eprintln!("The configuration is refused; `sidegate check` judges it without starting.");
+    complain!("The configuration is refused; `sidegate check` judges it without starting.");
     ExitCode::from(REFUSED)
 }
 
 fn check(files: &[std::path::PathBuf], online: bool) -> ExitCode {
-    let Ok(config) = config::check::run(files, &mut std::io::stdout()) else { return ExitCode::from(REFUSED) };
     if !online {
-        return ExitCode::SUCCESS;
+        let fine = config::check::run(files, &mut std::io::stdout()).is_ok();
+        return if fine { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) };
     }
+    // One verdict, over both: a file that is fine is no good with a provider that is not.
+    let Ok(config) = config::check::run_without_verdict(files, &mut std::io::stdout()) else {
+        return ExitCode::from(REFUSED);
+    };
     let findings = tokio::runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
         runtime.block_on(async {
             match oidc::Provider::new(config.oidc.clone(), sidegate::clock::Clock::System, Box::new(|_, _| {})) {
@@ -97,17 +112,24 @@ fn check(files: &[std::path::PathBuf], online: bool) -> ExitCode {
     let findings = match findings {
         Ok(findings) => findings,
         Err(error) => {
-            eprintln!("sidegate: {error}");
+            complain!("sidegate: {error}");
             return ExitCode::from(CANNOT_START);
         }
     };
     for finding in &findings {
-        println!("{}: {}: {}", if finding.fatal { "error" } else { "warning" }, finding.key, finding.text);
+        say!("{}: {}: {}", if finding.fatal { "error" } else { "warning" }, finding.key, finding.text);
     }
-    if findings.is_empty() {
-        println!("The provider offers all that is asked of it.");
+    let fatal = findings.iter().filter(|finding| finding.fatal).count();
+    if fatal > 0 {
+        say!("The provider cannot be used as configured.");
+        return ExitCode::from(REFUSED);
     }
-    if findings.iter().any(|finding| finding.fatal) { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS }
+    match config.warnings.len() + findings.len() {
+        0 => say!("The configuration is fine, and the provider offers all that it asks for."),
+        1 => say!("The configuration works with this provider, with 1 warning."),
+        count => say!("The configuration works with this provider, with {count} warnings."),
+    }
+    ExitCode::SUCCESS
 }
 
 fn explain(files: &[std::path::PathBuf], method: &str, path: &str, navigate: bool) -> ExitCode {
@@ -116,11 +138,12 @@ fn explain(files: &[std::path::PathBuf], method: &str, path: &str, navigate: boo
         Err(problems) => return refuse(&problems),
     };
     let Ok(method) = http::Method::from_bytes(method.as_bytes()) else {
-        eprintln!("error: {method} is not an HTTP method");
+        complain!("error: {method} is not an HTTP method");
         return ExitCode::from(64);
     };
     let embedded = config.session.same_site == sidegate::session::settings::SameSite::None;
-    print!("{}", gateway::explain::explain(&config.gateway, embedded, &method, path, navigate));
+    let text = gateway::explain::explain(&config.gateway, embedded, &method, path, navigate);
+    say!("{}", text.trim_end());
     ExitCode::SUCCESS
 }
 
@@ -128,13 +151,13 @@ fn explain(files: &[std::path::PathBuf], method: &str, path: &str, navigate: boo
 fn demo(port: u16) -> ExitCode {
     // Before anything is announced: the message names the port.
     if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
-        eprintln!("sidegate demo: port {port} cannot be had: {error}; choose another one with --port");
+        complain!("sidegate demo: port {port} cannot be had: {error}; choose another one with --port");
         return ExitCode::from(CANNOT_START);
     }
     let demo = match sidegate::demo::start(port) {
         Ok(demo) => demo,
         Err(error) => {
-            eprintln!("sidegate demo: {error}");
+            complain!("sidegate demo: {error}");
             return ExitCode::from(CANNOT_START);
         }
     };
@@ -142,7 +165,7 @@ fn demo(port: u16) -> ExitCode {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),
     };
-    println!("{}", demo.banner);
+    say!("{}", demo.banner);
     let surroundings = demo.config.clone();
     serve(&config, Arc::new(move || config::load_in(&[], &surroundings)))
 }

@@ -7,7 +7,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use sidegate::config::{self, Config, ListenAddress, Problem, Surroundings};
+use sidegate::config::{self, Config, Problem, Surroundings};
+use sidegate::net::ListenAddress;
 use sidegate::crypto::keyring::Key;
 use sidegate::gateway::settings::{Token, UpstreamAddress};
 use tempfile::TempDir;
@@ -85,7 +86,7 @@ impl Desk {
     }
 
     fn load(&self) -> Result<Config, Vec<Problem>> {
-        config::load_in(&self.files, &Surroundings { variables: self.variables.clone(), terminal: false })
+        config::load_in(&self.files, &Surroundings { variables: self.variables.clone(), terminal: false, text: None })
     }
 
     fn config(&self) -> Config {
@@ -430,7 +431,7 @@ fn later_files_and_the_environment_win() {
         .env("SIDEGATE_SERVER__LISTEN", "[\"127.0.0.1:1\", \"unix:/run/x.sock\"]")
         .config();
     assert_eq!(config.session.cookie_name, "second");
-    assert_eq!(config.server.header_count, 30);
+    assert_eq!(config.server.net.header_count, 30);
     assert_eq!(config.server.listen.len(), 2);
     assert_eq!(config.oidc.client_id, "spa");
 }
@@ -481,7 +482,7 @@ fn variables_that_kubernetes_injects_are_ignored() {
 fn a_file_is_found_by_its_variable() {
     let desk = Desk::good();
     let variables = vec![("SIDEGATE_CONFIG".into(), desk.files[0].clone().into_os_string())];
-    assert!(config::load_in(&[], &Surroundings { variables, terminal: false }).is_ok());
+    assert!(config::load_in(&[], &Surroundings { variables, terminal: false, text: None }).is_ok());
 }
 
 #[test]

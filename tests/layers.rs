@@ -28,7 +28,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("gateway", &["clock", "crypto", "metrics", "net", "oidc", "refresh", "session", "telemetry", "web"]),
     ("admin", &["metrics", "shutdown"]),
     ("net", &["web"]),
-    ("refresh", &["clock", "oidc", "session"]),
+    ("refresh", &["clock", "crypto", "oidc", "session"]),
     ("session", &["clock", "crypto", "oidc", "web"]),
     ("oidc", &["clock", "crypto", "secret", "web"]),
     ("crypto", &["clock"]),

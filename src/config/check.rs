@@ -19,13 +19,31 @@ pub fn run(files: &[PathBuf], out: &mut dyn Write) -> Result<Config, i32> {
     outcome.map_err(|_| REFUSED)
 }
 
+/// The same, with a verdict only when the configuration is refused: for whoever has more to judge.
+///
+/// # Errors
+/// The exit code, when the configuration is refused.
+pub fn run_without_verdict(files: &[PathBuf], out: &mut dyn Write) -> Result<Config, i32> {
+    let outcome = load(files);
+    let text = match &outcome {
+        Ok(config) => lines("warning", &config.warnings),
+        Err(_) => report(&outcome),
+    };
+    drop(write!(out, "{text}"));
+    outcome.map_err(|_| REFUSED)
+}
+
+fn lines(kind: &str, findings: &[Problem]) -> String {
+    findings.iter().map(|finding| format!("{kind}: {finding}\n")).collect()
+}
+
 /// What `check` prints: a line per problem or warning, then the verdict.
 pub fn report(outcome: &Result<Config, Vec<Problem>>) -> String {
     let (kind, findings) = match outcome {
         Ok(config) => ("warning", config.warnings.as_slice()),
         Err(problems) => ("error", problems.as_slice()),
     };
-    let mut text: String = findings.iter().map(|finding| format!("{kind}: {finding}\n")).collect();
+    let mut text = lines(kind, findings);
     text.push_str(&match (outcome, findings.len()) {
         (Ok(_), 0) => "The configuration is fine.\n".to_owned(),
         (Ok(_), 1) => "The configuration is fine, with 1 warning.\n".to_owned(),

@@ -3,8 +3,7 @@
 
 use super::problem::Findings;
 use super::raw::{
-    ClientAuth, Dpop, Layout, OnDead, OnReuse, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken,
-    Store,
+    ClientAuth, Dpop, Layout, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken, Store,
 };
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
@@ -23,8 +22,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
     gaps.mention(raw.session.layout == Layout::Split, "session.layout");
     gaps.mention(raw.redis.is_some(), "redis");
-    gaps.refuse(raw.refresh.on_reuse != OnReuse::Reauthenticate, "refresh.on_reuse");
-    gaps.mention(raw.refresh.verify != OnDead::Redirect, "refresh.verify");
     gaps.mention(raw.refresh.leeway.is_some(), "refresh.leeway");
     gaps.mention(raw.refresh.rotation.is_some(), "refresh.rotation");
     gaps.mention(raw.refresh.kills_access_token.is_some(), "refresh.kills_access_token");
@@ -70,8 +67,6 @@ fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     refuse(route.max_auth_age.is_some(), "max_auth_age");
     refuse(route.acr_values.is_some(), "acr_values");
     refuse(route.rate_limit.is_some(), "rate_limit");
-    let mut mention = |wished: bool, key: &str| gaps.mention(wished, &format!("{at}.{key}"));
-    mention(route.verify.is_some(), "verify");
 }
 
 struct Gaps<'a>(&'a mut Findings);

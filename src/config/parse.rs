@@ -134,7 +134,7 @@ impl Parser {
         let csrf = self.csrf(&raw.csrf);
         let logout = self.logout(&raw);
         let claims = self.claims(&raw.claims);
-        let routes = routes::routes(self, &raw.route, &prefix);
+        let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
         self.verify(&raw.verify);
         self.tracing(&raw.tracing);
 
@@ -175,6 +175,7 @@ impl Parser {
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
+            single_replica: server.single_replica,
         };
         Some(Config {
             server,
@@ -816,6 +817,12 @@ impl Parser {
             recovery: duration(&refresh.recovery),
             memory: self.some_bytes("refresh.memory", &refresh.memory),
             max_refreshes: raw.session.max_refreshes,
+            on_reuse: match raw.refresh.on_reuse {
+                raw::OnReuse::Ignore => refresh::OnReuse::Ignore,
+                raw::OnReuse::Reauthenticate => refresh::OnReuse::Reauthenticate,
+                raw::OnReuse::Revoke => refresh::OnReuse::Revoke,
+            },
+            replica: (!raw.server.single_replica).then(|| u64::from_be_bytes(crate::crypto::random::bytes())),
         }
     }
 

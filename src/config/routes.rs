@@ -10,7 +10,7 @@ use super::parse::{Parser, duration, each, is_local, is_token};
 use super::problem::shown;
 use super::raw;
 use crate::gateway::settings::{
-    Access, OnAnonymous, Route, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls,
+    Access, OnAnonymous, Route, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
 };
 
 /// Headers that frame a message or name its target: no claim, token or fixed value may stand there.
@@ -29,11 +29,11 @@ const FRAMING: [&str; 11] = [
 ];
 
 /// All routes, in order.
-pub(super) fn routes(parser: &mut Parser, raw: &[raw::Route], prefix: &str) -> Vec<Route> {
+pub(super) fn routes(parser: &mut Parser, raw: &[raw::Route], prefix: &str, verify: raw::OnDead) -> Vec<Route> {
     let mut routes: Vec<(usize, Route)> = Vec::new();
     for (index, raw) in raw.iter().enumerate() {
         let at = format!("route[{index}]");
-        let Some(route) = route(parser, &at, raw, prefix) else { continue };
+        let Some(route) = route(parser, &at, raw, prefix, verify) else { continue };
         for (other, earlier) in &routes {
             if both_could_win(earlier, &route) {
                 let text = format!(
@@ -59,7 +59,7 @@ fn both_could_win(one: &Route, other: &Route) -> bool {
     one.path == other.path && overlap(&one.hosts, &other.hosts) && overlap(&one.methods, &other.methods)
 }
 
-fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str) -> Option<Route> {
+fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: raw::OnDead) -> Option<Route> {
     let key = |name: &str| join(at, name);
     if raw.path.is_empty() {
         // Absent or not a string: the judge has said so.
@@ -117,6 +117,10 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str) -> Optio
         websocket: raw.websocket,
         preserve_host: raw.preserve_host,
         csrf: raw.csrf,
+        verify: match raw.verify.unwrap_or(verify) {
+            raw::OnDead::Redirect => Verify::Redirect,
+            raw::OnDead::Unauthorized => Verify::Unauthorized,
+        },
         max_token_age: raw.max_token_age.as_ref().map(duration),
         upstream_tls: upstream_tls(parser, &key("upstream_tls"), raw.upstream_tls.as_ref()),
     })

@@ -1,7 +1,8 @@
 //! Used login attempts: a code is sent once, and the same callback arriving twice at once shares one exchange.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -11,19 +12,23 @@ use crate::clock::Timestamp;
 
 /// How long a used attempt is remembered: the life of its cookie.
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// Bound of the memory: an attempt costs about 100 bytes.
+/// Bound of the memory. Anybody can use attempts up by the thousand, so what is kept of one is small (about 100 bytes,
+/// never its outcome, which holds tokens), and making room costs the same however full it is.
 const CAPACITY: usize = 50_000;
 
 /// Attempts by id.
 #[derive(Debug)]
 pub struct Attempts<T = super::endpoints::callback::Finished> {
-    used: Mutex<HashMap<[u8; 16], Slot<T>>>,
+    used: Arc<Mutex<Used<T>>>,
+    capacity: usize,
 }
 
 #[derive(Debug)]
-struct Slot<T> {
-    outcome: watch::Receiver<Option<T>>,
-    until: Timestamp,
+struct Used<T> {
+    /// The outcome to come; none once it was there.
+    attempts: HashMap<[u8; 16], Option<watch::Receiver<Option<T>>>>,
+    /// In the order of use, which is the order in which they are forgotten.
+    order: VecDeque<(Timestamp, [u8; 16])>,
 }
 
 /// What became of asking for an exchange.
@@ -37,7 +42,26 @@ pub enum Taken<T> {
 
 impl<T> Default for Attempts<T> {
     fn default() -> Self {
-        Self { used: Mutex::new(HashMap::new()) }
+        Self::bounded(CAPACITY)
+    }
+}
+
+impl<T> Attempts<T> {
+    fn bounded(capacity: usize) -> Self {
+        let used = Used { attempts: HashMap::new(), order: VecDeque::new() };
+        Self { used: Arc::new(Mutex::new(used)), capacity }
+    }
+}
+
+impl<T> Used<T> {
+    /// Drops what is past its time, then the oldest until there are no more than `most`: a forgotten code is spent at
+    /// the provider anyway.
+    fn forget(&mut self, now: Timestamp, most: usize) {
+        while self.order.front().is_some_and(|(until, _)| *until <= now || self.order.len() > most) {
+            if let Some((_, id)) = self.order.pop_front() {
+                self.attempts.remove(&id);
+            }
+        }
     }
 }
 
@@ -50,28 +74,23 @@ impl<T: Clone + Send + Sync + 'static> Attempts<T> {
     {
         let mut outcome = {
             let mut used = self.used.lock();
-            if let Some(slot) = used.get(&id).filter(|slot| slot.until > now) {
-                if slot.outcome.borrow().is_some() || slot.outcome.has_changed().is_err() {
-                    return Taken::Used;
+            used.forget(now, self.capacity.saturating_sub(1));
+            match used.attempts.get(&id) {
+                Some(Some(running)) => running.clone(),
+                Some(None) => return Taken::Used,
+                None => {
+                    let (tell, outcome) = watch::channel(None);
+                    used.attempts.insert(id, Some(outcome.clone()));
+                    used.order.push_back((now + REMEMBERED, id));
+                    let over = Over { used: Arc::clone(&self.used), id };
+                    let exchange = exchange();
+                    tokio::spawn(async move {
+                        let done = exchange.await;
+                        drop(over);
+                        tell.send_replace(Some(done));
+                    });
+                    outcome
                 }
-                slot.outcome.clone()
-            } else {
-                if used.len() >= CAPACITY {
-                    used.retain(|_, slot| slot.until > now);
-                }
-                if used.len() >= CAPACITY {
-                    // Forgetting the oldest keeps the bound; its code is spent at the provider anyway.
-                    let oldest = used.iter().min_by_key(|(_, slot)| slot.until).map(|(id, _)| *id);
-                    oldest.and_then(|oldest| used.remove(&oldest));
-                }
-                let (tell, outcome) = watch::channel(None);
-                used.insert(id, Slot { outcome: outcome.clone(), until: now + REMEMBERED });
-                let exchange = exchange();
-                tokio::spawn(async move {
-                    let done = exchange.await;
-                    tell.send_replace(Some(done));
-                });
-                outcome
             }
         };
         match outcome.wait_for(Option::is_some).await {
@@ -83,13 +102,26 @@ impl<T: Clone + Send + Sync + 'static> Attempts<T> {
 
     /// Drops what nobody can ask for any more.
     pub fn sweep(&self, now: Timestamp) {
-        self.used.lock().retain(|_, slot| slot.until > now);
+        self.used.lock().forget(now, self.capacity);
+    }
+}
+
+/// Takes the outcome out of the memory when the exchange is over, by a panic too.
+struct Over<T> {
+    used: Arc<Mutex<Used<T>>>,
+    id: [u8; 16],
+}
+
+impl<T> Drop for Over<T> {
+    fn drop(&mut self) {
+        if let Some(attempt) = self.used.lock().attempts.get_mut(&self.id) {
+            *attempt = None;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -127,5 +159,32 @@ mod tests {
         let (first, second, ()) = tokio::join!(first, second, open);
         assert!(matches!((first, second), (Taken::Outcome(7), Taken::Outcome(7))));
         assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+
+    /// DOS: whoever floods us with attempts fills the memory to its bound, with nothing of what came of them.
+    #[tokio::test]
+    async fn a_flood_stays_within_bounds() {
+        let attempts = Attempts::<Arc<u32>>::bounded(100);
+        let outcome = Arc::new(7);
+        for number in 0..1000_u128 {
+            let shared = Arc::clone(&outcome);
+            let taken = attempts.once(number.to_be_bytes(), NOW, || async move { shared }).await;
+            assert!(matches!(taken, Taken::Outcome(_)));
+        }
+        assert_eq!(attempts.used.lock().attempts.len(), 100);
+        assert_eq!(attempts.used.lock().order.len(), 100);
+        let shared = Arc::clone(&outcome);
+        assert!(matches!(attempts.once(999_u128.to_be_bytes(), NOW, || async move { shared }).await, Taken::Used));
+        assert_eq!(Arc::strong_count(&outcome), 1, "no outcome is kept");
+        attempts.sweep(NOW + REMEMBERED);
+        assert!(attempts.used.lock().attempts.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_exchange_that_panics_uses_its_attempt_up() {
+        let attempts = Attempts::<u32>::default();
+        let broken = || async { std::panic::resume_unwind(Box::new("as a bug would")) };
+        assert!(matches!(attempts.once([1; 16], NOW, broken).await, Taken::Used));
+        assert!(matches!(attempts.once([1; 16], NOW, || async { 8 }).await, Taken::Used));
     }
 }

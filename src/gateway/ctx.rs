@@ -8,17 +8,24 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
+use super::live::{self, Tied};
+use super::respond;
 use super::state::{RouteEntry, State, Target};
 use crate::metrics::NoRoute;
+use crate::net::ConnectionInfo;
 use crate::session::Session;
 use crate::session::jar::Presented;
 use crate::telemetry::{SubHash, audit};
 use crate::web::origin::Origin;
 use crate::web::path::CleanPath;
-use crate::web::problem::Shape;
+use crate::web::problem::{Code, Problem, Shape};
+use crate::web::response::LocalResponse;
 
 /// One request's context.
 #[derive(Debug)]
@@ -47,6 +54,8 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// Ends the connection with the session, once it has become a tunnel or a stream.
+    pub tied: Option<Tied>,
 }
 
 /// The route's name in log and metric: bounded.
@@ -118,6 +127,59 @@ impl Forward {
 }
 
 impl Ctx {
+    /// A request that was not read yet.
+    pub fn new(state: Arc<State>) -> Self {
+        Self {
+            state,
+            started: Instant::now(),
+            upstream_started: None,
+            upstream_answered: None,
+            request_id: String::new(),
+            client: None,
+            path: None,
+            route: Label::None(NoRoute::Invalid),
+            shape: Shape::Json,
+            cors: None,
+            sub_hash: None,
+            code: None,
+            phase: Phase::Arrived,
+            body_bytes: 0,
+            retried: false,
+            tied: None,
+        }
+    }
+
+    /// Answers the request ourselves.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub(super) async fn respond(&mut self, session: &mut Downstream, response: LocalResponse) -> Result<()> {
+        self.phase = Phase::Answered;
+        respond::write(session, response, self.public().is_https(), self.cors.as_ref()).await
+    }
+
+    /// The document of a refusal, counted and logged if it is the kind that is.
+    pub(super) fn render(&mut self, problem: Problem, cookies: Vec<HeaderValue>) -> LocalResponse {
+        if problem.code == Code::Csrf {
+            self.state.metrics.observe_csrf_refused();
+            audit::csrf_refused(&self.origin(), self.route.as_str(), "origin_not_proven");
+        }
+        self.code = Some(problem.code.as_str());
+        problem.render(self.shape, &self.request_id).set_cookies(cookies)
+    }
+
+    /// A tunnel or a stream of events ends with the session whose token opened it.
+    pub fn tie(&mut self, session: &Downstream, response: &ResponseHeader) {
+        let media_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let endless = response.status == StatusCode::SWITCHING_PROTOCOLS
+            || media_type.is_some_and(|kind| kind.starts_with("text/event-stream"));
+        if let (true, Phase::Forward(forward), Some(info)) =
+            (endless, &self.phase, ConnectionInfo::of(session.as_downstream()))
+        {
+            self.tied = forward.session.as_ref().map(|used| live::tie(&self.state, &used.session, &info.control));
+        }
+    }
+
     /// The request that an audit event belongs to.
     pub fn origin(&self) -> audit::Origin<'_> {
         audit::Origin { request_id: Some(&self.request_id), client: self.client, sub_hash: self.sub_hash }

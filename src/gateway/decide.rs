@@ -17,7 +17,7 @@
 
 use http::{Method, StatusCode};
 
-use super::settings::{Access, OnAnonymous};
+use super::settings::{Access, OnAnonymous, Route};
 use crate::web::problem::{Code, Problem};
 
 /// What the request says about who sent it, read once.
@@ -81,6 +81,19 @@ pub struct Rules {
     pub websocket: bool,
     /// The session cookie is `SameSite=None`: the app may live in a frame.
     pub embedded: bool,
+}
+
+impl Rules {
+    /// A route's. `embedded`: the session cookie is `SameSite=None`.
+    pub fn of(route: &Route, embedded: bool) -> Self {
+        Self {
+            access: route.access,
+            on_anonymous: route.on_anonymous,
+            csrf: route.csrf,
+            websocket: route.websocket,
+            embedded,
+        }
+    }
 }
 
 /// The table above.

@@ -55,13 +55,7 @@ fn describe(
     query: Option<&str>,
     navigate: bool,
 ) -> String {
-    let rules = Rules {
-        access: route.access,
-        on_anonymous: route.on_anonymous,
-        csrf: route.csrf,
-        websocket: route.websocket,
-        embedded,
-    };
+    let rules = Rules::of(route, embedded);
     let caller = Caller { navigation: navigate, document: navigate, proven: true, ..Caller::default() };
     let return_to = ReturnTo::from_request(path, query, &settings.prefix);
     let says = |presence| match decide(rules, presence, caller, method) {

@@ -24,6 +24,8 @@ pub struct Settings {
     pub expose: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// The operator says that this is the only instance.
+    pub single_replica: bool,
 }
 
 /// `[csrf]`.
@@ -84,6 +86,7 @@ pub struct Route {
     /// Forced refresh when the token is older than this.
     pub max_token_age: Option<Duration>,
     pub upstream_tls: UpstreamTls,
+    pub verify: Verify,
 }
 
 /// Who may use a route.
@@ -119,6 +122,15 @@ pub enum Token {
 pub struct TokenHeader {
     pub name: HeaderName,
     pub scheme: Option<String>,
+}
+
+/// `verify`: what a replayable request gets whose refresh token the provider calls dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Sent round to the same URL first, since a newer cookie may be on its way.
+    Redirect,
+    /// 401 or the login, at once.
+    Unauthorized,
 }
 
 /// Where an upstream listens.

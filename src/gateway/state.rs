@@ -1,22 +1,28 @@
 //! Everything a request is decided by, held behind one atomic swap.
 
 use std::borrow::Borrow;
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{HeaderName, HeaderValue};
+use pingora::protocols::tls::CaType;
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::attempts::Attempts;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
 use crate::net::resolve::Name;
 use crate::oidc::Provider;
 use crate::refresh::coordinator::Coordinator;
-use crate::session::SessionId;
-use crate::session::jar::Jar;
+use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
+use crate::session::{Session, SessionId};
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
@@ -46,14 +52,14 @@ pub struct Shared {
     pub via: HeaderValue,
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").finish_non_exhaustive()
     }
 }
 
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
@@ -76,7 +82,6 @@ pub struct RouteEntry {
 }
 
 /// One upstream, ready to be connected to.
-#[derive(Debug)]
 pub struct Target {
     pub endpoint: Endpoint,
     pub tls: bool,
@@ -86,6 +91,16 @@ pub struct Target {
     pub base_path: String,
     /// Keeps connections of targets with other trust anchors apart.
     pub group: u64,
+    /// Trust anchors in place of the system's.
+    pub ca: Option<Arc<CaType>>,
+    /// Shown to the upstream.
+    pub client_cert: Option<Arc<CertKey>>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("endpoint", &self.endpoint).field("tls", &self.tls).finish_non_exhaustive()
+    }
 }
 
 /// Where a target listens.
@@ -107,7 +122,15 @@ impl Borrow<Route> for Entry {
 
 impl RouteEntry {
     /// Prepares a route. `group` numbers its targets apart from other routes'.
-    pub fn new(settings: Route, metrics: &Metrics, group: u64) -> Self {
+    ///
+    /// # Errors
+    /// A sentence that names the file of `upstream_tls` that cannot be used.
+    pub fn new(settings: Route, metrics: &Metrics, group: u64) -> Result<Self, String> {
+        let ca = settings.upstream_tls.ca_file.as_deref().map(trust_anchors).transpose()?;
+        let client_cert = match (&settings.upstream_tls.cert_file, &settings.upstream_tls.key_file) {
+            (Some(cert), Some(key)) => Some(client_certificate(cert, key)?),
+            _ => None,
+        };
         let targets = settings
             .upstreams
             .iter()
@@ -129,11 +152,13 @@ impl RouteEntry {
                         .unwrap_or(HeaderValue::from_static("localhost")),
                     base_path: upstream.base_path.clone(),
                     group,
+                    ca: ca.clone(),
+                    client_cert: client_cert.clone(),
                 }
             })
             .collect();
         let metrics = metrics.route(&settings.path);
-        Self { settings, metrics, targets, next: AtomicUsize::new(0) }
+        Ok(Self { settings, metrics, targets, next: AtomicUsize::new(0) })
     }
 
     /// Takes turns among the targets.
@@ -161,7 +186,10 @@ impl RouteEntry {
 
 impl State {
     /// Puts the parts together.
-    pub fn new(settings: Settings, embedded: bool, shared: Shared) -> Self {
+    ///
+    /// # Errors
+    /// As [`RouteEntry::new`], with the route's path in front.
+    pub fn new(settings: Settings, embedded: bool, shared: Shared) -> Result<Self, String> {
         let reserved = settings
             .routes
             .iter()
@@ -174,10 +202,12 @@ impl State {
             .collect();
         let entries = (0..).zip(settings.routes.iter().cloned()).map(|(group, route)| {
             // Group 0 is Pingora's default; ours begin at 1.
-            Entry(Arc::new(RouteEntry::new(route, &shared.metrics, group + 1)))
+            let path = route.path.clone();
+            let entry = RouteEntry::new(route, &shared.metrics, group + 1);
+            entry.map(|entry| Entry(Arc::new(entry))).map_err(|problem| format!("route {path}: {problem}"))
         });
-        let routes = RouteTable::new(entries.collect::<Vec<_>>());
-        Self { settings, routes, embedded, shared, reserved }
+        let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
+        Ok(Self { settings, routes, embedded, shared, reserved })
     }
 
     /// Whether a client's header could pass for one that we set.
@@ -193,6 +223,21 @@ impl State {
         audit::session_ended(origin, reason.as_str());
     }
 
+    /// The cookies that bring the browser this session. Without them, when it has grown too large, the browser goes on
+    /// with the older one for as long as that is known here.
+    pub fn seal(&self, session: &Session, presented: &Presented, now: Timestamp, request_id: &str) -> Vec<HeaderValue> {
+        match self.jar.seal(session, presented, now) {
+            Ok(cookies) => {
+                self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+                cookies
+            }
+            Err(sizes) => {
+                tracing::error!(target: "sidegate", event = "session_too_large", request_id, sizes = %sizes);
+                Vec::new()
+            }
+        }
+    }
+
     /// A user's pseudonym in the log.
     pub fn sub_hash(&self, subject: &str) -> SubHash {
         self.sub_hasher.hash(&self.provider.settings().issuer, subject)
@@ -202,4 +247,29 @@ impl State {
     pub fn names(&self) -> Vec<Arc<Name>> {
         self.routes.iter().flat_map(|entry| entry.0.names()).collect()
     }
+}
+
+/// The certificates of a PEM file. Each is judged by the TLS library first: Pingora's reader panics on a bad one.
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let unusable = |why: &str| format!("upstream_tls: {} {why}", file.display());
+    let found = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|_| unusable("is not readable PEM"))?;
+    let mut judge = rustls::RootCertStore::empty();
+    if found.is_empty() || found.iter().any(|certificate| judge.add(certificate.clone()).is_err()) {
+        return Err(unusable("holds no usable certificate, or one that is not"));
+    }
+    Ok(found)
+}
+
+fn trust_anchors(file: &Path) -> Result<Arc<CaType>, String> {
+    let wrap = |certificate: CertificateDer<'static>| WrappedX509::new(certificate.to_vec(), parse_x509);
+    Ok(certificates(file)?.into_iter().map(wrap).collect())
+}
+
+fn client_certificate(cert: &Path, key: &Path) -> Result<Arc<CertKey>, String> {
+    let chain = certificates(cert)?.iter().map(|certificate| certificate.to_vec()).collect();
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|_| format!("upstream_tls: {} holds no private key in PEM", key.display()))?;
+    Ok(Arc::new(CertKey::new(chain, key.secret_der().to_vec())))
 }

@@ -44,6 +44,8 @@ pub async fn peer(forward: &Forward) -> Result<HttpPeer, Problem> {
         Endpoint::Unix(path) => HttpPeer::new_uds(path, false, String::new()).map_err(|_| unreachable())?,
     };
     peer.group_key = target.group;
+    peer.client_cert_key.clone_from(&target.client_cert);
+    peer.options.ca.clone_from(&target.ca);
     let settings = &forward.route.settings;
     let options = &mut peer.options;
     options.connection_timeout = Some(settings.connect_timeout);

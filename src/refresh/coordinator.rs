@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Settings;
-use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Step};
+use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Recognised, Step};
 use super::policy::{self, Demand, Due, EndReason, Facts};
+use super::shared::{self, Away, Claim, Held, OnError, Owner, Rung, Shared};
 use crate::clock::{Clock, Timestamp};
 use crate::oidc::ProviderError;
 use crate::oidc::provider::{Grant, RefreshExpectation};
@@ -26,8 +27,15 @@ use crate::session::model::{Handle, Session, SessionId};
 const SHARDS: usize = 64;
 /// The least memory that a shard is given, else there are fewer: a bound cut into crumbs would hold nothing.
 const SHARD_MIN: usize = 64 * 1024;
+/// Ended sessions that are remembered, about 250 bytes each. At one logout a second and sessions of 12 h, 43 200 are at
+/// a time.
+const TOMBSTONES: usize = 128 * 1024;
 /// Token requests at once.
 const TRIES_AT_ONCE: usize = 256;
+/// The reason of a result that another replica came by.
+const ADOPTED: &str = "adopted";
+/// Changes that a listener may be behind.
+const CHANGES: usize = 1024;
 /// Requests that may wait at once; beyond it they are turned away.
 const WAITERS: usize = 10_000;
 /// Tries after the first one, when nothing happened at the provider.
@@ -45,6 +53,14 @@ pub trait Handles: Send + Sync {
     fn handle(&self, session: &Session) -> Option<Handle>;
     /// The key by which names of the next generation are made.
     fn index_key(&self, now: Timestamp) -> u16;
+    /// Seals the next generation for other replicas, so that only who presents the spent one can open it.
+    fn seal_result(&self, _spent: &Session, _handle: Handle, _next: &Session) -> Option<Vec<u8>> {
+        None
+    }
+    /// Opens what another replica sealed.
+    fn open_result(&self, _spent: &Session, _handle: Handle, _sealed: &[u8]) -> Option<Session> {
+        None
+    }
 }
 
 /// Is told what happens, for metrics and audit. Called while no lock is held.
@@ -76,6 +92,15 @@ pub enum Freshened {
     Refused,
 }
 
+/// Something that a page with this session wants to know at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A newer generation is there.
+    Renewed(SessionId),
+    /// It is over.
+    Ended(SessionId),
+}
+
 /// For the gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -98,6 +123,8 @@ pub struct Coordinator {
     tries: Semaphore,
     waiters: AtomicUsize,
     aloft: watch::Sender<usize>,
+    changes: broadcast::Sender<Change>,
+    shared: Option<(Arc<dyn Shared>, OnError)>,
 }
 
 struct Shard {
@@ -120,9 +147,25 @@ impl Coordinator {
         clock: Clock,
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
+        Self::among_replicas(settings, grant, handles, clock, observer, None)
+    }
+
+    /// A coordinator that shares locks and results with other replicas.
+    pub fn among_replicas(
+        settings: Settings,
+        grant: Arc<dyn Grant>,
+        handles: Arc<dyn Handles>,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+        shared: Option<(Arc<dyn Shared>, OnError)>,
+    ) -> Arc<Self> {
         let count = (settings.memory / SHARD_MIN).clamp(1, SHARDS);
         let share = Settings { memory: settings.memory / count, ..settings };
-        let shard = || Mutex::new(Shard { engine: Engine::new(share.clone()), flights: HashMap::new() });
+        let tombstones = TOMBSTONES.div_ceil(count);
+        let shard = || {
+            let engine = Engine::new(share.clone()).with_tombstones(tombstones);
+            Mutex::new(Shard { engine, flights: HashMap::new() })
+        };
         Arc::new(Self {
             settings,
             grant,
@@ -133,6 +176,8 @@ impl Coordinator {
             tries: Semaphore::new(TRIES_AT_ONCE),
             waiters: AtomicUsize::new(0),
             aloft: watch::Sender::new(0),
+            changes: broadcast::Sender::new(CHANGES),
+            shared,
         })
     }
 
@@ -178,9 +223,33 @@ impl Coordinator {
         }
     }
 
+    /// What is known of a session that a request presents.
+    pub fn recognise(&self, session: &Session) -> Recognised {
+        let Some(shard) = self.shard(session.id) else { return Recognised::Current };
+        let recognised = shard.lock().engine.recognise(&Facts::of(session), self.clock.now());
+        match recognised {
+            // Counted where it is used.
+            Recognised::Newer(_) => {}
+            Recognised::Reused { ends } => {
+                self.observer.cookie_reuse();
+                if ends {
+                    self.observer.session_ended(session, EndReason::Reuse);
+                    self.tell(Change::Ended(session.id));
+                }
+            }
+            Recognised::Current | Recognised::Ended => {}
+        }
+        recognised
+    }
+
     /// The newest generation known, for a response that is about to leave: it must not carry an older one.
     pub fn newest(&self, id: SessionId) -> Option<Arc<Session>> {
         self.shard(id)?.lock().engine.newest(id, self.clock.now())
+    }
+
+    /// The session's generation was given up long ago: a slow response must not set its cookie again.
+    pub fn is_behind(&self, session: &Session) -> bool {
+        self.shard(session.id).is_some_and(|shard| shard.lock().engine.is_behind(&Facts::of(session)))
     }
 
     /// Ends a session until then: no cookie of it is used or set any more.
@@ -188,6 +257,29 @@ impl Coordinator {
         if let Some(shard) = self.shard(id) {
             shard.lock().engine.tombstone(id, until);
         }
+        self.tell(Change::Ended(id));
+    }
+
+    /// A session came whose time had passed. Told once, and not of an old cookie of one that goes on.
+    pub fn came_too_late(&self, session: &Session, reason: EndReason) {
+        let now = self.clock.now();
+        let first = self.shard(session.id).is_some_and(|shard| {
+            let engine = &mut shard.lock().engine;
+            engine.newest(session.id, now).is_none() && engine.tell(session.id, now)
+        });
+        if first {
+            self.observer.session_ended(session, reason);
+        }
+    }
+
+    /// What happens to sessions from now on. Who falls behind misses the oldest, and has to look for himself.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn tell(&self, change: Change) {
+        // Fails when nobody listens.
+        let _ = self.changes.send(change);
     }
 
     /// The session was ended here.
@@ -327,13 +419,86 @@ struct Aloft {
 
 impl Aloft {
     async fn fly(mut self) {
-        let (outcome, reason) = self.spend().await;
+        let (outcome, reason) = match &self.coordinator.shared {
+            None => self.spend(None).await,
+            Some((shared, on_error)) => self.spend_or_adopt(&**shared, *on_error).await,
+        };
         self.land(outcome, reason);
+    }
+
+    /// Spends the token if no other replica does, else takes over what came of it.
+    async fn spend_or_adopt(&self, shared: &dyn Shared, on_error: OnError) -> (Outcome, &'static str) {
+        let settings = &self.coordinator.settings;
+        let handle = self.flight.handle();
+        match shared::claim(shared, handle, settings.timeout, self.began + settings.wait).await {
+            Ok(Claim::Ours(mut held)) => {
+                let (outcome, reason) = self.spend(Some((shared, &mut held))).await;
+                self.tell_replicas(shared, held.owner, outcome, reason).await
+            }
+            Ok(Claim::Settled(Rung::Renewed(sealed))) => match self.adopt(&sealed) {
+                Some(outcome) => (outcome, ADOPTED),
+                None => (Outcome::Retry { after: None }, "unreadable_result"),
+            },
+            Ok(Claim::Settled(_)) => (Outcome::Dead("dead_elsewhere"), "dead_elsewhere"),
+            Ok(Claim::Patience) => (Outcome::Retry { after: None }, "slow_elsewhere"),
+            Err(Away) => match on_error {
+                OnError::Local => self.spend(None).await,
+                OnError::Wait => (Outcome::Retry { after: None }, "store_away"),
+            },
+        }
+    }
+
+    /// Writes what came of the token. What is not certain gives the lock back, so that another one may try.
+    async fn tell_replicas(
+        &self,
+        shared: &dyn Shared,
+        owner: Owner,
+        outcome: Outcome,
+        reason: &'static str,
+    ) -> (Outcome, &'static str) {
+        let handle = self.flight.handle();
+        match &outcome {
+            Outcome::Renewed { next, .. } => {
+                if let Some(sealed) = self.coordinator.handles.seal_result(&self.session, handle, next) {
+                    // One more time: a result that is lost here is a session lost for the others.
+                    let life = self.coordinator.settings.recovery;
+                    let rung = Rung::Renewed(sealed);
+                    if shared.settle(handle, rung.clone(), life).await.is_err() {
+                        let _ = shared.settle(handle, rung, life).await;
+                    }
+                }
+            }
+            Outcome::Dead(_) => {
+                if let Some(outcome) = shared::doubt(shared, handle).await.and_then(|sealed| self.adopt(&sealed)) {
+                    return (outcome, ADOPTED);
+                }
+                let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
+            }
+            // Another replica would hear the same, but has no business believing us: its own answer ends its own.
+            Outcome::Mismatch(_) => {
+                let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
+            }
+            Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Config => shared.unlock(handle, owner).await,
+        }
+        (outcome, reason)
+    }
+
+    /// The next generation as another replica sealed it.
+    fn adopt(&self, sealed: &[u8]) -> Option<Outcome> {
+        let Coordinator { handles, .. } = &*self.coordinator;
+        let next = handles.open_result(&self.session, self.flight.handle(), sealed)?;
+        // Of another session, or no step forward: sealed under the same name, this cannot be.
+        if next.id != self.session.id || next.generation <= self.session.generation {
+            return None;
+        }
+        let handle = self.coordinator.handle(&next);
+        let weight = weight(&next) + sealed.len();
+        Some(Outcome::Renewed { next: Arc::new(next), handle, weight })
     }
 
     /// Spends the refresh token. Only a try of which the provider knows nothing is made again at leisure; one whose
     /// outcome is unknown once, at once: if the provider has a leeway it runs now.
-    async fn spend(&self) -> (Outcome, &'static str) {
+    async fn spend(&self, mut lock: Option<(&dyn Shared, &mut Held)>) -> (Outcome, &'static str) {
         let Some(text) = self.session.refresh_token.as_ref().and_then(|token| token.unpack()) else {
             return (Outcome::Dead("no_refresh_token"), "no_refresh_token");
         };
@@ -352,6 +517,11 @@ impl Aloft {
                 let outcome = if in_doubt { Outcome::Ambiguous } else { Outcome::Retry { after: None } };
                 return (outcome, "overloaded");
             };
+            if let Some((shared, held)) = &mut lock
+                && !held.allows(*shared, self.flight.handle()).await.unwrap_or(false)
+            {
+                return (Outcome::Retry { after: None }, "lock_lost");
+            }
             let now = self.coordinator.clock.now();
             let answer = timeout(settings.timeout, self.coordinator.grant.refresh(&token, &expect, now)).await;
             drop(permit);
@@ -415,7 +585,17 @@ impl Aloft {
             let told = matches!(landing, Landing::Over(_)) && shard.engine.tell(self.flight.session(), now);
             (landing, told)
         };
-        observer.refreshed(&self.session, word, reason, self.began.elapsed());
+        // What another replica refreshed is counted there.
+        if reason == ADOPTED {
+            observer.joined();
+        } else {
+            observer.refreshed(&self.session, word, reason, self.began.elapsed());
+        }
+        match &landing {
+            Landing::Renewed(_) => self.coordinator.tell(Change::Renewed(self.flight.session())),
+            Landing::Over(_) => self.coordinator.tell(Change::Ended(self.flight.session())),
+            _ => {}
+        }
         if let (true, Landing::Over(reason)) = (told, &landing) {
             observer.session_ended(&self.session, *reason);
         }

@@ -7,6 +7,7 @@
 //! (nothing) => Flying                                    present: the caller spends the token
 //! Flying    => Renewed | Dead | BackOff | Config         settled
 //! Renewed   => Renewed, acknowledged                     present of the next generation: delivered
+//! acknowledged => Spent                                  after `grace`: all that is left is that it was spent
 //! BackOff   => Flying                                    present, after the pause
 //! any but Flying => (nothing)                            its time is over, the session was ended, or memory is short
 //! ```
@@ -22,7 +23,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Settings;
+use super::{OnReuse, Settings};
 use super::policy::{self, Demand, Due, EndReason, Facts};
 use crate::clock::Timestamp;
 use crate::session::model::{Handle, Session, SessionId};
@@ -145,12 +146,27 @@ pub struct Load {
     pub flights: usize,
 }
 
+/// What a presented session is.
+#[derive(Clone, Debug)]
+pub enum Recognised {
+    /// The newest that is known here, or unknown.
+    Current,
+    /// Behind: this is the newest.
+    Newer(Arc<Session>),
+    /// Ended here.
+    Ended,
+    /// Its token was spent, and its successor was in use for longer than `grace`. `ends`: that ended the session.
+    Reused { ends: bool },
+}
+
 /// See the module.
 pub struct Engine {
     settings: Settings,
     lines: HashMap<SessionId, Line>,
     ledger: Ledger,
     numbers: u64,
+    /// The most tombstones.
+    tombstones: usize,
 }
 
 impl fmt::Debug for Engine {
@@ -160,9 +176,16 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// An engine that knows nothing. `settings.memory` bounds this engine.
+    /// An engine that knows nothing. `settings.memory` bounds this engine, tombstones apart.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, lines: HashMap::new(), ledger: Ledger::default(), numbers: 0 }
+        Self { settings, lines: HashMap::new(), ledger: Ledger::default(), numbers: 0, tombstones: usize::MAX }
+    }
+
+    /// Bounds the number of tombstones. They have a bound of their own, so that no amount of refreshes lets a session
+    /// come back that was ended; beyond it the oldest goes.
+    #[must_use]
+    pub fn with_tombstones(self, tombstones: usize) -> Self {
+        Self { tombstones, ..self }
     }
 
     /// The answer where no handle is needed to give it: naming a token costs a MAC, and most requests carry the newest
@@ -172,6 +195,12 @@ impl Engine {
         if let Some(line) = self.lines.get_mut(&facts.id) {
             if line.is_ended() {
                 return Some(Advice::of(Step::Over(EndReason::Ended)));
+            }
+            if line.is_reuse(facts) && self.settings.on_reuse != OnReuse::Ignore {
+                if self.settings.on_reuse == OnReuse::Revoke {
+                    self.end(facts.id, now + self.settings.recovery.max(ENDED_FOR), false);
+                }
+                return Some(Advice::of(Step::Over(EndReason::Reuse)));
             }
             line.acknowledge(facts, now + self.settings.grace, &mut self.ledger);
             if line.newest().is_some_and(|newest| newest.generation > facts.generation) {
@@ -185,6 +214,29 @@ impl Engine {
         };
         let idle = !wanted && policy::due(facts, &self.settings, now) == Due::Not;
         idle.then(|| Advice::of(Step::Forward))
+    }
+
+    /// What is known of a session that a request presents, before anything is asked of its token.
+    pub fn recognise(&mut self, facts: &Facts, now: Timestamp) -> Recognised {
+        self.prune(facts.id, now);
+        let Some(line) = self.lines.get(&facts.id) else { return Recognised::Current };
+        if line.is_ended() {
+            return Recognised::Ended;
+        }
+        if line.is_reuse(facts) {
+            match self.settings.on_reuse {
+                OnReuse::Ignore => {}
+                OnReuse::Reauthenticate => return Recognised::Reused { ends: false },
+                OnReuse::Revoke => {
+                    self.end(facts.id, now + self.settings.recovery.max(ENDED_FOR), true);
+                    return Recognised::Reused { ends: true };
+                }
+            }
+        }
+        match line.newest().filter(|newest| newest.generation > facts.generation) {
+            Some(newest) => Recognised::Newer(newest.clone()),
+            None => Recognised::Current,
+        }
     }
 
     /// A request presents a session whose refresh token is named `handle`.
@@ -214,7 +266,7 @@ impl Engine {
         let state = self.lines.get(&facts.id).and_then(|line| line.find(handle)).map(|entry| &entry.state);
         let mut failures = 0;
         match state {
-            Some(State::Flying { .. } | State::Config | State::Renewed { .. }) if goes_on => {
+            Some(State::Flying { .. } | State::Config | State::Renewed { .. } | State::Spent) if goes_on => {
                 return Step::Forward;
             }
             Some(State::Flying { number, .. }) => {
@@ -226,7 +278,7 @@ impl Engine {
             Some(State::BackOff { hard, .. }) if !goes_on && now < *hard => return Step::BackOff { until: *hard },
             Some(State::BackOff { failures: before, .. }) => failures = *before,
             // The walk ends where no result is; to spend this one again would be the fault that we are here to prevent.
-            Some(State::Renewed { .. }) => return Step::BackOff { until: now + PAUSE },
+            Some(State::Renewed { .. } | State::Spent) => return Step::BackOff { until: now + PAUSE },
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
@@ -241,6 +293,7 @@ impl Engine {
         self.numbers += 1;
         let number = self.numbers;
         let line = self.lines.entry(facts.id).or_default();
+        line.id = Some(facts.id);
         line.remove(handle, &mut self.ledger);
         line.entries.push(Entry {
             handle,
@@ -326,14 +379,21 @@ impl Engine {
     /// The newest generation known, for responses that are about to leave.
     pub fn newest(&self, id: SessionId, now: Timestamp) -> Option<Arc<Session>> {
         let line = self.lines.get(&id).filter(|_| !self.is_ended(id, now))?;
-        line.newest().cloned()
+        let results = line.entries.iter().filter(|entry| !entry.is_past(now)).filter_map(Entry::result);
+        results.map(|(next, _)| next).max_by_key(|next| next.generation).cloned()
+    }
+
+    /// The generation was given up long ago: its cookie must not be set again.
+    pub fn is_behind(&self, facts: &Facts) -> bool {
+        self.lines.get(&facts.id).is_some_and(|line| line.is_reuse(facts))
     }
 
     /// Drops everything whose time is over.
     pub fn sweep(&mut self, now: Timestamp) {
-        let Self { lines, ledger, .. } = self;
+        let Self { lines, ledger, settings, .. } = self;
+        let recovery = settings.recovery;
         lines.retain(|_, line| {
-            line.prune(now, ledger);
+            line.prune(now, recovery, ledger);
             !line.is_empty()
         });
     }
@@ -357,7 +417,7 @@ impl Engine {
     }
 
     fn mark(&mut self, id: SessionId, mark: Mark) {
-        let rank = if mark.ended { Rank::Mark } else { Rank::Kept };
+        let rank = if mark.ended { Rank::Tombstone } else { Rank::Kept };
         let place = self.ledger.enter(rank, (id, None), ENTRY);
         self.lines.entry(id).or_default().mark = Some(Mark { place, ..mark });
         self.shed(place);
@@ -365,7 +425,7 @@ impl Engine {
 
     fn prune(&mut self, id: SessionId, now: Timestamp) {
         if let Some(line) = self.lines.get_mut(&id) {
-            line.prune(now, &mut self.ledger);
+            line.prune(now, self.settings.recovery, &mut self.ledger);
             if line.is_empty() {
                 self.lines.remove(&id);
             }
@@ -376,21 +436,36 @@ impl Engine {
     /// for at this moment somebody waits for it.
     fn shed(&mut self, spare: Place) {
         while self.ledger.bytes > self.settings.memory {
-            let victim = self.ledger.order.iter().find(|(place, _)| **place != spare).map(|(_, what)| *what);
-            let Some((id, what)) = victim else { return };
-            let Some(line) = self.lines.get_mut(&id) else { return };
-            match what {
-                Some(handle) => line.remove(handle, &mut self.ledger),
-                None => {
-                    if let Some(mark) = line.mark.take() {
-                        self.ledger.leave(mark.place, ENTRY);
-                    }
-                }
-            }
-            if line.is_empty() {
-                self.lines.remove(&id);
+            let mut kept = self.ledger.order.range(..FIRST_TOMBSTONE);
+            let Some((_, what)) = kept.find(|(place, _)| **place != spare) else { break };
+            if !self.give_up(*what) {
+                break;
             }
         }
+        while self.ledger.tombstones > self.tombstones {
+            let mut graves = self.ledger.order.range(FIRST_TOMBSTONE..);
+            let Some((_, what)) = graves.find(|(place, _)| **place != spare) else { break };
+            if !self.give_up(*what) {
+                break;
+            }
+        }
+    }
+
+    /// False when it is not there, which would be a bug: better over the bound than in here for ever.
+    fn give_up(&mut self, (id, what): (SessionId, Option<Handle>)) -> bool {
+        let Some(line) = self.lines.get_mut(&id) else { return false };
+        match what {
+            Some(handle) => line.remove(handle, &mut self.ledger),
+            None => {
+                if let Some(mark) = line.mark.take() {
+                    self.ledger.leave(mark.place, ENTRY);
+                }
+            }
+        }
+        if line.is_empty() {
+            self.lines.remove(&id);
+        }
+        true
     }
 }
 
@@ -403,6 +478,8 @@ impl Advice {
 /// All that is known of one session.
 #[derive(Default)]
 struct Line {
+    /// Of the session; none in a line that was just made.
+    id: Option<SessionId>,
     entries: Vec<Entry>,
     mark: Option<Mark>,
 }
@@ -431,6 +508,8 @@ enum State {
         handle: Handle,
         acknowledged: bool,
     },
+    /// Spent long ago; kept to know a reuse by.
+    Spent,
     Dead {
         reason: &'static str,
     },
@@ -468,7 +547,7 @@ impl Entry {
 
     /// Over, or a failure that a clock set back would prolong.
     fn is_past(&self, now: Timestamp) -> bool {
-        let failed = !matches!(self.state, State::Flying { .. } | State::Renewed { .. });
+        let failed = !matches!(self.state, State::Flying { .. } | State::Renewed { .. } | State::Spent);
         self.until <= now || failed && now < self.since
     }
 
@@ -487,6 +566,12 @@ impl Line {
 
     fn is_ended(&self) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.ended)
+    }
+
+    /// Whether the presented generation was given up long ago.
+    fn is_reuse(&self, facts: &Facts) -> bool {
+        let spent = |entry: &Entry| matches!(entry.state, State::Spent) && entry.generation >= facts.generation;
+        self.entries.iter().any(spent)
     }
 
     fn find(&self, handle: Handle) -> Option<&Entry> {
@@ -541,9 +626,23 @@ impl Line {
         }
     }
 
-    fn prune(&mut self, now: Timestamp, ledger: &mut Ledger) {
+    fn prune(&mut self, now: Timestamp, recovery: Duration, ledger: &mut Ledger) {
+        let mut spent: Option<(Handle, u64, Timestamp)> = None;
         for entry in self.entries.extract_if(.., |entry| entry.is_past(now)) {
             ledger.strike(&entry);
+            let until = entry.since + recovery;
+            let given_up = matches!(entry.state, State::Renewed { acknowledged: true, .. }) && until > now;
+            if given_up && spent.is_none_or(|(_, generation, _)| generation < entry.generation) {
+                spent = Some((entry.handle, entry.generation, until));
+            }
+        }
+        if let (Some((handle, generation, until)), Some(id)) = (spent, self.id) {
+            // One is enough: whatever is older is behind it.
+            for older in self.entries.extract_if(.., |entry| matches!(entry.state, State::Spent)) {
+                ledger.strike(&older);
+            }
+            let place = Some(ledger.enter(Rank::Acknowledged, (id, Some(handle)), ENTRY));
+            self.entries.push(Entry { handle, generation, state: State::Spent, since: now, until, weight: ENTRY, place });
         }
         if let Some(mark) = self.mark.take_if(|mark| mark.until <= now) {
             ledger.leave(mark.place, ENTRY);
@@ -557,12 +656,14 @@ enum Rank {
     Acknowledged,
     #[default]
     Kept,
-    /// Tombstones last: without one a session that was ended could come back.
-    Mark,
+    /// A queue of their own: without one a session that was ended could come back.
+    Tombstone,
 }
 
 /// A place in the queue: rank, then age.
 type Place = (Rank, u64);
+
+const FIRST_TOMBSTONE: Place = (Rank::Tombstone, 0);
 
 /// Everything kept, in the order in which it would be given up, and what it all occupies.
 #[derive(Default)]
@@ -572,6 +673,8 @@ struct Ledger {
     bytes: usize,
     results: usize,
     flights: usize,
+    /// Not counted in `bytes`.
+    tombstones: usize,
 }
 
 impl Ledger {
@@ -579,7 +682,10 @@ impl Ledger {
         self.sequence += 1;
         let place = (rank, self.sequence);
         self.order.insert(place, what);
-        self.bytes = self.bytes.saturating_add(weight);
+        match rank {
+            Rank::Tombstone => self.tombstones += 1,
+            Rank::Acknowledged | Rank::Kept => self.bytes = self.bytes.saturating_add(weight),
+        }
         place
     }
 
@@ -593,7 +699,10 @@ impl Ledger {
 
     fn leave(&mut self, place: Place, weight: usize) {
         self.order.remove(&place);
-        self.bytes = self.bytes.saturating_sub(weight);
+        match place.0 {
+            Rank::Tombstone => self.tombstones = self.tombstones.saturating_sub(1),
+            Rank::Acknowledged | Rank::Kept => self.bytes = self.bytes.saturating_sub(weight),
+        }
     }
 
     fn strike(&mut self, entry: &Entry) {

@@ -7,7 +7,8 @@ pub mod coordinator;
 pub mod engine;
 pub mod policy;
 pub mod settings;
+pub mod shared;
 
 pub use coordinator::{Coordinator, Freshened, Handles, Observer, Stats};
 pub use policy::{Demand, EndReason};
-pub use settings::Settings;
+pub use settings::{OnReuse, Settings};

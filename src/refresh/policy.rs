@@ -10,6 +10,9 @@ use crate::session::model::{Handle, Session, SessionId};
 /// asked again by every single request.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
+/// How long a forwarded token must still live; at most a tenth of its life.
+const TRANSIT: Duration = Duration::from_secs(1);
+
 /// What a request wants of the access token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demand {
@@ -26,10 +29,14 @@ pub enum Demand {
 pub enum EndReason {
     /// The provider said so, or its answer was of somebody else; the word says why, for the log.
     Dead(&'static str),
-    /// The access token ended and nothing can renew it.
+    /// Its life is over, or the access token ended and nothing can renew it.
     Expired,
+    /// Nobody used it for too long.
+    Idle,
     /// The access token ended and `max_refreshes` is used up.
     RefreshLimit,
+    /// Its cookie came back after its successor was in use.
+    Reuse,
     /// It was ended here before: logout, or an answer that did not hold. Was told then.
     Ended,
 }
@@ -40,7 +47,9 @@ impl EndReason {
         match self {
             Self::Dead(_) => "refresh_dead",
             Self::Expired => "expired",
+            Self::Idle => "idle",
             Self::RefreshLimit => "refresh_limit",
+            Self::Reuse => "reuse",
             Self::Ended => "ended",
         }
     }
@@ -98,16 +107,33 @@ pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
         return Due::Not;
     }
     if let Some(expires) = facts.access_expires {
-        if expires <= now {
+        // A token that ends while the request is on its way is of no use to the upstream: what is almost over is over,
+        // unless there is no better one to be had.
+        let left = expires.since(now);
+        let transit = TRANSIT.min(expires.since(facts.issued) / 10);
+        if left.is_zero() || (left <= transit && renewable(facts, settings, now).is_ok()) {
             return Due::Over;
         }
         // A fifth at most, so that a token of short life is not renewed all its life.
         let window = settings.before_expiry.min(expires.since(facts.issued) / 5);
+        let window = window.mul_f64(eagerness(settings.replica, facts.id));
         if expires.since(now) <= window {
             return Due::Early;
         }
     }
     if settings.after.is_some_and(|after| age >= after) { Due::Early } else { Due::Not }
+}
+
+/// How much of the early window a replica uses for a session: without a word to each other, replicas become eager at
+/// different moments, and mostly do not collide (R8).
+fn eagerness(replica: Option<u64>, id: SessionId) -> f64 {
+    let Some(replica) = replica else { return 1.0 };
+    // The id is random: mixing is all that is needed. splitmix64's finalizer.
+    let mut x = replica ^ u64::from_be_bytes(*id.0.first_chunk().unwrap_or(&[0; 8]));
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^= x >> 31;
+    f64::from(u32::try_from(x >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }
 
 /// Whether a refresh has a chance. It has none without a refresh token, with one known to be past its life, or beyond
@@ -150,7 +176,8 @@ mod tests {
         for (life, at, expect) in [
             (Some(3600), 3539, Due::Not),
             (Some(3600), 3540, Due::Early),
-            (Some(3600), 3599, Due::Early),
+            (Some(3600), 3598, Due::Early),
+            (Some(3600), 3599, Due::Over),
             (Some(3600), 3600, Due::Over),
             (Some(100), 79, Due::Not),
             (Some(100), 80, Due::Early),

@@ -21,4 +21,19 @@ pub struct Settings {
     pub memory: usize,
     /// 0 = no limit.
     pub max_refreshes: u64,
+    /// What a cookie gets that comes back after its successor was in use.
+    pub on_reuse: OnReuse,
+    /// Tells replicas apart, so that they become eager at different moments; none when there is only one.
+    pub replica: Option<u64>,
+}
+
+/// `on_reuse`: an old cookie came back after `grace`. A browser does not do that, a thief or a restored profile may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnReuse {
+    /// Counted, nothing else.
+    Ignore,
+    /// The presenter has to log in; the session goes on elsewhere.
+    Reauthenticate,
+    /// The session ends everywhere.
+    Revoke,
 }

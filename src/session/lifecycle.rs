@@ -17,7 +17,7 @@ use crate::clock::Timestamp;
 pub enum State {
     Absent,
     Broken,
-    Over(Ended),
+    Over(Ended, Box<Session>),
     Open(Box<Session>),
 }
 
@@ -33,9 +33,9 @@ pub enum Ended {
 /// `=> (Over | Open)`
 pub fn judge(session: Session, settings: &Settings, now: Timestamp) -> State {
     if now >= session.ends(settings) {
-        State::Over(Ended::Expired)
+        State::Over(Ended::Expired, Box::new(session))
     } else if session.idle_ends(settings).is_some_and(|end| now >= end) {
-        State::Over(Ended::Idle)
+        State::Over(Ended::Idle, Box::new(session))
     } else {
         State::Open(Box::new(session))
     }

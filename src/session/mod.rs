@@ -5,7 +5,6 @@ pub mod jar;
 pub mod lifecycle;
 pub mod login_cookie;
 pub mod model;
-pub mod revocation;
 pub mod settings;
 
 /// Tokens as providers make them.

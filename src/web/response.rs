@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn finishing_keeps_a_policy_and_needs_a_body_and_https() {
+    fn finishing_keeps_a_policy_and_sends_hsts_over_https_only() {
         let policy = HeaderValue::from_static("frame-ancestors https://issuer.test");
         let mut framed = LocalResponse::with_body(StatusCode::OK, "text/html", "x")
             .header(header::CONTENT_SECURITY_POLICY, policy.clone());
@@ -108,8 +108,9 @@ mod tests {
         framed.finish(false);
         assert_eq!(framed.headers.get(header::CONTENT_SECURITY_POLICY), Some(&policy));
         assert!(!framed.headers.contains_key(header::STRICT_TRANSPORT_SECURITY));
+        // RFC9700-18: a login's redirect cannot be framed either.
         let mut empty = LocalResponse::redirect(StatusCode::FOUND, "/");
         empty.finish(false);
-        assert!(!empty.headers.contains_key(header::CONTENT_SECURITY_POLICY));
+        assert!(empty.headers.contains_key(header::CONTENT_SECURITY_POLICY));
     }
 }

@@ -1056,9 +1056,20 @@ fn attribute(tag: &str, name: &str) -> Option<String> {
 }
 
 fn unescape(text: &str) -> String {
-    let pairs = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&#x27;", "'"), ("&#x2F;", "/")];
+    let pairs = [
+        ("&lt;", "<"),
+        ("&#60;", "<"),
+        ("&gt;", ">"),
+        ("&#62;", ">"),
+        ("&quot;", "\""),
+        ("&#34;", "\""),
+        ("&#39;", "'"),
+        ("&#x27;", "'"),
+        ("&#x2F;", "/"),
+    ];
     // Last, so that `&amp;lt;` stays `&lt;`.
-    pairs.iter().fold(text.to_owned(), |t, (from, to)| t.replace(from, to)).replace("&amp;", "&")
+    let text = pairs.iter().fold(text.to_owned(), |t, (from, to)| t.replace(from, to));
+    text.replace("&#38;", "&").replace("&amp;", "&")
 }
 
 /// A name for a test's own cookie or header.

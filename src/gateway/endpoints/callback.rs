@@ -66,10 +66,17 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         return provider_problem(&error).into();
     }
     if state.provider.check_callback_iss(issuer).is_err() {
-        return bad_callback(state, request, "iss");
+        // RFC9207-03: a mix-up ends the attempt, so that the same state opens nothing later.
+        let mixed_up = || async { Err(Failure::Provider(ProviderError::Invalid { reason: "iss" })) };
+        state.attempts.once(attempt.id, request.now, mixed_up).await;
+        state.metrics.observe_login(LoginOutcome::BadCallback);
+        audit::login_refused(&origin(request, None), "iss");
+        return Answer::Refuse(not_ours(), clear);
     }
     match callback {
-        Callback::Error(error) => refused_by_provider(state, request, &attempt, clear, error).await,
+        Callback::Error(error) => {
+            refused_by_provider(state, request, &visitor, &attempt, clear, error, login_state).await
+        }
         Callback::Code(code) => redeem(state, request, visitor, *attempt, clear, code, login_state).await,
     }
 }
@@ -120,15 +127,10 @@ async fn redeem(
         move || async move {
             let outcome = state.provider.redeem(&code, &context).await;
             let outcome = outcome.map_err(Failure::Provider).and_then(|login| {
-                if login.tokens.refresh_token.is_none() && state.provider.settings().scopes.iter().any(|scope| scope == "offline_access") {
-                    tracing::warn!(
-                        target: "sidegate", event = "no_refresh_token", request_id,
-                        hint = "the session ends with its access token; try authorize_params = { prompt = \"consent\" }, or allow refresh tokens for this client at the provider"
-                    );
-                }
                 let id = SessionId(random::bytes());
                 let now = state.clock.now();
-                let session = Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
+                let session =
+                    Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
                 // Judged before anything says that the login succeeded.
                 let sealed = state.jar.seal(&session, &Presented::default(), now);
                 sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
@@ -193,19 +195,24 @@ fn finish(state: &State, outcome: &Finished, replaces: Option<SessionId>, from: 
 async fn refused_by_provider(
     state: &Arc<State>,
     request: &RequestView<'_>,
+    visitor: &Visitor,
     attempt: &Attempt,
     clear: Vec<HeaderValue>,
     error: &str,
+    login_state: &str,
 ) -> Answer {
     let reason = error_word(error);
-    let used = state
-        .attempts
-        .once(attempt.id, request.now, move || async move { Err(Failure::Provider(ProviderError::Dead { reason })) });
-    if matches!(used.await, Taken::Used) {
-        return Answer::Refuse(Problem::new(Code::BadCallback, "This login attempt was used before."), clear);
+    let told = {
+        let (state, request_id, client) = (Arc::clone(state), request.request_id.to_owned(), request.client);
+        move || async move {
+            let outcome = Err(Failure::Provider(ProviderError::Dead { reason }));
+            finish(&state, &outcome, None, audit::Origin { request_id: Some(&request_id), client, sub_hash: None });
+            outcome
+        }
+    };
+    if matches!(state.attempts.once(attempt.id, request.now, told).await, Taken::Used) {
+        return stale(state, request, visitor, login_state, attempt.restarts);
     }
-    state.metrics.observe_login(LoginOutcome::Refused);
-    audit::login_refused(&origin(request, None), reason);
     if attempt.silent {
         let response = if needs_session(state, request, &attempt.return_to) {
             pages::signed_out(&attempt.return_to.login_url(&state.settings.prefix))
@@ -267,5 +274,9 @@ fn stale(state: &State, request: &RequestView<'_>, visitor: &Visitor, login_stat
 fn bad_callback(state: &State, request: &RequestView<'_>, reason: &'static str) -> Answer {
     state.metrics.observe_login(LoginOutcome::BadCallback);
     audit::login_refused(&origin(request, None), reason);
-    Problem::new(Code::BadCallback, "This does not finish a login that was started here.").into()
+    not_ours().into()
+}
+
+fn not_ours() -> Problem {
+    Problem::new(Code::BadCallback, "This does not finish a login that was started here.")
 }

@@ -18,6 +18,9 @@ use crate::web::return_to::ReturnTo;
 
 /// How often a login may start over by itself because its attempt went stale.
 pub(super) const MAX_RESTARTS: u8 = 3;
+/// Longer `acr_values` are not passed on: they travel in the attempt's cookie, which must
+/// stay below what browsers take, else a link could make logins fail.
+const MAX_ACR_VALUES: usize = 512;
 
 /// Starts a login: 302 to the provider, with an attempt's cookie.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
@@ -51,7 +54,8 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         .settings()
         .login_params
         .iter()
-        .filter_map(|name| params.one(name).ok().flatten().map(|value| (name.clone(), value.to_owned())))
+        .filter_map(|name| Some((name.clone(), params.one(name).ok()??.to_owned())))
+        .filter(|(name, value)| name != "acr_values" || value.len() <= MAX_ACR_VALUES)
         .collect();
     start(state, request, visitor, return_to, asked, 0).await
 }
@@ -79,7 +83,10 @@ async fn start(
     asked: Vec<(String, String)>,
     restarts: u8,
 ) -> Answer {
-    let value = |name: &str| asked.iter().find(|(asked, _)| asked == name).map(|(_, value)| value.clone());
+    // What the operator asks for always counts too, and before the request: so it is sent, so it is verified (IDT-10).
+    let fixed = &state.provider.settings().authorize_params;
+    let value =
+        |name: &str| fixed.iter().chain(&asked).find(|(known, _)| known == name).map(|(_, value)| value.clone());
     let attempt = Attempt {
         id: random::bytes(),
         nonce: Nonce::new(random::base64url::<24>()),

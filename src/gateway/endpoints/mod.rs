@@ -29,6 +29,7 @@ pub enum Endpoint {
     Refresh,
     Logout,
     LogoutReturn,
+    Events,
 }
 
 /// What an endpoint sees of the request's session.
@@ -36,11 +37,19 @@ pub enum Endpoint {
 pub struct Visitor {
     /// The newest generation known of the session that the cookies hold.
     pub session: Option<Arc<Session>>,
-    /// The browser's cookie is older than that.
-    pub stale: bool,
+    /// The same session as the cookies hold it.
+    pub came: Option<Arc<Session>>,
     /// What the browser sent.
     pub presented: Presented,
     pub caller: Caller,
+}
+
+impl Visitor {
+    /// The browser's cookie is older than what is known of its session.
+    pub fn is_stale(&self) -> bool {
+        let generation = |session: &Option<Arc<Session>>| session.as_ref().map(|session| session.generation);
+        generation(&self.came) < generation(&self.session)
+    }
 }
 
 /// An endpoint's answer.
@@ -48,6 +57,8 @@ pub struct Visitor {
 pub enum Answer {
     /// As it is.
     Respond(LocalResponse),
+    /// The event stream of this session.
+    Events(Arc<Session>),
     /// A refusal, with cookies to set.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -74,6 +85,7 @@ impl Endpoint {
             "/refresh" => Some(Self::Refresh),
             "/logout" => Some(Self::Logout),
             "/logout/return" => Some(Self::LogoutReturn),
+            "/events" => Some(Self::Events),
             _ => None,
         }
     }
@@ -81,7 +93,7 @@ impl Endpoint {
     /// Its methods, as `Allow` lists them.
     pub fn methods(self) -> &'static str {
         match self {
-            Self::Login | Self::Callback => "GET",
+            Self::Login | Self::Callback | Self::Events => "GET",
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh => "POST",
             Self::Logout => "GET, POST",
@@ -105,6 +117,7 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Events => session::events(visitor),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderValue;
 use serde_json::{Map, Value, json};
 
 use super::{Answer, Visitor, csrf};
@@ -10,6 +11,7 @@ use crate::gateway::state::State;
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::Demand;
 use crate::session::Session;
+use crate::session::jar::Presented;
 use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
 use crate::web::response::LocalResponse;
@@ -19,14 +21,14 @@ pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -
     if visitor.caller.foreign || (visitor.session.is_some() && !visitor.caller.proven) {
         return csrf().into();
     }
+    let stale = visitor.is_stale();
     let Some(session) = visitor.session else {
         let cookies = state.jar.expire(&visitor.presented);
         return LocalResponse::json(&json!({ "authenticated": false })).set_cookies(cookies).into();
     };
     let response = LocalResponse::json(&describe(state, &session, request.now));
     // A cookie older than what is known here is mended on the way (an earlier answer was lost).
-    let cookies = if visitor.stale { state.jar.seal(&session, &visitor.presented, request.now).ok() } else { None };
-    response.set_cookies(cookies.unwrap_or_default()).into()
+    response.set_cookies(mended(state, request, &visitor.presented, stale, &session)).into()
 }
 
 /// Refreshes now.
@@ -37,7 +39,9 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
             state.jar.expire(&visitor.presented),
         )
     };
-    let Some(session) = &visitor.session else {
+    let stale = visitor.is_stale();
+    // As it came: only what the browser shows counts as delivered.
+    let Some(session) = &visitor.came else {
         return if visitor.caller.foreign { csrf().into() } else { over() };
     };
     if !visitor.caller.proven {
@@ -45,22 +49,39 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
     }
     match state.refresh.freshen(Arc::clone(session), Demand::Now).await {
         // `max_refreshes` is used up: the session goes on to its token's end, but a newer one is not to be had.
-        Freshened::Exhausted { .. } => {
+        Freshened::Exhausted { session: last, .. } => {
             let problem =
                 Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
-            problem.into()
+            Answer::Refuse(problem, mended(state, request, &visitor.presented, stale, &last))
         }
         Freshened::Use { session: fresh, changed } => {
-            let cookies = if changed || visitor.stale {
-                state.jar.seal(&fresh, &visitor.presented, request.now).unwrap_or_default()
-            } else {
-                Vec::new()
-            };
+            let cookies = mended(state, request, &visitor.presented, changed, &fresh);
             LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
         }
         Freshened::Over { .. } => over(),
         Freshened::Unavailable { retry_after } => unavailable(retry_after.as_secs()).into(),
         Freshened::Refused => refused().into(),
+    }
+}
+
+/// The session's cookies, for a browser that has older ones.
+fn mended(
+    state: &State,
+    request: &RequestView<'_>,
+    presented: &Presented,
+    stale: bool,
+    session: &Session,
+) -> Vec<HeaderValue> {
+    if stale { state.seal(session, presented, request.now, request.request_id) } else { Vec::new() }
+}
+
+/// What becomes of the session, as it happens.
+pub(super) fn events(visitor: Visitor) -> Answer {
+    match visitor.session {
+        _ if visitor.caller.foreign => csrf().into(),
+        Some(_) if !visitor.caller.proven => csrf().into(),
+        Some(session) => Answer::Events(session),
+        None => Problem::new(Code::LoginRequired, "There is no session. Log in at login_url.").into(),
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) fn settings() -> Settings {
         recovery: secs(24 * 3600),
         memory: 64 * 1024 * 1024,
         max_refreshes: 0,
+        on_reuse: OnReuse::Reauthenticate,
+        replica: None,
     }
 }
 
@@ -264,7 +266,7 @@ fn a_result_is_kept_until_its_cookie_was_seen_and_a_moment_longer() {
     assert_eq!(step(&mut engine, &next, seen), Step::Forward);
     step(&mut engine, &next, seen + secs(30)); // does not begin the grace anew
     assert!(present(&mut engine, &old, Demand::IfDue, seen + secs(59)).successor.is_some());
-    assert!(matches!(step(&mut engine, &old, seen + secs(60)), Step::Start(_)));
+    assert_eq!(step(&mut engine, &old, seen + secs(60)), Step::Over(EndReason::Reuse));
 }
 
 #[test]
@@ -318,7 +320,22 @@ fn a_tombstone_outlasts_results_when_memory_is_short() {
         renew(&mut engine, &session(SessionId([n; 16]), 0, T0), now);
     }
     assert!(engine.is_ended(ID, now));
-    assert_eq!(engine.load().entries, 1);
+    assert_eq!(engine.load().entries, 2);
+}
+
+/// A logout is not forgotten because a large session was refreshed, however small the memory.
+#[test]
+fn tombstones_are_bounded_apart_from_results() {
+    let mut engine = Engine::new(Settings { memory: 1, ..settings() }).with_tombstones(3);
+    let now = T0 + secs(300);
+    for n in 10..15 {
+        engine.tombstone(SessionId([n; 16]), now + secs(3600));
+        renew(&mut engine, &session(ID, u64::from(n), T0), now);
+    }
+    let ended: Vec<u8> = (10..15).filter(|n| engine.is_ended(SessionId([*n; 16]), now)).collect();
+    assert_eq!(ended, [12, 13, 14], "the oldest make room");
+    engine.sweep(now + secs(3600));
+    assert_eq!((engine.ledger.tombstones, engine.load().bytes), (0, engine.load().entries * (1024 + ENTRY)));
 }
 
 #[test]
@@ -501,7 +518,9 @@ proptest! {
             prop_assert_eq!(engine.load().flights, flights.len());
             let entries = || engine.lines.values().flat_map(|line| &line.entries);
             let marks = engine.lines.values().filter(|line| line.mark.is_some()).count();
-            let bytes = entries().map(|entry| entry.weight).sum::<usize>() + marks * ENTRY;
+            let graves = engine.lines.values().filter(|line| line.is_ended()).count();
+            prop_assert_eq!(engine.ledger.tombstones, graves);
+            let bytes = entries().map(|entry| entry.weight).sum::<usize>() + (marks - graves) * ENTRY;
             prop_assert_eq!(engine.load().bytes, bytes);
             prop_assert_eq!(engine.load().entries, entries().filter(|entry| entry.result().is_some()).count());
             prop_assert_eq!(engine.ledger.order.len(), entries().filter(|entry| !entry.is_flying()).count() + marks);
@@ -512,5 +531,31 @@ proptest! {
         engine.sweep(now + secs(10 * 24 * 3600));
         prop_assert_eq!(engine.load(), Load::default());
         prop_assert!(engine.lines.is_empty() && engine.ledger.order.is_empty());
+    }
+}
+
+/// COOKIE-28: past the grace a spent cookie is known for what it is, and `on_reuse` says what it gets.
+#[test]
+fn an_old_cookie_that_comes_back_after_the_grace_is_a_reuse() {
+    for policy in [OnReuse::Ignore, OnReuse::Reauthenticate, OnReuse::Revoke] {
+        let mut engine = Engine::new(Settings { on_reuse: policy, ..settings() });
+        let first = session(ID, 0, T0);
+        let second = renew(&mut engine, &first, T0 + secs(300));
+        // Delivered, and the grace is over.
+        step(&mut engine, &second, T0 + secs(301));
+        let later = T0 + secs(400);
+        engine.sweep(later);
+        assert!(engine.newest(second.id, later).is_none(), "the tokens are no longer kept");
+        match (policy, engine.recognise(&Facts::of(&first), later)) {
+            (OnReuse::Ignore, Recognised::Current)
+            | (OnReuse::Reauthenticate, Recognised::Reused { ends: false })
+            | (OnReuse::Revoke, Recognised::Reused { ends: true }) => {}
+            (policy, other) => panic!("{policy:?}: {other:?}"),
+        }
+        let current = engine.recognise(&Facts::of(&second), later);
+        match policy {
+            OnReuse::Revoke => assert!(matches!(current, Recognised::Ended)),
+            _ => assert!(matches!(current, Recognised::Current), "{current:?}"),
+        }
     }
 }

@@ -1,0 +1,39 @@
+# What people and CI run. Every target works from a fresh clone.
+
+OUTER := tests/outer
+BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test test-rust test-outer bench
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: ## try it: gateway, provider, SPA and API in one process
+	@scripts/install-tools.sh build
+	cargo build --locked --release
+	@$(or $(CARGO_TARGET_DIR),target)/release/sidegate demo
+
+check: ## format and lints
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+test: ## everything: tools, format, lints, Rust tests, then the outer tests
+	@scripts/install-tools.sh build test
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory test-rust
+	@$(MAKE) --no-print-directory test-outer
+
+test-rust: ## unit and in-process tests
+	cargo test --locked
+
+test-outer: $(OUTER)/node_modules ## the binary, a certified provider and a real browser
+	cargo build --locked
+	SIDEGATE_BIN=$(abspath $(BINARY)) node --test --test-concurrency=1 --test-reporter=spec $(wildcard $(OUTER)/*.test.mjs)
+
+$(OUTER)/node_modules: $(OUTER)/package-lock.json
+	npm --prefix $(OUTER) ci --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+bench: ## benchmarks
+	cargo bench --locked

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Installs what is missing of the tools named on the command line: `build`, `test`. As root on Debian or Ubuntu by
+# apt-get, otherwise it says what to install and ends with 1.
+set -euo pipefail
+
+missing=()       # what is lacking, for people
+packages=()      # Debian packages that bring it
+
+need() { # need NAME PACKAGE COMMAND...: one of the commands must exist
+  local name=$1 package=$2 command
+  shift 2
+  for command in "$@"; do
+    command -v "$command" >/dev/null 2>&1 && return
+  done
+  missing+=("$name")
+  packages+=("$package")
+}
+
+node_is_new_enough() {
+  command -v node >/dev/null 2>&1 && node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 20 ? 0 : 1)'
+}
+
+look_for() {
+  missing=() packages=()
+  local set
+  for set in "$@"; do
+    case $set in
+      build)
+        need 'a C compiler' build-essential cc gcc clang
+        need cmake cmake cmake
+        ;;
+      test)
+        need redis-server redis-server redis-server valkey-server
+        need Chromium chromium chromium chromium-browser google-chrome
+        need npm npm npm
+        node_is_new_enough || { missing+=('Node.js 20 or newer'); packages+=(nodejs); }
+        ;;
+      *)
+        echo "usage: $0 [build] [test]" >&2
+        exit 64
+        ;;
+    esac
+  done
+}
+
+look_for "$@"
+if ((${#missing[@]})) && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+  echo "installing: ${packages[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends "${packages[@]}" </dev/null >/dev/null
+  hash -r
+  look_for "$@"
+fi
+if ! command -v cargo >/dev/null 2>&1; then
+  missing+=('Rust, from https://rustup.rs')
+fi
+if ((${#missing[@]})); then
+  printf 'Please install first: %s\n' "${missing[@]}" >&2
+  exit 1
+fi

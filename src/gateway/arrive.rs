@@ -1,0 +1,160 @@
+//! Reads a request once: who sent it, what it asks for, and whether it is one that can be judged at all.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderValue, Method, header};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+
+use super::ctx::Ctx;
+use super::decide::Caller;
+use super::settings;
+use crate::clock::Timestamp;
+use crate::crypto::random;
+use crate::net::ConnectionInfo;
+use crate::web::fetch::{self, Initiator, OriginField, Proof, Site};
+use crate::web::forwarded;
+use crate::web::path::CleanPath;
+use crate::web::problem::{Code, Problem};
+use crate::web::request::RequestView;
+
+/// A request as the rest of the gateway sees it.
+pub(super) struct Request<'a> {
+    pub head: &'a RequestHeader,
+    /// None on a unix socket.
+    pub peer: Option<IpAddr>,
+    /// The one reading of the path: judged and forwarded.
+    pub path: CleanPath,
+    pub query: Option<String>,
+    /// Lower case, without port.
+    pub host: String,
+    pub initiator: Initiator,
+    pub now: Timestamp,
+}
+
+impl Ctx {
+    /// Reads what everything later is judged by.
+    ///
+    /// # Errors
+    /// For a request that no route and no endpoint is asked about.
+    pub(super) fn arrive<'a>(&mut self, session: &'a Session) -> Result<Request<'a>, Problem> {
+        let head = session.req_header();
+        let headers = &head.headers;
+        let settings = &self.state.settings;
+        let peer = peer_ip(session);
+        self.client = peer.map(|peer| forwarded::client(peer, headers, &settings.trusted_proxies));
+        self.request_id = forwarded::request_id(headers).map_or_else(|| random::base64url::<15>(), ToOwned::to_owned);
+        let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
+        self.shape = initiator.shape();
+        self.cors = listed_origin(headers, &initiator);
+
+        let target = std::str::from_utf8(head.raw_path())
+            .map_err(|_| Problem::new(Code::BadPath, "The path is not valid UTF-8."))?;
+        let target = origin_form(target);
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (target, None),
+        };
+        let path = if path == "*" && head.method == Method::OPTIONS { "/" } else { path };
+        let path = CleanPath::parse(path)
+            .map_err(|_| Problem::new(Code::BadPath, "The path is ambiguous: it has no single reading."))?;
+        self.path = Some(path.clone());
+
+        let host = host_of(head);
+        if host != settings.public.host() && !self.state.routes.knows_host(&host) {
+            return Err(Problem::new(Code::WrongHost, "This host is not served here."));
+        }
+        if matches!(head.method, Method::TRACE | Method::CONNECT) {
+            return Err(Problem::new(Code::MethodNotAllowed, "This method is not served.").allow(String::new()));
+        }
+        if went_through_us(headers, &self.state.via) {
+            return Err(Problem::new(Code::LoopDetected, "The request came through this gateway before."));
+        }
+        let now = self.state.clock.now();
+        Ok(Request { head, peer, path, query, host, initiator, now })
+    }
+
+    /// What the request says about its sender, as [`super::decide`] wants it. `app_navigation_only`: even a
+    /// navigation must come from the app or be typed. `headerless`: the client cannot set the header of `header` mode.
+    pub(super) fn caller(&self, request: &Request<'_>, app_navigation_only: bool, headerless: bool) -> Caller {
+        let Request { head, initiator, .. } = request;
+        let csrf = &self.state.settings.csrf;
+        let demand = fetch::Demand {
+            header_mode: csrf.mode == settings::CsrfMode::Header && !headerless,
+            header_present: head.headers.contains_key(&csrf.header),
+            app_navigation_only,
+        };
+        let navigation = initiator.is_navigation();
+        let typed = navigation && initiator.site == Site::Typed;
+        Caller {
+            navigation,
+            document: initiator.is_top_level_navigation(),
+            framed: initiator.in_frame(),
+            cross_site: initiator.site == Site::CrossSite,
+            typed_return: typed && self.state.logins.any_presented(&head.headers),
+            foreign: initiator.names_foreign_site(),
+            websocket: fetch::is_websocket_handshake(&head.headers),
+            websocket_origin: initiator.websocket_origin_ok(),
+            preflight: fetch::is_preflight(&head.method, &head.headers),
+            proven: fetch::proves_origin(initiator, &head.method, demand) == Proof::Proven,
+        }
+    }
+
+    /// The request as endpoints see it.
+    pub(super) fn view<'a>(&'a self, request: &'a Request<'a>) -> RequestView<'a> {
+        RequestView {
+            method: &request.head.method,
+            path: &request.path,
+            query: request.query.as_deref(),
+            host: &request.host,
+            headers: &request.head.headers,
+            client: self.client,
+            request_id: &self.request_id,
+            now: request.now,
+        }
+    }
+}
+
+/// None on a unix socket.
+fn peer_ip(session: &Session) -> Option<IpAddr> {
+    ConnectionInfo::of(session.as_downstream()).and_then(|info| info.peer).map(|peer| peer.ip().to_canonical())
+}
+
+/// The path and query of a request target; the authority of an absolute one was compared with `Host` by `net`.
+fn origin_form(target: &str) -> &str {
+    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
+    match rest {
+        Some(rest) => rest.find(['/', '?']).and_then(|at| rest.get(at..)).unwrap_or("/"),
+        None => target,
+    }
+}
+
+/// The host without port, lower case.
+fn host_of(head: &RequestHeader) -> String {
+    let authority = head
+        .headers
+        .get(header::HOST)
+        .and_then(|value| value.to_str().ok())
+        .or_else(|| head.uri.authority().map(http::uri::Authority::as_str))
+        .unwrap_or_default();
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host.to_ascii_lowercase()
+}
+
+fn went_through_us(headers: &HeaderMap, via: &HeaderValue) -> bool {
+    let Ok(own) = via.to_str() else { return false };
+    headers
+        .get_all(header::VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|hop| hop.trim() == own)
+}
+
+/// The `Origin` to answer CORS with: only one that the configuration lists.
+fn listed_origin(headers: &HeaderMap, initiator: &Initiator) -> Option<HeaderValue> {
+    matches!(initiator.origin, OriginField::Allowed(_)).then(|| headers.get(header::ORIGIN).cloned()).flatten()
+}

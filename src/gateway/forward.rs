@@ -1,0 +1,94 @@
+//! From the decision to the later phases: what goes upstream, and which cookies go back.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, header};
+
+use super::arrive::Request;
+use super::ctx::{Ctx, Forward, Phase, Used};
+use super::serve::Outcome;
+use super::state::RouteEntry;
+use super::upstream;
+use crate::crypto::random;
+use crate::session::Session as UserSession;
+use crate::web::{fetch, forwarded};
+
+impl Ctx {
+    /// Fixes all that later phases apply.
+    pub(super) fn forward(
+        &self,
+        request: &Request<'_>,
+        entry: Arc<RouteEntry>,
+        used: Option<Used>,
+        expire: Vec<HeaderValue>,
+    ) -> Outcome {
+        let head = request.head;
+        let credential = match &used {
+            Some(used) => match upstream::credential(&entry.settings, &used.session) {
+                Ok(credential) => credential,
+                Err(problem) => return Outcome::Refuse(problem, self.cookies_of(used)),
+            },
+            None => None,
+        };
+        let event_stream = head
+            .headers
+            .get(header::ACCEPT)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|accept| accept.contains("text/event-stream"));
+        let safe = matches!(head.method, Method::GET | Method::HEAD);
+        let bodiless =
+            !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
+        Outcome::Forward(Box::new(Forward {
+            upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
+            event_stream,
+            repeatable: safe && bodiless,
+            forwarded_for: request.peer.map_or_else(
+                || "unknown".to_owned(),
+                |peer| forwarded::forwarded_for(peer, &head.headers, &self.state.settings.trusted_proxies),
+            ),
+            traceparent: traceparent(&head.headers),
+            turn: entry.turn(),
+            failed: 0,
+            path: request.path.clone(),
+            query: request.query.clone(),
+            route: entry,
+            session: used,
+            credential,
+            expire,
+        }))
+    }
+
+    /// The cookies that go out on whatever answer goes out.
+    pub(super) fn late_cookies(&self) -> Vec<HeaderValue> {
+        let Phase::Forward(forward) = &self.phase else { return Vec::new() };
+        let mut cookies = forward.expire.clone();
+        cookies.extend(forward.session.iter().flat_map(|used| self.cookies_of(used)));
+        cookies
+    }
+
+    /// The newest generation known, if the browser has an older one; decided as late as can be, for while the upstream
+    /// worked another request may have refreshed the session, or ended it.
+    pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
+        let state = &self.state;
+        if state.refresh.is_ended(used.session.id) || state.refresh.is_behind(&used.session) {
+            return Vec::new();
+        }
+        let newest = state.refresh.newest(used.session.id);
+        let newest = newest.filter(|newest| newest.generation >= used.session.generation);
+        let newest = newest.as_ref().unwrap_or(&used.session);
+        if newest.generation <= used.presented_generation && !used.touch {
+            return Vec::new();
+        }
+        let now = state.clock.now();
+        let mut touched = UserSession::clone(newest);
+        touched.touch(now);
+        state.seal(&touched, &used.presented, now, &self.request_id)
+    }
+}
+
+/// The caller's trace goes on, or one begins here.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let given = headers.get(upstream::TRACEPARENT).and_then(|value| value.to_str().ok());
+    let given = given.filter(|value| forwarded::valid_traceparent(value));
+    Some(given.map_or_else(|| forwarded::new_traceparent(random::bytes()), ToOwned::to_owned))
+}

@@ -1,0 +1,143 @@
+//! What outlives a request: tunnels and streams that end with their session, and `GET <prefix>/events`, which tells a
+//! page what becomes of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::AbortHandle;
+
+use super::state::State;
+use crate::clock::Timestamp;
+use crate::metrics::ConnectionKind;
+use crate::net::Control;
+use crate::refresh::coordinator::Change;
+use crate::session::Session as UserSession;
+use crate::web::response::LocalResponse;
+
+/// How often a session is looked at whose end nobody announces: by age, or told to another process.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often an event stream looks at the clock.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two comments, by which a dead connection is noticed.
+const HEARTBEAT: u32 = 15;
+/// How long before its end an access token counts as expiring, when nothing refreshes it earlier.
+const EXPIRING: Duration = Duration::from_secs(30);
+
+/// Ends a connection when its session ends; until it is dropped.
+#[derive(Debug)]
+pub struct Tied(AbortHandle);
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Ties a connection to a session.
+pub fn tie(state: &Arc<State>, session: &Arc<UserSession>, control: &Arc<Control>) -> Tied {
+    let (state, session, control) = (Arc::clone(state), Arc::clone(session), Arc::clone(control));
+    let task = tokio::spawn(async move {
+        let mut changes = state.refresh.changes();
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Ok(Change::Ended(id)) if id == session.id => break,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                },
+                _ = looks.tick() => {
+                    if is_over(&state, &session, state.clock.now()) {
+                        break;
+                    }
+                }
+            }
+        }
+        control.close();
+    });
+    Tied(task.abort_handle())
+}
+
+/// Whether the session has ended, or come to its end in the newest generation known.
+fn is_over(state: &State, session: &UserSession, now: Timestamp) -> bool {
+    let newest = state.refresh.newest(session.id);
+    let newest = newest.as_deref().unwrap_or(session);
+    state.refresh.is_ended(session.id) || newest.ends(state.jar.settings()) <= now
+}
+
+/// Serves server-sent events until the session or the connection ends.
+///
+/// # Errors
+/// When the client is gone.
+pub async fn events(stream: &mut Session, state: &Arc<State>, session: Arc<UserSession>) -> Result<()> {
+    let _counted = state.metrics.connection(ConnectionKind::Events);
+    let mut changes = state.refresh.changes();
+    write_head(stream, state).await?;
+    let mut current = session;
+    let mut warned = None;
+    let mut ticks = tokio::time::interval(TICK);
+    let mut quiet = 0;
+    loop {
+        let told = tokio::select! {
+            change = changes.recv() => change,
+            _ = ticks.tick() => Err(RecvError::Lagged(0)),
+        };
+        let now = state.clock.now();
+        if matches!(told, Err(RecvError::Closed)) || is_over(state, &current, now) {
+            break;
+        }
+        if let Some(newest) = state.refresh.newest(current.id).filter(|newest| newest.generation > current.generation) {
+            current = newest;
+            quiet = 0;
+            send(stream, "refreshed", state, &current, now).await?;
+        }
+        let soon = current.access_expires.is_some_and(|expires| expires <= now + EXPIRING);
+        if soon && warned != Some(current.generation) {
+            warned = Some(current.generation);
+            quiet = 0;
+            send(stream, "expiring", state, &current, now).await?;
+        }
+        if told.is_err() {
+            quiet += 1;
+        }
+        if quiet >= HEARTBEAT {
+            quiet = 0;
+            stream.write_response_body(Some(Bytes::from_static(b":\n\n")), false).await?;
+        }
+    }
+    stream.write_response_body(Some(Bytes::from_static(b"event: ended\ndata: {}\n\n")), true).await
+}
+
+async fn write_head(stream: &mut Session, state: &State) -> Result<()> {
+    let mut answer = LocalResponse::empty(StatusCode::OK)
+        .header(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
+        // For proxies that would collect an answer before they pass it on.
+        .header(http::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    answer.finish(state.settings.public.is_https());
+    let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 1))?;
+    for (name, value) in &answer.headers {
+        head.append_header(name.clone(), value.clone())?;
+    }
+    if !stream.is_http2() {
+        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    stream.set_write_timeout(Some(state.settings.body_idle));
+    stream.write_response_header(Box::new(head), false).await?;
+    stream.write_response_body(Some(Bytes::from_static(b"retry: 3000\n\n")), false).await
+}
+
+async fn send(stream: &mut Session, event: &str, state: &State, session: &UserSession, now: Timestamp) -> Result<()> {
+    let data = json!({
+        "access_token_expires_at": session.access_expires.map(Timestamp::as_secs),
+        "expires_at": session.ends(state.jar.settings()).as_secs(),
+        "now": now.as_secs(),
+    });
+    stream.write_response_body(Some(format!("event: {event}\ndata: {data}\n\n").into()), false).await
+}

@@ -1,0 +1,377 @@
+//! What becomes of a request: one decision, taken before anything is sent.
+//!
+//! ```text
+//! arrive ─► endpoint | route ─► open the session ─► decide ─► refresh if due ─► answer | forward
+//! ```
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+
+use super::arrive::Request;
+use super::ctx::{Ctx, Forward, Label, Used};
+use super::decide::{Caller, Decision, Presence, Rules, decide};
+use super::endpoints::{self, Answer, Endpoint, Visitor};
+use super::routes::Matched;
+use super::settings::{Access, OnAnonymous};
+use super::state::{RouteEntry, State};
+use super::verify::{self, Verdict};
+use crate::clock::Timestamp;
+use crate::metrics::NoRoute;
+use crate::refresh::coordinator::Freshened;
+use crate::refresh::engine::Recognised;
+use crate::refresh::policy::{Demand, EndReason};
+use crate::session::jar::{Marker, Presented};
+use crate::session::{Session as UserSession, lifecycle};
+use crate::web::problem::{Code, Problem};
+use crate::web::response::LocalResponse;
+use crate::web::return_to::ReturnTo;
+use crate::web::{fetch, pages};
+
+/// What `request_filter` comes to.
+pub(super) enum Outcome {
+    Forward(Box<Forward>),
+    Respond(LocalResponse),
+    /// The event stream of this session.
+    Events(Arc<UserSession>),
+    /// A refusal, with cookies to set on it.
+    Refuse(Problem, Vec<HeaderValue>),
+}
+
+impl From<Problem> for Outcome {
+    fn from(problem: Problem) -> Self {
+        Self::Refuse(problem, Vec::new())
+    }
+}
+
+/// The session that came with a request, after tombstones and newer generations were considered.
+struct Opened {
+    presented: Presented,
+    /// As the cookies hold it.
+    came: Option<Arc<UserSession>>,
+    /// The newest generation known of it.
+    session: Option<Arc<UserSession>>,
+    /// Cookies came, but they are of no use: expire them.
+    useless: bool,
+}
+
+impl Ctx {
+    /// Everything up to the decision, and the decision.
+    pub(super) async fn serve(&mut self, session: &Session) -> Outcome {
+        let request = match self.arrive(session) {
+            Ok(request) => request,
+            Err(problem) => return problem.into(),
+        };
+        let state = Arc::clone(&self.state);
+        match below(request.path.as_str(), &state.settings.prefix) {
+            Some(rest) => self.endpoint(&state, &request, rest).await,
+            None => self.route(&state, &request).await,
+        }
+    }
+
+    /// One of our own endpoints.
+    async fn endpoint(&mut self, state: &Arc<State>, request: &Request<'_>, rest: &str) -> Outcome {
+        self.route = Label::None(NoRoute::Endpoint);
+        let endpoint = Endpoint::find(rest);
+        let caller = self.caller(request, false, endpoint == Some(Endpoint::Events));
+        if caller.preflight {
+            return Outcome::Respond(preflight(request.head, self.cors.as_ref()));
+        }
+        let Some(endpoint) = endpoint else {
+            return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
+        };
+        let opened = self.open(&request.head.headers, request.now);
+        let Opened { presented, came, session, .. } = opened;
+        let visitor = Visitor { session, came, presented, caller };
+        match endpoint.serve(state, &self.view(request), visitor).await {
+            Answer::Respond(response) => Outcome::Respond(response),
+            Answer::Events(session) => Outcome::Events(session),
+            Answer::Refuse(problem, cookies) => {
+                Outcome::Refuse(with_login_url(problem, &ReturnTo::home(), &state.settings.prefix), cookies)
+            }
+        }
+    }
+
+    /// The route that takes the request.
+    fn find_route(&mut self, state: &State, request: &Request<'_>) -> Result<Arc<RouteEntry>, Problem> {
+        let method = &request.head.method;
+        let preflight = fetch::is_preflight(method, &request.head.headers);
+        match state.routes.find(&request.path, &request.host, (!preflight).then_some(method)) {
+            Matched::Route(entry) => {
+                self.route = Label::Route(Arc::clone(&entry.0));
+                Ok(Arc::clone(&entry.0))
+            }
+            Matched::MethodNotAllowed { route, allow } => {
+                self.route = Label::Route(Arc::clone(&route.0));
+                Err(Problem::new(Code::MethodNotAllowed, "This path does not take the method.").allow(allow))
+            }
+            Matched::None => {
+                self.route = Label::None(NoRoute::Unmatched);
+                Err(Problem::new(Code::NoRoute, "No route takes this path."))
+            }
+        }
+    }
+
+    async fn route(&mut self, state: &Arc<State>, request: &Request<'_>) -> Outcome {
+        let entry = match self.find_route(state, request) {
+            Ok(entry) => entry,
+            Err(problem) => return problem.into(),
+        };
+        let headers = &request.head.headers;
+        let route = &entry.settings;
+        if let Some(problem) = too_large(route.max_body, headers) {
+            return problem.into();
+        }
+        // Public routes have nothing to do with sessions: no cookie is opened for them.
+        let opened = (route.access != Access::Public).then(|| self.open(headers, request.now));
+        let presence = match &opened {
+            Some(Opened { session: Some(_), .. }) => Presence::Live,
+            _ => Presence::Absent,
+        };
+        let caller = self.caller(request, route.on_anonymous == OnAnonymous::Unauthorized, false);
+        let return_to = ReturnTo::from_request(&request.path, request.query.as_deref(), &state.settings.prefix);
+        let expire = match &opened {
+            Some(opened) if opened.useless => state.jar.expire(&opened.presented),
+            _ => Vec::new(),
+        };
+        match decide(Rules::of(route, state.embedded), presence, caller, &request.head.method) {
+            Decision::ForwardAnonymous => self.forward(request, entry, None, expire),
+            Decision::ForwardWithSession => match opened {
+                Some(opened) => self.with_session(state, request, entry, opened, caller, &return_to).await,
+                None => self.forward(request, entry, None, expire),
+            },
+            Decision::Preflight => Outcome::Respond(preflight(request.head, self.cors.as_ref())),
+            decision => turned_away(state, request, decision, caller, return_to, expire),
+        }
+    }
+
+    /// Freshens the session and forwards with it.
+    async fn with_session(
+        &mut self,
+        state: &Arc<State>,
+        request: &Request<'_>,
+        entry: Arc<RouteEntry>,
+        opened: Opened,
+        caller: Caller,
+        return_to: &ReturnTo,
+    ) -> Outcome {
+        // As it came, not its successor: only what the browser shows counts as delivered.
+        let Some(user) = opened.came else {
+            return Problem::new(Code::Internal, "A session was decided on that is not there.").into();
+        };
+        let route = &entry.settings;
+        let demand = match route.max_token_age {
+            Some(age) => Demand::OlderThan(age),
+            None => Demand::IfDue,
+        };
+        let fresh = match state.refresh.freshen(Arc::clone(&user), demand).await {
+            Freshened::Use { session, .. } => session,
+            Freshened::Exhausted { session, .. } if route.max_token_age.is_none() => session,
+            Freshened::Over { reason: EndReason::Dead(_) } if route.access == Access::Session => {
+                return self.doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
+            }
+            end @ (Freshened::Over { .. } | Freshened::Exhausted { .. }) => {
+                // One that is only too old for this route goes on elsewhere.
+                let is_over = matches!(end, Freshened::Over { .. });
+                let expire = if is_over { state.jar.expire(&opened.presented) } else { Vec::new() };
+                if route.access == Access::Optional {
+                    return self.forward(request, entry, None, expire);
+                }
+                return over(state, request, &entry, caller, return_to, expire);
+            }
+            Freshened::Unavailable { retry_after } => {
+                return endpoints::session::unavailable(retry_after.as_secs()).into();
+            }
+            Freshened::Refused => return endpoints::session::refused().into(),
+        };
+        let forbidden = !meets(&route.require, &fresh);
+        let touch = state.jar.needs_touch(&fresh, request.now);
+        let used = Used {
+            presented: opened.presented,
+            presented_generation: user.generation,
+            session: fresh,
+            touch,
+        };
+        if forbidden {
+            let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
+            return Outcome::Refuse(problem, self.cookies_of(&used));
+        }
+        self.forward(request, entry, Some(used), Vec::new())
+    }
+
+    /// The provider calls the session's refresh token dead: see [`verify`].
+    #[expect(clippy::too_many_arguments, reason = "one arm of with_session, split off for its length")]
+    async fn doubtful(
+        &mut self,
+        state: &Arc<State>,
+        request: &Request<'_>,
+        entry: &RouteEntry,
+        presented: &Presented,
+        user: &UserSession,
+        caller: Caller,
+        return_to: &ReturnTo,
+    ) -> Outcome {
+        let headers = &request.head.headers;
+        let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
+        let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
+        let hops = marker.map_or(0, |marker| marker.hops);
+        let alone = state.settings.single_replica;
+        match (verify::judge(entry.settings.verify, alone, verify::is_replayable(headers), hops), name) {
+            (Verdict::Again { pause, hops }, Some(handle)) => {
+                tokio::time::sleep(pause).await;
+                let target = match &request.query {
+                    Some(query) => format!("{}?{query}", request.path),
+                    None => request.path.to_string(),
+                };
+                let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
+                Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
+            }
+            (Verdict::Doubt, _) => {
+                let problem = Problem::new(Code::LoginRequired, "The session seems to be over. Log in at login_url.");
+                Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new())
+            }
+            (Verdict::Believe | Verdict::Again { .. }, _) => {
+                over(state, request, entry, caller, return_to, state.jar.expire(presented))
+            }
+        }
+    }
+
+    /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold.
+    fn open(&mut self, headers: &HeaderMap, now: Timestamp) -> Opened {
+        let opened = self.state.jar.open(headers, now);
+        let presented = opened.presented;
+        match opened.state {
+            lifecycle::State::Open(session) => {
+                let came: Arc<UserSession> = Arc::from(session);
+                let session = match self.state.refresh.recognise(&came) {
+                    Recognised::Current => Arc::clone(&came),
+                    Recognised::Newer(newest) => newest,
+                    Recognised::Ended | Recognised::Reused { .. } => return useless(presented),
+                };
+                self.sub_hash = Some(self.state.sub_hash(&session.subject));
+                Opened { presented, came: Some(came), session: Some(session), useless: false }
+            }
+            lifecycle::State::Absent => {
+                Opened { presented, came: None, session: None, useless: false }
+            }
+            over => {
+                if let lifecycle::State::Over(why, session) = over {
+                    let reason = match why {
+                        lifecycle::Ended::Expired => EndReason::Expired,
+                        lifecycle::Ended::Idle => EndReason::Idle,
+                    };
+                    self.state.refresh.came_too_late(&session, reason);
+                }
+                useless(presented)
+            }
+        }
+    }
+}
+
+/// Cookies came that hold nothing that counts.
+fn useless(presented: Presented) -> Opened {
+    Opened { presented, came: None, session: None, useless: true }
+}
+
+/// The answer to a request whose session turned out to be over while it was refreshed.
+fn over(
+    state: &State,
+    request: &Request<'_>,
+    entry: &RouteEntry,
+    caller: Caller,
+    return_to: &ReturnTo,
+    expire: Vec<HeaderValue>,
+) -> Outcome {
+    // The hop has nothing to bring: the cookie came, and it is dead.
+    let caller = Caller { cross_site: false, typed_return: false, ..caller };
+    let decision = decide(Rules::of(&entry.settings, state.embedded), Presence::Absent, caller, &request.head.method);
+    turned_away(state, request, decision, caller, return_to.clone(), expire)
+}
+
+/// The answer to a request that is not forwarded. `return_to` is the request itself.
+fn turned_away(
+    state: &State,
+    request: &Request<'_>,
+    decision: Decision,
+    caller: Caller,
+    return_to: ReturnTo,
+    expire: Vec<HeaderValue>,
+) -> Outcome {
+    let prefix = &state.settings.prefix;
+    let headers = &request.head.headers;
+    match decision {
+        Decision::Hop => Outcome::Respond(pages::hop(return_to.as_str()).set_cookies(expire)),
+        Decision::Login(status) => {
+            // The body of a POST is not repeated: back to the page that it came from.
+            let target = if status == StatusCode::SEE_OTHER { referring_page(headers, state) } else { return_to };
+            Outcome::Respond(LocalResponse::redirect(status, &target.login_url(prefix)).set_cookies(expire))
+        }
+        Decision::Refuse(problem) => {
+            let target = if caller.navigation { return_to } else { referring_page(headers, state) };
+            let expire = if problem.code == Code::Csrf { Vec::new() } else { expire };
+            Outcome::Refuse(with_login_url(problem, &target, prefix), expire)
+        }
+        Decision::ForwardAnonymous | Decision::ForwardWithSession | Decision::Preflight => {
+            Problem::new(Code::Internal, "A request to be forwarded was turned away.").into()
+        }
+    }
+}
+
+fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    let rest = path.strip_prefix(prefix)?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+/// A CORS preflight, answered here: a listed origin may, any other learns nothing.
+fn preflight(head: &RequestHeader, listed: Option<&HeaderValue>) -> LocalResponse {
+    let response = LocalResponse::empty(StatusCode::NO_CONTENT);
+    if listed.is_none() {
+        return response;
+    }
+    let mut response = response
+        .header(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"));
+    if let Some(asked) = head.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        let harmless = asked.to_str().is_ok_and(|text| {
+            text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b',' | b' ' | b'_'))
+        });
+        if harmless {
+            response = response.header(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+        }
+    }
+    response
+}
+
+/// The local page that a request names as its `Referer`; the start page when it names none of ours.
+fn referring_page(headers: &HeaderMap, state: &State) -> ReturnTo {
+    let referer = headers.get(header::REFERER).and_then(|value| value.to_str().ok());
+    let local = referer.and_then(|referer| referer.strip_prefix(state.settings.public.as_str()));
+    ReturnTo::parse(local.filter(|local| local.starts_with('/')), &state.settings.prefix)
+}
+
+fn with_login_url(problem: Problem, target: &ReturnTo, prefix: &str) -> Problem {
+    match problem.code {
+        Code::LoginRequired => problem.login_url(target.login_url(prefix)),
+        _ => problem,
+    }
+}
+
+fn too_large(max_body: Option<u64>, headers: &HeaderMap) -> Option<Problem> {
+    let announced = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
+    (announced > max_body?)
+        .then(|| Problem::new(Code::BodyTooLarge, "The request body is larger than this route takes."))
+}
+
+/// Whether the session's claims have one of the values of each.
+fn meets(require: &[(String, Vec<String>)], session: &UserSession) -> bool {
+    require.iter().all(|(claim, accepted)| match session.claims.get(claim) {
+        Some(serde_json::Value::String(value)) => accepted.contains(value),
+        Some(serde_json::Value::Array(values)) => {
+            values.iter().filter_map(serde_json::Value::as_str).any(|value| accepted.iter().any(|own| own == value))
+        }
+        Some(serde_json::Value::Bool(value)) => accepted.iter().any(|own| *own == value.to_string()),
+        Some(serde_json::Value::Number(value)) => accepted.iter().any(|own| *own == value.to_string()),
+        _ => false,
+    })
+}

@@ -1,0 +1,172 @@
+//! What replicas share about one refresh token: a lock and its result under one name, so that only one of them spends
+//! it and all of them have what came of it.
+//!
+//! ```text
+//! absent < LOCK < DEAD < OK      a write may only go up
+//! ```
+//!
+//! A success therefore always beats a lock or a failure that a slower replica writes later. The store sees sealed
+//! bytes and keyed names only; what opens them stands in the browser's cookie.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::{Instant, sleep};
+
+use crate::crypto::random;
+use crate::session::model::Handle;
+
+/// Names the holder of a lock.
+pub type Owner = [u8; 16];
+
+/// The store does not answer in its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Away;
+
+impl fmt::Display for Away {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the shared store does not answer")
+    }
+}
+
+impl std::error::Error for Away {}
+
+/// What stands under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rung {
+    Absent,
+    /// Somebody is at it.
+    Locked,
+    /// The provider says that the token is dead.
+    Dead,
+    /// The sealed next generation.
+    Renewed(Vec<u8>),
+}
+
+/// The store, as the engine uses it.
+#[async_trait]
+pub trait Shared: Send + Sync {
+    /// What stands there.
+    async fn read(&self, handle: Handle) -> Result<Rung, Away>;
+    /// Takes the lock for so long if nothing stands there, and says what stood there before.
+    async fn lock(&self, handle: Handle, owner: Owner, life: Duration) -> Result<Rung, Away>;
+    /// Keeps an own lock for so long from now; false when it is no longer ours.
+    async fn renew(&self, handle: Handle, owner: Owner, life: Duration) -> Result<bool, Away>;
+    /// Writes a result, upwards only.
+    async fn settle(&self, handle: Handle, rung: Rung, life: Duration) -> Result<(), Away>;
+    /// Gives an own lock back.
+    async fn unlock(&self, handle: Handle, owner: Owner);
+    /// The result was delivered: so long is enough from now on. Nobody waits for it.
+    fn acknowledge(&self, handle: Handle, life: Duration);
+}
+
+/// What to do while the store is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// Go on as a single replica would.
+    Local,
+    /// Refresh nothing: a token that is over gets 503.
+    Wait,
+}
+
+/// How long the lock outlives one try: the answer has to be written while it is held.
+const LOCK_SLACK: Duration = Duration::from_secs(7);
+/// What must be left of the lock, beyond one try, for the token request to go out.
+const SEND_SLACK: Duration = Duration::from_secs(1);
+/// How long a "dead" is believed by all.
+pub(super) const DEAD_FOR: Duration = Duration::from_secs(10);
+/// How long a holder that was told "dead" looks for another one's success before believing it.
+const DOUBT: Duration = Duration::from_secs(2);
+/// Waiters look again after these pauses, then after the last one again and again.
+const POLLS: [Duration; 5] = [
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+];
+
+/// How a replica comes to spend a token, or not to.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// We hold the lock.
+    Ours(Held),
+    /// There is a result already.
+    Settled(Rung),
+    /// Another one holds it for longer than we may wait.
+    Patience,
+}
+
+/// A lock that is ours until then, by our own clock: it is asked again right before the token goes out, so that a
+/// process that was paused does not spend it late.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) owner: Owner,
+    until: Instant,
+    life: Duration,
+    timeout: Duration,
+}
+
+impl Held {
+    fn new(owner: Owner, asked: Instant, timeout: Duration) -> Self {
+        let life = timeout + LOCK_SLACK;
+        Self { owner, until: asked + life, life, timeout }
+    }
+
+    /// Whether one more try fits, prolonging the lock where it does not.
+    pub(super) async fn allows(&mut self, shared: &dyn Shared, handle: Handle) -> Result<bool, Away> {
+        let asked = Instant::now();
+        if asked + self.timeout + SEND_SLACK < self.until {
+            return Ok(true);
+        }
+        let ours = shared.renew(handle, self.owner, self.life).await?;
+        if ours {
+            self.until = asked + self.life;
+        }
+        Ok(ours && Instant::now() + self.timeout + SEND_SLACK < self.until)
+    }
+}
+
+/// Takes the lock, or waits until there is a result, or becomes the holder once the first one has vanished.
+pub(super) async fn claim(
+    shared: &dyn Shared,
+    handle: Handle,
+    timeout: Duration,
+    deadline: Instant,
+) -> Result<Claim, Away> {
+    let owner: Owner = random::bytes();
+    let mut pauses = POLLS.iter().copied();
+    loop {
+        let asked = Instant::now();
+        match shared.lock(handle, owner, timeout + LOCK_SLACK).await? {
+            Rung::Absent => return Ok(Claim::Ours(Held::new(owner, asked, timeout))),
+            Rung::Locked => {}
+            settled => return Ok(Claim::Settled(settled)),
+        }
+        let [jitter] = random::bytes::<1>();
+        let pause = pauses.next().or(POLLS.last().copied()).unwrap_or_default();
+        let pause = pause + pause.mul_f32(f32::from(jitter) / 1024.0);
+        if Instant::now() + pause >= deadline {
+            return Ok(Claim::Patience);
+        }
+        sleep(pause).await;
+    }
+}
+
+/// Who is told "dead" looks for a success of somebody else's first: a lock can be lost when the store fails over, and
+/// then two have spent one token.
+pub(super) async fn doubt(shared: &dyn Shared, handle: Handle) -> Option<Vec<u8>> {
+    let end = Instant::now() + DOUBT;
+    let mut pauses = POLLS.iter().copied();
+    loop {
+        if let Ok(Rung::Renewed(sealed)) = shared.read(handle).await {
+            return Some(sealed);
+        }
+        let pause = pauses.next().or(POLLS.last().copied()).unwrap_or_default();
+        if Instant::now() + pause >= end {
+            return None;
+        }
+        sleep(pause).await;
+    }
+}

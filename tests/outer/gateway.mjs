@@ -1,0 +1,89 @@
+// `sidegate run` with a configuration of its own in a temporary directory.
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { freePort } from './servers.mjs';
+import { start } from './binary.mjs';
+
+/** `client` is what the provider was told about us. */
+export async function startGateway({ port, issuer, upstream, client }) {
+  const folder = await mkdtemp(path.join(tmpdir(), 'sidegate-outer-'));
+  const secret = (name, content) => writeFile(path.join(folder, name), content, { mode: 0o600 });
+  const admin = await freePort();
+  const credentials = [`client_auth = "${client.token_endpoint_auth_method}"`];
+  await secret('session-key', randomBytes(32).toString('base64url'));
+  if (client.client_secret) {
+    await secret('client-secret', client.client_secret);
+    credentials.push(`client_secret_file = "${folder}/client-secret"`);
+  }
+  await writeFile(path.join(folder, 'sidegate.toml'), `
+[server]
+listen = "127.0.0.1:${port}"
+public_url = "http://localhost:${port}"
+shutdown_delay = "0s"
+
+[admin]
+listen = "127.0.0.1:${admin}"
+
+[provider]
+issuer = "${issuer}"
+client_id = "${client.client_id}"
+${credentials.join('\n')}
+scopes = ["openid", "profile", "email", "offline_access"]
+# This provider gives a refresh token only where the user was asked for consent (OpenID Connect Core 11).
+authorize_params = { prompt = "consent" }
+userinfo = true
+
+[session]
+key_files = ["${folder}/session-key"]
+
+[[route]]
+path = "/api/"
+upstream = "${upstream}"
+on_anonymous = "401"
+
+[[route]]
+path = "/account/"
+upstream = "${upstream}"
+
+[[route]]
+path = "/"
+upstream = "${upstream}"
+access = "public"
+`);
+
+  const launch = async () => {
+    const started = start(['run', '-c', 'sidegate.toml'], folder);
+    await started.ready(`http://127.0.0.1:${admin}/readyz`);
+    return started;
+  };
+  let process = await launch().catch(async (error) => {
+    await rm(folder, { recursive: true });
+    throw error;
+  });
+  const log = () => process.stdout.map((line) => JSON.parse(line));
+
+  return {
+    origin: `http://localhost:${port}`,
+    /** Log lines of this event. */
+    events: (name) => log().filter(({ event }) => event === name),
+    /** A restart with another client secret; the session key stays. */
+    restartWithClientSecret: async (content) => {
+      await process.stop();
+      await secret('client-secret', content);
+      process = await launch();
+    },
+    /** Ends it gracefully; everything it said on stdout was JSON, and none of it holds a secret. */
+    stop: async (secrets) => {
+      try {
+        await process.stop();
+        log();
+        for (const value of secrets) assert.ok(!process.output().includes(value), 'a secret stands in the log');
+      } finally {
+        await rm(folder, { recursive: true });
+      }
+    },
+  };
+}

@@ -1,0 +1,29 @@
+// Loopback servers and free ports.
+import http from 'node:http';
+import net from 'node:net';
+import { once } from 'node:events';
+
+/** Listens on 127.0.0.1; port 0 picks a free one. */
+export async function listen(handler, port = 0) {
+  const server = http.createServer(handler).listen(port, '127.0.0.1');
+  await once(server, 'listening');
+  return server;
+}
+
+/** Closes a server and whatever is still connected to it. */
+export async function close(server) {
+  if (!server.listening) return;
+  server.close();
+  server.closeAllConnections();
+  await once(server, 'close');
+}
+
+/** A port that was free a moment ago, for a process that must know its own address before it starts. */
+export async function freePort() {
+  const server = net.createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
+}

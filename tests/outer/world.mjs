@@ -1,0 +1,48 @@
+// Provider, application and gateway, introduced to each other.
+import { startApp } from './app.mjs';
+import { startGateway } from './gateway.mjs';
+import { startProvider } from './provider.mjs';
+import { freePort } from './servers.mjs';
+import { until } from './wait.mjs';
+
+// With characters that HTTP Basic and forms must encode (RFC 6749 section 2.3.1).
+const CLIENT_SECRET = 'a secret: 100% +long/enough=for&HMAC';
+
+/** Starts all three, and ends them with the test `t`. `providerUp: false`: the provider is down at first. */
+export async function openWorld(t, { clientAuth = 'client_secret_basic', providerUp = true } = {}) {
+  const port = await freePort();
+  const origin = `http://localhost:${port}`;
+  const client = registration(origin, clientAuth);
+  const provider = await startProvider(client);
+  t.after(() => provider.stop());
+  if (!providerUp) await provider.goDown();
+  const app = await startApp(provider.introspect);
+  t.after(() => app.stop());
+  const gateway = await startGateway({ port, issuer: provider.issuer, upstream: app.origin, client });
+  t.after(() => gateway.stop([...app.tokens(), CLIENT_SECRET]));
+  return { provider, app, gateway, clientSecret: CLIENT_SECRET };
+}
+
+/** What the provider is told about the gateway (RFC 7591). */
+function registration(origin, clientAuth) {
+  return {
+    client_id: 'outer',
+    client_secret: clientAuth === 'none' ? undefined : CLIENT_SECRET,
+    token_endpoint_auth_method: clientAuth,
+    grant_types: ['authorization_code', 'refresh_token'],
+    response_types: ['code'],
+    redirect_uris: [`${origin}/auth/callback`],
+    post_logout_redirect_uris: [`${origin}/auth/logout/return`],
+  };
+}
+
+/**
+ * Waits until the access token has ended, by the gateway's own clock; `session` asks the session endpoint. Its times are
+ * whole seconds, rounded down: in the second of the end it may live yet.
+ */
+export function accessTokenEnded(session) {
+  return until('the access token has ended', async () => {
+    const { now, access_token_expires_at: end } = await session();
+    return now > end;
+  });
+}
