@@ -212,7 +212,7 @@ impl State {
 
     /// Whether a client's header could pass for one that we set.
     pub fn is_reserved(&self, name: &HeaderName) -> bool {
-        !self.reserved.is_empty() && self.reserved.binary_search(&headers::fold(name.as_str())).is_ok()
+        self.reserved.binary_search_by(|known| headers::cmp_folded(known, name.as_str())).is_ok()
     }
 
     /// Ends a session of which only the id is known, here and now.

@@ -153,7 +153,6 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, re
     }
     let owns = |name: &str| state.jar.owns(name);
     if let cookies::Stripped::Changed(rest) = cookies::strip(&request.headers, owns) {
-        request.remove_header(&header::COOKIE);
         set(request, header::COOKIE, rest);
     }
 
@@ -187,8 +186,9 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, re
 
 /// Sets the field to exactly this value, or removes it.
 fn set(request: &mut RequestHeader, name: HeaderName, value: Option<HeaderValue>) {
-    request.remove_header(&name);
-    if let Some(value) = value {
-        let _ = request.insert_header(name, value);
+    match value {
+        // Replaces all that were there.
+        Some(value) => drop(request.insert_header(name, value)),
+        None => drop(request.remove_header(&name)),
     }
 }

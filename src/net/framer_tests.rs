@@ -489,6 +489,37 @@ fn verdict_in_pieces(bytes: &[u8], cuts: &[usize]) -> (String, Vec<u8>) {
     (format!("{verdict:?}"), rest)
 }
 
+/// Long values are judged many bytes at a time: no place in them may be overlooked, and none counted twice.
+#[test]
+fn http_27_one_bad_byte_is_found_wherever_it_stands() {
+    for length in [0, 1, 31, 32, 33, 63, 64, 65, 100] {
+        for (at, byte) in
+            (0..length).flat_map(|at| [0, b'\t', b'\n', b'\r', 0x1f, b' ', 0x7f, 0x80, 0xff].map(|b| (at, b)))
+        {
+            let mut value = vec![b'v'; length];
+            value[at] = byte;
+            let bytes = [b"GET / HTTP/1.1\r\nHost: a\r\nX:", &value[..], b"\r\n\r\n"].concat();
+            let each: Vec<_> = (0..bytes.len()).collect();
+            let whole = verdict_in_pieces(&bytes, &[]);
+            assert_eq!(whole, verdict_in_pieces(&bytes, &each), "{byte:#x} at {at} of {length}");
+            let good = matches!(byte, b'\t' | b' ' | 0x80 | 0xff);
+            assert_eq!(whole.0.starts_with("Head"), good, "{byte:#x} at {at} of {length}");
+        }
+    }
+}
+
+/// The limit strikes at the same byte, however the bytes come.
+#[test]
+fn dos_03_a_long_value_ends_at_the_limit() {
+    for length in 0..2 * LIMITS.header_bytes {
+        let bytes = [b"GET / HTTP/1.1\r\nHost: a\r\nX:", &vec![b'v'; length][..]].concat();
+        let each: Vec<_> = (0..bytes.len()).collect();
+        let whole = verdict_in_pieces(&bytes, &[]);
+        assert_eq!(whole, verdict_in_pieces(&bytes, &each));
+        assert_eq!(whole.0.starts_with("Refuse"), length > LIMITS.header_bytes - "Host: a\r\nX:".len());
+    }
+}
+
 proptest! {
     #[test]
     fn a_verdict_does_not_depend_on_packets(bytes in requests(), mut cuts in prop::collection::vec(0_usize..200, 0..8)) {

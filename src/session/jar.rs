@@ -20,6 +20,7 @@ use super::settings::{SameSite, Settings};
 use crate::clock::Timestamp;
 use crate::crypto::keyring::{KeyId, Keyring};
 use crate::crypto::seal::{Binding, Opened as Unsealed, Purpose, Sealer};
+use crate::web::cookies::pieces;
 
 /// Characters of a sealed session per cookie: name and value stay clear of the 4096 that browsers allow.
 const PIECE: usize = 3800;
@@ -425,7 +426,7 @@ impl Names {
     /// Our cookies in all `Cookie` fields, with their values, in the order of the request. Whatever cannot be ours is
     /// passed over.
     pub(super) fn find<'h>(&self, headers: &'h HeaderMap) -> impl Iterator<Item = (Found, &'h [u8])> {
-        let pairs = headers.get_all(COOKIE).into_iter().flat_map(|field| pairs(field.as_bytes()));
+        let pairs = headers.get_all(COOKIE).into_iter().flat_map(|field| pieces(field.as_bytes()));
         pairs.filter_map(|pair| {
             // Exactly the one space that browsers put there: a name that begins with white space is not ours.
             let pair = pair.strip_prefix(b" ").unwrap_or(pair);
@@ -439,19 +440,6 @@ impl Names {
         let path = if *found == Found::Split { SPLIT_PATH } else { "/" };
         render(settings, &self.full(found), String::new(), same_site, path, None)
     }
-}
-
-/// The pieces between semicolons. A sealed session is long: going through it byte by byte would cost as much as opening
-/// it.
-fn pairs(field: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(field);
-    std::iter::from_fn(move || {
-        let field = rest?;
-        let end = memchr::memchr(b';', field);
-        let (pair, after) = end.and_then(|end| field.split_at_checked(end)).unwrap_or((field, &[]));
-        rest = after.strip_prefix(b";");
-        Some(pair)
-    })
 }
 
 /// The provider's redirect is cross-site: a Strict cookie would stay behind.

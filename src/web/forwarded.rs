@@ -73,6 +73,8 @@ pub fn valid_traceparent(value: &str) -> bool {
 /// A new trace from random bytes. Its flag says "sampled": with the other value an upstream that follows its parent
 /// would record nothing.
 pub fn new_traceparent(random: [u8; 24]) -> String {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| HEX.get(usize::from(nibble)).copied().map_or('0', char::from);
     let mut value = String::with_capacity(55);
     value.push_str("00-");
     let (trace, span) = random.split_at(16);
@@ -81,8 +83,7 @@ pub fn new_traceparent(random: [u8; 24]) -> String {
         let zero = part.iter().all(|byte| *byte == 0);
         for (index, byte) in part.iter().enumerate() {
             let byte = if zero && index == 0 { 1 } else { *byte };
-            // Writing to a string cannot fail.
-            let _ = write!(value, "{byte:02x}");
+            value.extend([digit(byte >> 4), digit(byte & 15)]);
         }
         value.push_str(end);
     }

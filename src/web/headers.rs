@@ -3,6 +3,8 @@
 //! Names are compared as CGI-style servers fold them (`X_User`, `X.User` and `x-user` are one variable there), without
 //! allocating: every request asks for every field.
 
+use std::cmp::Ordering;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::Value;
@@ -70,6 +72,11 @@ pub fn fold(name: &str) -> String {
 /// Whether a name in any spelling is the one that [`fold`] gave.
 pub fn folds_to(name: &str, known: &str) -> bool {
     name.len() == known.len() && folded(name).eq(known.bytes())
+}
+
+/// How what [`fold`] gave sorts against a name in any spelling; for searches without allocating.
+pub fn cmp_folded(known: &str, name: &str) -> Ordering {
+    known.bytes().cmp(folded(name))
 }
 
 /// Fields of an upstream's answer that are for its proxy, or that tell of the inside.
@@ -167,9 +174,11 @@ mod tests {
         let known = fold("X-User");
         for name in ["X-User", "x-user", "X_User", "X.User", "x~user"] {
             assert!(folds_to(name, &known), "{name}");
+            assert_eq!(cmp_folded(&known, name), Ordering::Equal, "{name}");
         }
         for name in ["x-users", "x-use", "xuser", "x--user"] {
             assert!(!folds_to(name, &known), "{name}");
+            assert_eq!(cmp_folded(&known, name), known.cmp(&fold(name)), "{name}");
         }
     }
 

@@ -68,14 +68,6 @@ fn no_cookie_is_no_session() {
 }
 
 #[test]
-fn a_cookie_line_is_cut_at_every_semicolon() {
-    let cut =
-        |line: &'static str| pairs(line.as_bytes()).map(|pair| std::str::from_utf8(pair).unwrap()).collect::<Vec<_>>();
-    assert_eq!(cut("a=b; c=d;;e;"), ["a=b", " c=d", "", "e", ""]);
-    assert_eq!(cut(""), [""]);
-}
-
-#[test]
 fn cookie_01_attributes_over_https() {
     let cookies = jar().seal(&of_size(100), &Presented::default(), NOW).unwrap();
     let [cookie] = cookies.as_slice() else { panic!("{cookies:?}") };
