@@ -535,7 +535,7 @@ async fn compare(options: &Options) {
 async fn sign_in(proxy: &Proxy) -> String {
     let browser = Browser::behind(&format!("http://localhost:{}", proxy.addr.port()), proxy.addr);
     let landed = browser.login("/").await;
-    assert_eq!(browser.session().await["authenticated"], true, "{landed:?}");
+    assert_eq!(browser.session().await.get("authenticated"), Some(&true.into()), "{landed:?}");
     let pairs: Vec<_> =
         browser.jar().cookies.iter().map(|cookie| format!("{}={}", cookie.name, cookie.value)).collect();
     pairs.join("; ")
@@ -558,7 +558,7 @@ fn bearer_bytes(upstream: &Upstream) -> usize {
     let head = String::from_utf8_lossy(&upstream.last.lock()).into_owned();
     let value = head.lines().find_map(|line| {
         let (name, value) = line.split_once(": ")?;
-        name.eq_ignore_ascii_case("authorization").then(|| value.len())
+        name.eq_ignore_ascii_case("authorization").then_some(value.len())
     });
     value.unwrap_or(0)
 }

@@ -1,4 +1,10 @@
 //! Which route takes a request, where it goes, and what a route refuses.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: what is not there must stop the test"
+)]
 
 mod support;
 
