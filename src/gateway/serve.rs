@@ -147,7 +147,9 @@ impl Ctx {
             Some(Opened { session: Some(_), .. }) => Presence::Live,
             _ => Presence::Absent,
         };
-        let caller = self.caller(request, route.on_anonymous == OnAnonymous::Unauthorized, false);
+        // A browser cannot put a header on a handshake; its Origin is judged instead.
+        let headerless = fetch::is_websocket_handshake(headers);
+        let caller = self.caller(request, route.on_anonymous == OnAnonymous::Unauthorized, headerless);
         let return_to = ReturnTo::from_request(&request.path, request.query.as_deref(), &state.settings.prefix);
         let expire = match &opened {
             Some(opened) if opened.useless => state.jar.expire(&opened.presented),
