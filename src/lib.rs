@@ -13,7 +13,9 @@
 //!    ┌─────┼─────┐
 //!  net  gateway  admin          only these, app and shutdown may `use pingora`
 //!          │
-//!       refresh                 takes an `oidc::Grant` (a trait, so tests pass a double)
+//!          │    store             only here: redis; implements the traits of refresh and session
+//!          │      │
+//!       refresh ◄─┘             takes an `oidc::Grant` (a trait, so tests pass a double)
 //!          │
 //!       session                 what a session is and how it survives in cookies; never makes a network call
 //!          │    └──────► crypto only here: aes_gcm
@@ -40,5 +42,6 @@ pub mod refresh;
 pub mod secret;
 pub mod session;
 pub mod shutdown;
+pub mod store;
 pub mod telemetry;
 pub mod web;

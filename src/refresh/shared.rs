@@ -8,7 +8,6 @@
 //! A success therefore always beats a lock or a failure that a slower replica writes later. The store sees sealed
 //! bytes and keyed names only; what opens them stands in the browser's cookie.
 
-use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,21 +15,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::crypto::random;
 use crate::session::model::Handle;
+pub use crate::session::store::Away;
 
 /// Names the holder of a lock.
 pub type Owner = [u8; 16];
-
-/// The store does not answer in its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Away;
-
-impl fmt::Display for Away {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the shared store does not answer")
-    }
-}
-
-impl std::error::Error for Away {}
 
 /// What stands under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ pub mod lifecycle;
 pub mod login_cookie;
 pub mod model;
 pub mod settings;
+pub mod store;
 
 /// Tokens as providers make them.
 #[cfg(test)]
