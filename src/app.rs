@@ -35,7 +35,7 @@ use crate::metrics::{
     ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome,
 };
 use crate::net::accept::{AcceptService, Entrance, bind};
-use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
+use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config};
 use crate::oidc::Provider;
 use crate::refresh::coordinator::{Coordinator, Handles, Observer};
 use crate::refresh::policy;
@@ -220,13 +220,16 @@ impl Assembly {
     fn start_background(&self) -> Vec<JoinHandle<()>> {
         let state = self.state.load_full();
         let provider = Arc::clone(&state.provider);
-        let names = state.names();
+        let names = Arc::clone(&state.names);
         let (current, watched, reload) = (Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload));
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
         vec![
             keep("provider", move || Arc::clone(&provider).keep_ready()),
-            keep("resolve", move || resolve::keep_fresh(names.clone())),
+            keep("resolve", move || {
+                let names = Arc::clone(&names);
+                async move { names.keep_fresh().await }
+            }),
             keep("sweep", move || sweep(Arc::clone(&swept))),
             keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
             keep("keys", move || watch_keys(Arc::clone(&current), watched.clone(), Arc::clone(&reload))),
@@ -308,6 +311,7 @@ fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
     State::new(config.gateway.clone(), config.session.same_site == SameSite::None, shared)

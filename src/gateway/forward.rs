@@ -30,17 +30,11 @@ impl Ctx {
             },
             None => None,
         };
-        let event_stream = head
-            .headers
-            .get(header::ACCEPT)
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|accept| accept.contains("text/event-stream"));
         let safe = matches!(head.method, Method::GET | Method::HEAD);
         let bodiless =
             !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
         Outcome::Forward(Box::new(Forward {
             upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
-            event_stream,
             repeatable: safe && bodiless,
             forwarded_for: request.peer.map_or_else(
                 || "unknown".to_owned(),
@@ -48,6 +42,7 @@ impl Ctx {
             ),
             traceparent: traceparent(&head.headers),
             turn: entry.turn(),
+            pick: None,
             failed: 0,
             path: request.path.clone(),
             query: request.query.clone(),

@@ -25,8 +25,10 @@ pub mod state;
 pub mod upstream;
 pub mod verify;
 
+use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -34,6 +36,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
@@ -43,6 +46,7 @@ use self::ctx::{Ctx, Phase};
 use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
+use crate::net::dial::{Line, Silence};
 use crate::web::problem::{Code, Problem};
 
 /// The request handler that Pingora drives.
@@ -111,14 +115,29 @@ impl ProxyHttp for Gateway {
             return Error::e_explain(ErrorType::InternalError, "forwarding was not decided");
         };
         ctx.upstream_started.get_or_insert_with(Instant::now);
-        // An upstream whose name does not resolve is passed over like one that does not answer.
-        for _ in 0..forward.route.targets.len() {
-            match upstream::peer(forward).await {
-                Ok(peer) => return Ok(Box::new(peer)),
-                Err(_) => forward.turn = forward.turn.wrapping_add(1),
-            }
+        let peer = upstream::peer(forward).await.map_err(|_| Error::new_up(ErrorType::ConnectNoRoute))?;
+        Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: RawFd,
+        digest: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Phase::Forward(forward) = &ctx.phase else { return Ok(()) };
+        if !reused {
+            forward.took(true);
         }
-        Err(Error::new_up(ErrorType::ConnectNoRoute))
+        ctx.silence = digest.and_then(Line::of).map(|line| line.begin(forward.route.settings.read_timeout));
+        // While the client still sends, it is not the upstream's turn.
+        if let Some(silence) = ctx.silence.as_ref().filter(|_| session.is_body_empty()) {
+            silence.listen();
+        }
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -139,9 +158,12 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Some(silence) = ctx.silence.as_ref().filter(|_| end && !ctx.answering) {
+            silence.listen();
+        }
         let (Phase::Forward(forward), Some(body)) = (&ctx.phase, body) else { return Ok(()) };
         if session.was_upgraded() {
             return Ok(());
@@ -166,7 +188,24 @@ impl ProxyHttp for Gateway {
         {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
+        ctx.watch_answer(session.req_header(), response);
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        let Some(silence) = &ctx.silence else { return Ok(None) };
+        silence.heard();
+        if end && ctx.until_close && silence.is_over() {
+            // The end was our doing, not the upstream's: the client is not to take it for the answer's.
+            return Err(Error::new_up(ErrorType::ReadTimedout));
+        }
+        Ok(None)
     }
 
     async fn response_filter(
@@ -197,7 +236,10 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         // Nothing was sent: the next address may have it, once for every address there is.
         let another = match &mut ctx.phase {
-            Phase::Forward(forward) => forward.next_address(),
+            Phase::Forward(forward) => {
+                forward.took(false);
+                forward.next_address()
+            }
             Phase::Arrived | Phase::Answered => false,
         };
         e.set_retry(another);
@@ -214,7 +256,8 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         // A kept-alive connection may have died under us: only what is safe to repeat is sent again, and once.
         let repeatable = matches!(&ctx.phase, Phase::Forward(forward) if forward.repeatable);
-        let again = repeatable && client_reused && !ctx.retried && ctx.upstream_answered.is_none();
+        let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);
+        let again = repeatable && client_reused && !ctx.retried && !silent && ctx.upstream_answered.is_none();
         ctx.retried |= again;
         if again {
             e.retry.decide_reuse(client_reused);
@@ -230,7 +273,9 @@ impl ProxyHttp for Gateway {
             return dead;
         }
         let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
-        let Some(problem) = fault.map(Problem::from).or_else(|| rescue::problem(e)) else { return dead };
+        let silent = ctx.silence.as_ref().is_some_and(Silence::is_over).then(rescue::timed_out);
+        let problem = fault.map(Problem::from).or(silent).or_else(|| rescue::problem(e));
+        let Some(problem) = problem else { return dead };
         let code = problem.code.status().as_u16();
         tracing::warn!(target: "sidegate", event = "forward_failed", request_id = %ctx.request_id, code = problem.code.as_str(), kind = e.etype().as_str());
         let cookies = ctx.late_cookies();

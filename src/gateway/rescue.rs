@@ -23,7 +23,7 @@ pub fn problem(error: &Error) -> Option<Problem> {
             (
                 ErrorSource::Upstream,
                 E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout,
-            ) => Problem::new(Code::UpstreamTimeout, "The application did not answer in time."),
+            ) => timed_out(),
             (
                 ErrorSource::Upstream,
                 E::ConnectRefused
@@ -47,4 +47,9 @@ pub fn problem(error: &Error) -> Option<Problem> {
         },
     };
     Some(answer)
+}
+
+/// The upstream was silent for longer than it may.
+pub fn timed_out() -> Problem {
+    Problem::new(Code::UpstreamTimeout, "The application did not answer in time.")
 }

@@ -2,9 +2,10 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use http::{HeaderName, HeaderValue};
 use pingora::protocols::tls::CaType;
@@ -17,7 +18,8 @@ use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
-use crate::net::resolve::Name;
+use crate::net::dial::Dialer;
+use crate::net::resolve::{Name, Names};
 use crate::oidc::Provider;
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
@@ -48,6 +50,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
+    /// What upstreams are reached by.
+    pub names: Arc<Names>,
     /// `1.1 sidegate-<instance>`: what this process adds to `Via`, and knows itself by.
     pub via: HeaderValue,
 }
@@ -77,6 +81,7 @@ pub struct RouteEntry {
     pub settings: Route,
     pub metrics: Arc<RouteMetrics>,
     pub targets: Vec<Target>,
+    pub dialer: Arc<Dialer>,
     /// Where the next request begins among the targets.
     next: AtomicUsize,
 }
@@ -121,11 +126,15 @@ impl Borrow<Route> for Entry {
 }
 
 impl RouteEntry {
-    /// Prepares a route. `group` numbers its targets apart from other routes'.
+    /// Prepares a route.
     ///
     /// # Errors
     /// A sentence that names the file of `upstream_tls` that cannot be used.
-    pub fn new(settings: Route, metrics: &Metrics, group: u64) -> Result<Self, String> {
+    pub fn new(settings: Route, metrics: &Metrics, names: &Names) -> Result<Self, String> {
+        // Pingora's pool tells neither trust anchors nor client certificates apart. Never used twice, for a reload may
+        // change them and finds the connections of before. 0 is Pingora's default.
+        static GROUPS: AtomicU64 = AtomicU64::new(1);
+        let group = GROUPS.fetch_add(1, Ordering::Relaxed);
         let ca = settings.upstream_tls.ca_file.as_deref().map(trust_anchors).transpose()?;
         let client_cert = match (&settings.upstream_tls.cert_file, &settings.upstream_tls.key_file) {
             (Some(cert), Some(key)) => Some(client_certificate(cert, key)?),
@@ -137,7 +146,7 @@ impl RouteEntry {
             .map(|upstream| {
                 let (endpoint, tls, host) = match &upstream.address {
                     UpstreamAddress::Tcp { tls, host, port } => {
-                        (Endpoint::Tcp(Name::new(host, *port)), *tls, host.as_str())
+                        (Endpoint::Tcp(names.get(host, *port)), *tls, host.as_str())
                     }
                     UpstreamAddress::Unix(path) => {
                         (Endpoint::Unix(path.to_string_lossy().into_owned()), false, "localhost")
@@ -158,7 +167,8 @@ impl RouteEntry {
             })
             .collect();
         let metrics = metrics.route(&settings.path);
-        Ok(Self { settings, metrics, targets, next: AtomicUsize::new(0) })
+        let dialer = Dialer::new(settings.connect_timeout);
+        Ok(Self { settings, metrics, targets, dialer, next: AtomicUsize::new(0) })
     }
 
     /// Takes turns among the targets.
@@ -168,19 +178,67 @@ impl RouteEntry {
 
     /// How many addresses there are to try.
     pub fn known_addresses(&self) -> usize {
-        let known = |target: &Target| match &target.endpoint {
-            Endpoint::Tcp(name) => name.known(),
-            Endpoint::Unix(_) => 1,
-        };
-        self.targets.iter().map(known).sum()
+        self.targets.iter().map(|target| target.endpoint.known()).sum()
     }
 
-    /// The names behind this route.
-    pub fn names(&self) -> impl Iterator<Item = Arc<Name>> + '_ {
-        self.targets.iter().filter_map(|target| match &target.endpoint {
-            Endpoint::Tcp(name) => Some(Arc::clone(name)),
-            Endpoint::Unix(_) => None,
-        })
+    /// The upstream of this turn: the next one that did not fail to answer lately, else the next one. `None` when no
+    /// name resolves.
+    pub async fn pick(&self, turn: usize) -> Option<Pick> {
+        if let Some(pick) = self.pick_known(turn) {
+            return Some(pick);
+        }
+        // Names that were never looked up; one that does not resolve is not waited for while there are others.
+        for target in &self.targets {
+            if let Endpoint::Tcp(name) = &target.endpoint {
+                name.addresses().await;
+            }
+        }
+        self.pick_known(turn)
+    }
+
+    fn pick_known(&self, turn: usize) -> Option<Pick> {
+        let count = self.targets.len();
+        let most = self.targets.iter().map(|target| target.endpoint.known()).max().unwrap_or(0);
+        let mut dead = None;
+        for turn in (0..count * most).map(|step| turn.wrapping_add(step)) {
+            let index = turn % count;
+            let Some(target) = self.targets.get(index) else { continue };
+            let Endpoint::Tcp(name) = &target.endpoint else { return Some(Pick { index, address: None }) };
+            let known = name.known();
+            let Some(address) = known.get(turn / count % known.len().max(1)).copied() else { continue };
+            let pick = Pick { index, address: Some(address) };
+            if !name.is_dead(address) {
+                return Some(pick);
+            }
+            dead.get_or_insert(pick);
+        }
+        dead
+    }
+
+    /// Takes note of whether the picked upstream could be connected to.
+    pub fn took(&self, pick: Pick, connected: bool) {
+        let target = self.targets.get(pick.index);
+        if let (Some(Target { endpoint: Endpoint::Tcp(name), .. }), Some(address)) = (target, pick.address) {
+            if connected { name.mark_alive(address) } else { name.mark_dead(address) }
+        }
+    }
+}
+
+/// Where a try goes: one of the route's targets, and which of its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    pub index: usize,
+    /// None for a unix socket.
+    pub address: Option<SocketAddr>,
+}
+
+impl Endpoint {
+    /// How many addresses are known.
+    fn known(&self) -> usize {
+        match self {
+            Self::Tcp(name) => name.known().len(),
+            Self::Unix(_) => 1,
+        }
     }
 }
 
@@ -200,10 +258,9 @@ impl State {
             .collect::<std::collections::BTreeSet<_>>()
             .into_iter()
             .collect();
-        let entries = (0..).zip(settings.routes.iter().cloned()).map(|(group, route)| {
-            // Group 0 is Pingora's default; ours begin at 1.
+        let entries = settings.routes.iter().cloned().map(|route| {
             let path = route.path.clone();
-            let entry = RouteEntry::new(route, &shared.metrics, group + 1);
+            let entry = RouteEntry::new(route, &shared.metrics, &shared.names);
             entry.map(|entry| Entry(Arc::new(entry))).map_err(|problem| format!("route {path}: {problem}"))
         });
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
@@ -241,11 +298,6 @@ impl State {
     /// A user's pseudonym in the log.
     pub fn sub_hash(&self, subject: &str) -> SubHash {
         self.sub_hasher.hash(&self.provider.settings().issuer, subject)
-    }
-
-    /// Every name that upstreams are reached by.
-    pub fn names(&self) -> Vec<Arc<Name>> {
-        self.routes.iter().flat_map(|entry| entry.0.names()).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Towards the upstream: which peer, and the request's head as it leaves us.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header};
@@ -31,31 +32,32 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 ///
 /// # Errors
 /// `upstream_unreachable` when the name does not resolve.
-pub async fn peer(forward: &Forward) -> Result<HttpPeer, Problem> {
+pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     let unreachable = || Problem::new(Code::UpstreamUnreachable, "The application's address is not known.");
-    let target = forward.target().ok_or_else(unreachable)?;
-    let mut peer = match &target.endpoint {
-        Endpoint::Tcp(name) => {
-            let addresses = name.addresses().await;
-            let turn = forward.turn / forward.route.targets.len().max(1);
-            let address = addresses.get(turn % addresses.len().max(1)).ok_or_else(unreachable)?;
+    let pick = forward.route.pick(forward.turn).await;
+    forward.pick = pick;
+    let (pick, target) = pick.zip(forward.target()).ok_or_else(unreachable)?;
+    let mut peer = match (&target.endpoint, pick.address) {
+        (Endpoint::Tcp(_), Some(address)) =>
+        {
             #[expect(clippy::disallowed_methods, reason = "a socket address needs no look-up")]
-            HttpPeer::new(*address, target.tls, target.server_name.clone())
+            HttpPeer::new(address, target.tls, target.server_name.clone())
         }
-        Endpoint::Unix(path) => HttpPeer::new_uds(path, false, String::new()).map_err(|_| unreachable())?,
+        (Endpoint::Unix(path), _) => HttpPeer::new_uds(path, false, String::new()).map_err(|_| unreachable())?,
+        (Endpoint::Tcp(_), None) => return Err(unreachable()),
     };
     peer.group_key = target.group;
     peer.client_cert_key.clone_from(&target.client_cert);
     peer.options.ca.clone_from(&target.ca);
     let settings = &forward.route.settings;
     let options = &mut peer.options;
+    options.custom_l4 = Some(Arc::clone(&forward.route.dialer) as _);
     options.connection_timeout = Some(settings.connect_timeout);
     options.total_connection_timeout = Some(settings.connect_timeout);
     options.idle_timeout = Some(IDLE);
     options.alpn = ALPN::H1;
-    // Silence is natural in a WebSocket and in a stream of events.
-    let quiet = forward.upgrade || forward.event_stream;
-    options.read_timeout = (!quiet).then_some(settings.read_timeout);
+    // How long the upstream may be silent depends on what it answers: `Ctx::silence` watches it.
+    options.read_timeout = None;
     options.write_timeout = Some(settings.read_timeout);
     // Pingora takes a lone `Upgrade` field for a handshake; one that `Connection` does not name is none.
     options.http_upstream_request_policy = if forward.upgrade {

@@ -12,6 +12,7 @@
 
 pub mod accept;
 pub mod connection;
+pub mod dial;
 pub mod framer;
 pub mod guard;
 mod h2;
