@@ -14,7 +14,6 @@ use futures_util::FutureExt;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
@@ -35,7 +34,7 @@ use crate::metrics::{
     ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome,
 };
 use crate::net::accept::{AcceptService, Entrance, bind};
-use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config};
+use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
 use crate::oidc::Provider;
 use crate::refresh::coordinator::{Coordinator, Handles, Observer};
 use crate::refresh::policy;
@@ -155,11 +154,10 @@ impl Assembly {
         let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.net.keepalive);
+        // Refused by the gateway, in its own words.
+        options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
-        let mut h2 = default_h2_options();
-        // Beyond twice the limit a head is not even read; below it the refusal is ours, and clears the cookies.
-        h2.max_header_list_size(u32::try_from(config.server.net.header_bytes.saturating_mul(2)).unwrap_or(u32::MAX));
-        proxy.h2_options = Some(h2);
+        proxy.h2_options = Some(http2_options(&config.server.net));
         let connections = Connections::new(Arc::new(Gauges {
             metrics: Arc::clone(&state.load().metrics),
             shutdown: Arc::clone(shutdown),

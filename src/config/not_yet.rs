@@ -9,7 +9,6 @@ use super::raw::{
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
 
-    gaps.refuse(raw.server.h2c, "server.h2c");
     gaps.refuse(!raw.presets.is_empty(), "presets");
     match &raw.provider {
         Some(OneOrMany::One(provider)) => provider_gaps("provider", provider, &mut gaps),

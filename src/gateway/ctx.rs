@@ -59,6 +59,8 @@ pub struct Ctx {
     pub tied: Option<Tied>,
     /// Watches over the upstream's silence.
     pub silence: Option<Silence>,
+    /// The client has sent all of its request.
+    pub request_over: bool,
     /// The head of the final answer came.
     pub answering: bool,
     /// The answer's end is the connection's, which proves nothing.
@@ -92,6 +94,10 @@ pub struct Forward {
     /// The session's token in the header that the route names.
     pub credential: Option<(HeaderName, HeaderValue)>,
     pub upgrade: bool,
+    /// A call of gRPC, which needs HTTP/2 and its trailers all the way; gRPC-web does not.
+    pub grpc: bool,
+    /// The client would take events: with an upstream that speaks HTTP/2 the only hint that silence is natural.
+    pub event_stream: bool,
     /// GET or HEAD without a body: may be sent again when a kept-alive connection was dead.
     pub repeatable: bool,
     /// Cookies to expire on the answer.
@@ -131,6 +137,11 @@ impl Forward {
         }
     }
 
+    /// The upstream of this try is spoken to in HTTP/2.
+    pub fn over_http2(&self) -> bool {
+        self.target().is_some_and(|target| target.http2 || (self.grpc && target.tls))
+    }
+
     /// Moves on to the next address; false when every one was tried.
     pub fn next_address(&mut self) -> bool {
         self.failed += 1;
@@ -160,6 +171,7 @@ impl Ctx {
             retried: false,
             tied: None,
             silence: None,
+            request_over: false,
             answering: false,
             until_close: false,
         }

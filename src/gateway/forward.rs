@@ -30,11 +30,20 @@ impl Ctx {
             },
             None => None,
         };
+        let says = |name, wanted: &[&str]| {
+            let value = head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let kind = value.split(';').next().unwrap_or_default().trim();
+            wanted.iter().any(|wanted| kind.eq_ignore_ascii_case(wanted))
+        };
+        let grpc = says(header::CONTENT_TYPE, &["application/grpc", "application/grpc+proto", "application/grpc+json"]);
+        let event_stream = says(header::ACCEPT, &["text/event-stream"]);
         let safe = matches!(head.method, Method::GET | Method::HEAD);
         let bodiless =
             !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
         Outcome::Forward(Box::new(Forward {
             upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
+            grpc,
+            event_stream,
             repeatable: safe && bodiless,
             forwarded_for: request.peer.map_or_else(
                 || "unknown".to_owned(),

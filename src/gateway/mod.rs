@@ -34,7 +34,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -132,10 +132,16 @@ impl ProxyHttp for Gateway {
         if !reused {
             forward.took(true);
         }
+        ctx.request_over = session.is_body_empty();
+        if forward.over_http2() {
+            return Ok(());
+        }
         ctx.silence = digest.and_then(Line::of).map(|line| line.begin(forward.route.settings.read_timeout));
-        // While the client still sends, it is not the upstream's turn.
-        if let Some(silence) = ctx.silence.as_ref().filter(|_| session.is_body_empty()) {
-            silence.listen();
+        match &ctx.silence {
+            Some(silence) if ctx.request_over => silence.listen(),
+            // While the client still sends, it is not the upstream's turn. On HTTP/1.1 `net::guard` watches the client.
+            Some(silence) if session.is_http2() => silence.listen_for(ctx.state.settings.body_idle),
+            _ => {}
         }
         Ok(())
     }
@@ -161,8 +167,9 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if let Some(silence) = ctx.silence.as_ref().filter(|_| end && !ctx.answering) {
-            silence.listen();
+        ctx.request_over |= end;
+        if let Some(silence) = &ctx.silence {
+            if end && !ctx.answering { silence.listen() } else { silence.heard() }
         }
         let (Phase::Forward(forward), Some(body)) = (&ctx.phase, body) else { return Ok(()) };
         if session.was_upgraded() {
@@ -227,6 +234,17 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
+    async fn response_trailer_filter(
+        &self,
+        session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        let grpc = matches!(&ctx.phase, Phase::Forward(forward) if forward.grpc) && session.is_http2();
+        downstream::rewrite_trailers(trailers, grpc);
+        Ok(None)
+    }
+
     fn fail_to_connect(
         &self,
         _session: &mut Session,
@@ -273,7 +291,8 @@ impl ProxyHttp for Gateway {
             return dead;
         }
         let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
-        let silent = ctx.silence.as_ref().is_some_and(Silence::is_over).then(rescue::timed_out);
+        let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);
+        let silent = silent.then(|| if ctx.request_over { rescue::timed_out() } else { rescue::stalled() });
         let problem = fault.map(Problem::from).or(silent).or_else(|| rescue::problem(e));
         let Some(problem) = problem else { return dead };
         let code = problem.code.status().as_u16();

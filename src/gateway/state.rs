@@ -94,6 +94,8 @@ pub struct Target {
     pub server_name: String,
     pub authority: HeaderValue,
     pub base_path: String,
+    /// Speaks HTTP/2 by prior knowledge.
+    pub http2: bool,
     /// Keeps connections of targets with other trust anchors apart.
     pub group: u64,
     /// Trust anchors in place of the system's.
@@ -160,6 +162,7 @@ impl RouteEntry {
                     authority: HeaderValue::try_from(&upstream.authority)
                         .unwrap_or(HeaderValue::from_static("localhost")),
                     base_path: upstream.base_path.clone(),
+                    http2: upstream.http2,
                     group,
                     ca: ca.clone(),
                     client_cert: client_cert.clone(),

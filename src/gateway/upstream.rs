@@ -20,6 +20,13 @@ use crate::web::{cookies, headers};
 /// Shorter than what common servers keep an idle connection (Node: 5 s), so that they rarely close one under us.
 const IDLE: Duration = Duration::from_secs(4);
 
+/// Requests at a time on one HTTP/2 connection; what every server takes.
+const STREAMS: usize = 100;
+/// How much of an answer may wait here for a client that reads slowly.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all answers on a connection.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -55,10 +62,19 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     options.connection_timeout = Some(settings.connect_timeout);
     options.total_connection_timeout = Some(settings.connect_timeout);
     options.idle_timeout = Some(IDLE);
-    options.alpn = ALPN::H1;
     // How long the upstream may be silent depends on what it answers: `Ctx::silence` watches it.
     options.read_timeout = None;
     options.write_timeout = Some(settings.read_timeout);
+    options.alpn = ALPN::H1;
+    if forward.over_http2() {
+        // Nothing less: the pool would hand gRPC a connection that speaks HTTP/1.1.
+        options.alpn = ALPN::H2;
+        options.max_h2_streams = STREAMS;
+        options.h2_stream_window_size = Some(STREAM_WINDOW);
+        options.h2_connection_window_size = Some(CONNECTION_WINDOW);
+        // One connection carries many requests: it cannot be ended for the silence in one of them.
+        options.read_timeout = (!forward.grpc && !forward.event_stream).then_some(settings.read_timeout);
+    }
     // Pingora takes a lone `Upgrade` field for a handshake; one that `Connection` does not name is none.
     options.http_upstream_request_policy = if forward.upgrade {
         HttpUpstreamRequestPolicy::standard()
@@ -171,6 +187,10 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, re
     set(request, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
     if let Some(traceparent) = &forward.traceparent {
         set(request, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
+    }
+    if forward.grpc && forward.over_http2() {
+        // What a server goes by to tell whether its trailers, which hold the call's status, will arrive.
+        set(request, header::TE, Some(HeaderValue::from_static("trailers")));
     }
     // A chain of proxies each adds itself (RFC 9110 section 7.6.3).
     let _ = request.append_header(header::VIA, state.via.clone());

@@ -166,7 +166,13 @@ async fn keep_watch(line: Weak<Line>, begun: Arc<Notify>) {
         let Some(due) = line.upgrade().map(|line| line.due()) else { return };
         match due {
             None => begun.notified().await,
-            Some(due) if due > Instant::now() => sleep_until(due).await,
+            Some(due) if due > Instant::now() => {
+                tokio::select! {
+                    () = sleep_until(due) => {}
+                    // Perhaps less is allowed from now on.
+                    () = begun.notified() => {}
+                }
+            }
             Some(_) => {
                 if let Some(line) = line.upgrade() {
                     line.give_up();
@@ -187,14 +193,19 @@ pub struct Silence {
 impl Silence {
     /// From now on something is expected of the upstream; also a sign of life, from which silence is counted anew.
     pub fn listen(&self) {
+        self.listen_for(self.allowed);
+    }
+
+    /// The same, with another limit.
+    pub fn listen_for(&self, allowed: Duration) {
         let mut watch = self.line.watch.lock();
         if watch.request != self.request {
             return;
         }
         watch.since = Instant::now();
-        let sleeping = watch.allowed.replace(self.allowed).is_none();
+        let sooner = watch.allowed.replace(allowed).is_none_or(|before| before > allowed);
         drop(watch);
-        if sleeping {
+        if sooner {
             self.line.begun.notify_one();
         }
     }

@@ -28,6 +28,7 @@ mod wire;
 pub use accept::{AcceptService, BoundListener, Entrance, bind};
 pub use connection::{ConnectionInfo, Connections, Control, Kind, Observer};
 pub use guard::Guard;
+pub use h2::http2_options;
 pub use refusal::{Refusal, Refusals};
 pub use settings::{ListenAddress, NotAListenAddress, Settings};
 pub use tls::{Tls, load_server_config};
