@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{HeaderName, HeaderValue};
 use pingora::protocols::tls::CaType;
@@ -24,27 +24,36 @@ use crate::oidc::Provider;
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
+use crate::session::settings::SameSite;
 use crate::session::{Session, SessionId};
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
-/// What a reload replaces as a whole. Sessions, flights and attempts are shared by all its generations.
+/// One generation of the configuration, which a reload replaces as a whole. Sessions, flights and attempts are
+/// [`Shared`] by all of them.
 pub struct State {
     pub settings: Settings,
     pub routes: RouteTable<Entry>,
     /// The session cookie is `SameSite=None`.
     pub embedded: bool,
+    pub jar: Arc<Jar>,
+    pub logins: Arc<LoginCookies>,
+    pub provider: Arc<Provider>,
     pub shared: Shared,
     /// Client headers that no route lets through: identity headers and token headers of every route, folded.
     pub reserved: Vec<String>,
 }
 
+/// What a generation is made of, besides its settings.
+#[derive(Debug)]
+pub struct Parts {
+    pub jar: Arc<Jar>,
+    pub provider: Arc<Provider>,
+}
+
 /// What lives as long as the process.
 #[derive(Clone)]
 pub struct Shared {
-    pub jar: Arc<Jar>,
-    pub logins: Arc<LoginCookies>,
-    pub provider: Arc<Provider>,
     pub refresh: Arc<Coordinator>,
     pub attempts: Arc<Attempts>,
     pub metrics: Arc<Metrics>,
@@ -133,11 +142,9 @@ impl RouteEntry {
     /// # Errors
     /// A sentence that names the file of `upstream_tls` that cannot be used.
     pub fn new(settings: Route, metrics: &Metrics, names: &Names) -> Result<Self, String> {
-        // Pingora's pool tells neither trust anchors nor client certificates apart. Never used twice, for a reload may
-        // change them and finds the connections of before. 0 is Pingora's default.
-        static GROUPS: AtomicU64 = AtomicU64::new(1);
-        let group = GROUPS.fetch_add(1, Ordering::Relaxed);
-        let ca = settings.upstream_tls.ca_file.as_deref().map(trust_anchors).transpose()?;
+        let anchors = settings.upstream_tls.ca_file.as_deref().map(certificates).transpose()?;
+        let group = anchors.as_deref().map_or(0, trust_group);
+        let ca = anchors.map(trust_anchors);
         let client_cert = match (&settings.upstream_tls.cert_file, &settings.upstream_tls.key_file) {
             (Some(cert), Some(key)) => Some(client_certificate(cert, key)?),
             _ => None,
@@ -250,7 +257,8 @@ impl State {
     ///
     /// # Errors
     /// As [`RouteEntry::new`], with the route's path in front.
-    pub fn new(settings: Settings, embedded: bool, shared: Shared) -> Result<Self, String> {
+    pub fn new(settings: Settings, parts: Parts, shared: Shared) -> Result<Self, String> {
+        let Parts { jar, provider } = parts;
         let reserved = settings
             .routes
             .iter()
@@ -267,7 +275,9 @@ impl State {
             entry.map(|entry| Entry(Arc::new(entry))).map_err(|problem| format!("route {path}: {problem}"))
         });
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
-        Ok(Self { settings, routes, embedded, shared, reserved })
+        let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
+        let embedded = jar.settings().same_site == SameSite::None;
+        Ok(Self { settings, routes, embedded, jar, logins, provider, shared, reserved })
     }
 
     /// Whether a client's header could pass for one that we set.
@@ -317,9 +327,17 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-fn trust_anchors(file: &Path) -> Result<Arc<CaType>, String> {
+/// Names a set of trust anchors by its content: a pooled connection that was made by other anchors, or before a reload
+/// by other content of the file, is not taken. 0, Pingora's default, is the system's anchors.
+fn trust_group(anchors: &[CertificateDer<'static>]) -> u64 {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    anchors.iter().for_each(|anchor| hash.update(anchor));
+    hash.finish().as_ref().first_chunk().map_or(1, |head| u64::from_be_bytes(*head) | 1)
+}
+
+fn trust_anchors(anchors: Vec<CertificateDer<'static>>) -> Arc<CaType> {
     let wrap = |certificate: CertificateDer<'static>| WrappedX509::new(certificate.to_vec(), parse_x509);
-    Ok(certificates(file)?.into_iter().map(wrap).collect())
+    anchors.into_iter().map(wrap).collect()
 }
 
 fn client_certificate(cert: &Path, key: &Path) -> Result<Arc<CertKey>, String> {

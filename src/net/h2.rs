@@ -374,7 +374,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn h2_08_floods_use_the_allowance_up_and_browsers_do_not() {
-        let mut flood = |kind: u8, flags: u8, payload: usize, count: u64| {
+        let flood = |kind: u8, flags: u8, payload: usize, count: u64| {
             let mut frames = Frames::default();
             let mut allowance = Allowance::new();
             for _ in 0..count {
