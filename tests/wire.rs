@@ -28,7 +28,7 @@ fn bounded(config: &mut Table, up: &str) {
 
 /// DOS-06: an announced excess is refused at once, and nothing of it reaches the upstream.
 #[tokio::test]
-async fn dos_06_an_announced_excess_is_a_413() {
+async fn pitfall_12_an_announced_excess_is_a_413() {
     let rig = Rig::start(bounded).await;
     for path in ["/api/x", "/x"] {
         for body in [vec![b'x'; 1025], vec![b'x'; 200_000]] {
@@ -72,7 +72,7 @@ async fn dos_06_a_chunked_excess_never_completes() {
 
 /// DOS-03, DOS-04, DOS-05: heads have limits; 431 lets the user recover from cookies that grew too large.
 #[tokio::test]
-async fn dos_05_a_head_that_is_too_large() {
+async fn pitfall_09_a_head_that_is_too_large() {
     let rig = Rig::start(|config, up| {
         bounded(config, up);
         set(config, "limits.header_bytes", "'8KiB'");
@@ -104,7 +104,7 @@ async fn dos_05_a_head_that_is_too_large() {
 
 /// DOS-01, DOS-02: a head or a body that does not come ends the connection.
 #[tokio::test]
-async fn dos_01_slow_clients_are_cut_off() {
+async fn pitfall_10_slow_clients_are_cut_off() {
     let rig = Rig::start(|config, up| {
         bounded(config, up);
         set(config, "limits.head_timeout", "'300ms'");
@@ -175,7 +175,7 @@ async fn a_dead_kept_alive_connection() {
 
 /// DOS-08: silence of the upstream is a 504, no connection a 502.
 #[tokio::test]
-async fn dos_08_upstreams_that_do_not_answer() {
+async fn pitfall_11_upstreams_that_do_not_answer() {
     let rig = Rig::start(bounded).await;
     rig.upstream.on("/api/x", Script::Stall);
     assert_eq!(rig.get("/api/x", &[]).await.verdict(), (504, "upstream_timeout".to_owned()));

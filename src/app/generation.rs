@@ -43,6 +43,7 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        streams: Arc::default(),
         names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };

@@ -65,7 +65,6 @@ fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     refuse(route.allow_hosts.is_some(), "allow_hosts");
     refuse(route.max_auth_age.is_some(), "max_auth_age");
     refuse(route.acr_values.is_some(), "acr_values");
-    refuse(route.rate_limit.is_some(), "rate_limit");
 }
 
 struct Gaps<'a>(&'a mut Findings);

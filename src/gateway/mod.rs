@@ -14,6 +14,7 @@ pub mod endpoints;
 pub mod explain;
 mod forward;
 pub mod live;
+pub mod rate;
 mod record;
 pub mod refusals;
 pub mod rescue;
@@ -95,7 +96,7 @@ impl ProxyHttp for Gateway {
                 ctx.respond(session, response).await?;
                 Ok(true)
             }
-            Outcome::Events(user) => {
+            Outcome::Events(user, _open) => {
                 ctx.phase = Phase::Answered;
                 let state = Arc::clone(&ctx.state);
                 // A page that went away is no news.
@@ -170,6 +171,11 @@ impl ProxyHttp for Gateway {
         ctx.request_over |= end;
         if let Some(silence) = &ctx.silence {
             if end && !ctx.answering { silence.listen() } else { silence.heard() }
+        }
+        if end && body.as_ref().is_some_and(Bytes::is_empty) {
+            // Pingora would write it as a chunk, which is the end of a body, and then the end once more: bytes that the
+            // upstream takes for the next request. HTTP/2 often ends so.
+            *body = None;
         }
         let (Phase::Forward(forward), Some(body)) = (&ctx.phase, body) else { return Ok(()) };
         if session.was_upgraded() {

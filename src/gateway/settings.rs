@@ -1,5 +1,6 @@
 //! What the gateway needs to know, parsed: routes, CSRF, endpoints, limits.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -97,6 +98,7 @@ pub struct Route {
     pub max_token_age: Option<Duration>,
     pub upstream_tls: UpstreamTls,
     pub verify: Verify,
+    pub rate_limit: Option<Rate>,
 }
 
 /// Who may use a route.
@@ -141,6 +143,14 @@ pub enum Verify {
     Redirect,
     /// 401 or the login, at once.
     Unauthorized,
+}
+
+/// `rate_limit`: so many requests in that time, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub requests: NonZeroU32,
+    pub per: Duration,
+    pub burst: NonZeroU32,
 }
 
 /// Where an upstream listens.

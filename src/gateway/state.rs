@@ -14,6 +14,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::attempts::Attempts;
+use super::live::Streams;
+use super::rate::Limiter;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
@@ -59,6 +61,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
+    /// Open event streams.
+    pub streams: Arc<Streams>,
     /// What upstreams are reached by.
     pub names: Arc<Names>,
     /// `1.1 sidegate-<instance>`: what this process adds to `Via`, and knows itself by.
@@ -91,6 +95,7 @@ pub struct RouteEntry {
     pub metrics: Arc<RouteMetrics>,
     pub targets: Vec<Target>,
     pub dialer: Arc<Dialer>,
+    pub limiter: Option<Limiter>,
     /// Where the next request begins among the targets.
     next: AtomicUsize,
 }
@@ -178,7 +183,8 @@ impl RouteEntry {
             .collect();
         let metrics = metrics.route(&settings.path);
         let dialer = Dialer::new(settings.connect_timeout);
-        Ok(Self { settings, metrics, targets, dialer, next: AtomicUsize::new(0) })
+        let limiter = settings.rate_limit.map(Limiter::new);
+        Ok(Self { settings, metrics, targets, dialer, limiter, next: AtomicUsize::new(0) })
     }
 
     /// Takes turns among the targets.

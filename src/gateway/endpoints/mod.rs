@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::decide::Caller;
+use super::live::OpenStream;
 use super::state::State;
 use crate::oidc::ProviderError;
 use crate::session::Session;
@@ -58,7 +59,7 @@ pub enum Answer {
     /// As it is.
     Respond(LocalResponse),
     /// The event stream of this session.
-    Events(Arc<Session>),
+    Events(Arc<Session>, OpenStream),
     /// A refusal, with cookies to set.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -117,7 +118,7 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
-            Self::Events => session::events(visitor),
+            Self::Events => session::events(state, visitor),
         }
     }
 }
