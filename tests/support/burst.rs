@@ -28,6 +28,8 @@ use super::upstream::{Script, Upstream};
 const BURST: usize = 10;
 /// What the access tokens live longer than the provider says: a slow machine is no expired token.
 const REAL_LIFE_MORE: i64 = 60;
+/// No token is renewed that is younger than this, whatever the provider says of its life.
+const SOONEST: Duration = Duration::from_secs(1);
 /// How often a browser tries again what was refused for now, or broke.
 const TRIES: usize = 40;
 
@@ -363,13 +365,13 @@ impl World {
     }
 
     /// Counts what the provider saw. A refresh is one of an expiry when its token comes for the first time, and not
-    /// sooner after the one before than a token can be due.
+    /// sooner after the one before than a token can be due: where tokens are not rotated, only that tells the second of
+    /// two.
     fn ask_the_provider(&self, tally: &mut Tally) {
         let mut session_of = HashMap::new();
         for (number, session) in self.provider.sessions().into_iter().enumerate() {
             session_of.extend(session.refresh_tokens.into_iter().map(|token| (token, number)));
         }
-        let soonest = Duration::from_secs(self.plan.life.into()).mul_f64(0.75);
         let mut latest: HashMap<usize, Instant> = HashMap::new();
         let mut seen = HashSet::new();
         for call in self.provider.calls().iter().filter(|call| call.is_refresh()) {
@@ -386,7 +388,7 @@ impl World {
             let again = !seen.insert(token.to_owned()) && self.plan.reuse != Reuse::None;
             let remark = match since {
                 _ if again => "a token came again".to_owned(),
-                Some(since) if since < soonest => {
+                Some(since) if since < SOONEST => {
                     format!("a token came within {} ms", since.as_millis() / 500 * 500 + 500)
                 }
                 _ => {
