@@ -123,7 +123,7 @@ async fn table(options: &Options) -> Vec<String> {
         // The cells of a row run at once: most of the time they wait.
         let cells = columns.iter().map(|(_, (_, reuse))| run((row.plan)(plan(*reuse))));
         for ((number, (column, _)), tally) in columns.iter().zip(join_all(cells).await) {
-            let must = row.must[*number];
+            let must = row.must.get(*number).copied().unwrap_or(Must::All);
             let text = cell(&tally);
             match (must, objection(&tally, must)) {
                 (Must::Nothing, _) => print!(" {text} |"),
