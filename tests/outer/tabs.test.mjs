@@ -48,6 +48,7 @@ function fiveTabs(name, gatewayOptions, call) {
 function tenAtOnceByOneRefresh(page, url) {
   return page.evaluate(async (target) => {
     globalThis.api ??= (await import('/one-refresh-for-all-tabs.js')).oneRefreshForAllTabs();
-    return Promise.all(Array.from({ length: 10 }, () => globalThis.api(target).then(({ status }) => status)));
+    const once = () => globalThis.api(`${target}?${crypto.randomUUID()}`).then(({ status }) => status);
+    return Promise.all(Array.from({ length: 10 }, once));
   }, url);
 }
