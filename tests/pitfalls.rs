@@ -287,7 +287,7 @@ async fn pitfall_32_proxy_variables_are_not_read() {
     assert!(PATIENCE > Duration::ZERO && provider.violations().is_empty(), "{:?}", provider.violations());
 }
 
-/// ASVS-11.1.1: one library does all cryptography, and nothing brings another one along.
+/// One library does all cryptography, and nothing brings another one along.
 #[test]
 fn pitfall_23_one_crypto_library() {
     let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).expect("the lock file");

@@ -519,7 +519,8 @@ async fn pitfall_28_connections_with_own_trust_are_kept() {
     for _ in 0..5 {
         assert_eq!(rig.get("/x", &[]).await.status, 200);
     }
-    assert_eq!((secure.requests.load(Ordering::SeqCst), secure.connections.load(Ordering::SeqCst)), (5, 1));
+    assert!(secure.requests.load(Ordering::SeqCst) >= 5);
+    assert_eq!(secure.connections.load(Ordering::SeqCst), 1);
 }
 
 /// A plain upstream behind `https://` is not spoken to in clear text.
