@@ -95,7 +95,8 @@ async fn served(gateway: &Inside, connector: &TlsConnector) -> Option<(TlsStream
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = vec![0; 4096];
         let length = stream.read(&mut answer).await.ok().filter(|length| *length > 0)?;
-        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        answer.truncate(length);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
         Some((stream, answer))
     };
     tokio::time::timeout(PATIENCE, exchange).await.expect("an answer or an end")
@@ -105,7 +106,7 @@ async fn served(gateway: &Inside, connector: &TlsConnector) -> Option<(TlsStream
 async fn shown(gateway: &Inside) -> CertificateDer<'static> {
     let (stream, answer) = served(gateway, &client(rustls::ALL_VERSIONS, None)).await.expect("a connection");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    stream.get_ref().1.peer_certificates().expect("certificates")[0].clone().into_owned()
+    stream.get_ref().1.peer_certificates().and_then(<[_]>::first).expect("a certificate").clone().into_owned()
 }
 
 /// CFG-07, DOS-26: a certificate that is swapped is shown to the next client while open connections go on; one that

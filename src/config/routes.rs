@@ -137,7 +137,8 @@ fn rate_limit(parser: &mut Parser, at: &str, raw: &raw::RateLimit) -> Option<Rat
         }
         number
     };
-    let (requests, burst) = (some("requests", raw.requests), some("burst", raw.burst.unwrap_or(raw.requests.max(1))));
+    let (requests, burst) =
+        (some("requests", raw.requests), some("burst", raw.burst.unwrap_or_else(|| raw.requests.max(1))));
     Some(Rate { requests: requests?, per, burst: burst? })
 }
 

@@ -144,7 +144,7 @@ impl Client {
 
     /// Sends a request; its body, if any, in two pieces. The error is the stream's.
     pub async fn call(
-        &mut self,
+        &self,
         method: &str,
         url: &str,
         fields: &Fields<'_>,
@@ -166,7 +166,7 @@ impl Client {
     }
 
     /// Sends a head that says that a body follows, and no body.
-    pub async fn stall(&mut self, url: &str, fields: &Fields<'_>) -> Result<Whole, h2::Error> {
+    pub async fn stall(&self, url: &str, fields: &Fields<'_>) -> Result<Whole, h2::Error> {
         let mut request = Request::builder().method("POST").uri(url);
         for (name, value) in fields {
             request = request.header(*name, *value);
@@ -219,10 +219,11 @@ impl GrpcUpstream {
                 let (seen, tls) = (Arc::clone(&seen), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => serve(stream, seen, pause).await,
-                            Err(_) => {}
-                        },
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, seen, pause).await;
+                            }
+                        }
                         None => serve(stream, seen, pause).await,
                     }
                 });
