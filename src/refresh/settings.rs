@@ -39,6 +39,11 @@ impl Settings {
     pub fn fork_is_reuse(&self) -> bool {
         self.replica.is_none() && self.leeway.is_zero() && self.rotation == Some(Rotation::Single)
     }
+
+    /// What one of so many engines goes by: its part of the memory.
+    pub(super) fn share(&self, count: usize) -> Self {
+        Self { memory: self.memory / count.max(1), ..self.clone() }
+    }
 }
 
 /// `rotation`: what becomes of a refresh token that is used.
