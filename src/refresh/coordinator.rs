@@ -45,6 +45,8 @@ const CHANGES: usize = 1024;
 const WAITERS: usize = 10_000;
 /// Tries after the first one, when nothing happened at the provider.
 const RETRIES: u32 = 2;
+/// Tries with a token of which it is not known whether it is spent. Beyond the second only while a leeway runs.
+const DOUBTFUL_TRIES: u32 = 6;
 /// The pause before the first of them when the provider names none; doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// The longest `Retry-After` that is honoured.
@@ -328,9 +330,27 @@ impl Coordinator {
         shard.engine.newest(id, now)
     }
 
+    /// Whose cookie an answer may carry that is about to leave, so long after its request came: the newest generation
+    /// known, at least `used`. None when the session is over or has gone on without it. That is also to be feared of an
+    /// answer that took longer than `grace`: other replicas may have gone on, and what they knew of the generations before
+    /// is gone. Nothing is lost by it, for who still has the older cookie finds its successor here.
+    pub fn outgoing(&self, used: &Arc<Session>, age: Duration) -> Option<Arc<Session>> {
+        if self.is_ended(used.id) || self.is_behind(used) {
+            return None;
+        }
+        let newest = self.newest(used.id).filter(|newest| newest.generation >= used.generation);
+        let newest = newest.unwrap_or_else(|| Arc::clone(used));
+        let grace = self.terms.load().settings.grace;
+        let late = age > grace && self.clock.now().since(newest.issued) > grace;
+        (!late).then_some(newest)
+    }
+
     /// The session's generation was given up long ago: a slow response must not set its cookie again.
     pub fn is_behind(&self, session: &Session) -> bool {
-        self.shard(session.id).is_some_and(|shard| shard.lock().engine.is_behind(&Facts::of(session)))
+        self.shard(session.id).is_some_and(|shard| {
+            let (mut shard, now) = self.enter(shard);
+            shard.engine.is_behind(&Facts::of(session), now)
+        })
     }
 
     /// Ends a session until then: no cookie of it is used or set any more.
@@ -549,9 +569,10 @@ impl Aloft {
     async fn spend_or_adopt(&self, shared: &dyn Shared, on_error: OnError) -> (Outcome, &'static str) {
         let settings = &self.terms.settings;
         let handle = self.flight.handle();
-        match shared::claim(shared, handle, self.coordinator.owner(), settings.timeout, self.began + settings.wait)
-            .await
-        {
+        // Longer than anybody waits: when the lock of a process that died runs out, a leeway may still be running, and who
+        // comes again finds the result.
+        let patience = self.began + settings.wait.max(shared::lock_life(settings.timeout) + AGAIN);
+        match shared::claim(shared, handle, self.coordinator.owner(), settings.timeout, patience).await {
             Ok(Claim::Ours(mut held)) => {
                 let (outcome, reason) = self.spend(Some((shared, &mut held))).await;
                 self.tell_replicas(shared, Some(held.owner), outcome, reason).await
@@ -626,7 +647,7 @@ impl Aloft {
     }
 
     /// Spends the refresh token. Only a try of which the provider knows nothing is made again at leisure; one whose
-    /// outcome is unknown once, at once: if the provider has a leeway it runs now.
+    /// outcome is unknown once, at once, and then for as long as the leeway runs that the provider is known to have.
     async fn spend(&self, mut lock: Option<(&dyn Shared, &mut Held)>) -> (Outcome, &'static str) {
         let Some(text) = self.session.refresh_token.as_ref().and_then(|token| token.unpack()) else {
             return (Outcome::Dead("no_refresh_token"), "no_refresh_token");
@@ -639,14 +660,15 @@ impl Aloft {
             nonce_hash: self.session.nonce_hash,
             dpop: self.session.dpop.clone(),
         };
-        let deadline = self.began + settings.wait;
+        let deadline = Instant::now() + settings.wait;
         let mut retries = 0;
-        let mut in_doubt = false;
+        let mut doubts = 0;
+        let mut first_sent = None;
         // Then a token is as good after a lost answer as before.
         let rotates_not = settings.rotation == Some(Rotation::None);
         loop {
             let Ok(permit) = timeout_at(deadline, self.coordinator.tries.acquire()).await else {
-                let outcome = if in_doubt { Outcome::Ambiguous } else { Outcome::Retry { after: None } };
+                let outcome = if doubts > 0 { Outcome::Ambiguous } else { Outcome::Retry { after: None } };
                 return (outcome, "overloaded");
             };
             if let Some((shared, held)) = &mut lock
@@ -656,10 +678,11 @@ impl Aloft {
             }
             let admitted = self.coordinator.breaker.lock().admit(Instant::now());
             if let Err(pause) = admitted {
-                let outcome = if in_doubt { Outcome::Ambiguous } else { Outcome::Retry { after: Some(pause) } };
+                let outcome = if doubts > 0 { Outcome::Ambiguous } else { Outcome::Retry { after: Some(pause) } };
                 return (outcome, "provider_spared");
             }
             let now = self.coordinator.clock.now();
+            let sent = *first_sent.get_or_insert_with(Instant::now);
             let answer = timeout(settings.timeout, self.terms.grant.refresh(&token, &expect, now)).await;
             drop(permit);
             let answer = answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" }));
@@ -670,9 +693,13 @@ impl Aloft {
                 Err(ProviderError::Invalid { reason }) => return (Outcome::Mismatch(reason), reason),
                 Err(ProviderError::Refused { reason }) => return (Outcome::Config, reason),
                 Err(ProviderError::Ambiguous { reason }) if !rotates_not => {
-                    if std::mem::replace(&mut in_doubt, true) {
+                    doubts += 1;
+                    let pause = if doubts == 1 { Duration::ZERO } else { RETRY_PAUSE.saturating_mul(1 << doubts) };
+                    let forgiven = doubts < DOUBTFUL_TRIES && Instant::now() + pause < sent + settings.leeway;
+                    if doubts > 1 && !forgiven {
                         return (Outcome::Ambiguous, reason);
                     }
+                    sleep(pause).await;
                     let known = self.coordinator.newest(self.flight.session());
                     if known.is_some_and(|newest| newest.generation > self.session.generation) {
                         return (Outcome::Ambiguous, "overtaken");
@@ -788,7 +815,10 @@ fn weight(session: &Session) -> usize {
         size_of::<serde_json::Value>() + inner
     }
     let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    let claims: usize = session.claims.iter().map(|(name, value)| 32 + name.len() + json(value)).sum();
+    // A node of the map has room for eleven, and is at least half full but for the only one.
+    let node = 16 + 11 * (size_of::<String>() + size_of::<serde_json::Value>());
+    let texts: usize = session.claims.iter().map(|(name, value)| 16 + name.len() + json(value)).sum();
+    let claims = session.claims.len().div_ceil(6) * node + texts;
     size_of::<Session>()
         + session.access_token.expose().len()
         + session.subject.len()

@@ -59,6 +59,11 @@ pub enum OnError {
 
 /// How long the lock outlives one try: the answer has to be written while it is held.
 const LOCK_SLACK: Duration = Duration::from_secs(7);
+/// How long a lock is held if its holder is never heard of again.
+pub(super) fn lock_life(timeout: Duration) -> Duration {
+    timeout + LOCK_SLACK
+}
+
 /// What must be left of the lock, beyond one try, for the token request to go out.
 const SEND_SLACK: Duration = Duration::from_secs(1);
 /// How long a "dead" is believed by all.
@@ -97,7 +102,7 @@ pub(super) struct Held {
 
 impl Held {
     fn new(owner: Owner, asked: Instant, timeout: Duration) -> Self {
-        let life = timeout + LOCK_SLACK;
+        let life = lock_life(timeout);
         Self { owner, until: asked + life, life, timeout }
     }
 
@@ -133,7 +138,7 @@ pub(super) async fn claim(
     let mut pauses = POLLS.iter().copied();
     for poll in 0.. {
         let asked = Instant::now();
-        match shared.lock(handle, owner, timeout + LOCK_SLACK).await? {
+        match shared.lock(handle, owner, lock_life(timeout)).await? {
             Rung::Absent => return Ok(Claim::Ours(Held::new(owner, asked, timeout))),
             Rung::Locked => {}
             settled => return Ok(Claim::Settled(settled)),

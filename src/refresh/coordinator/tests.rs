@@ -352,6 +352,27 @@ async fn an_unknown_outcome_is_tried_once_more_with_the_same_token() {
     assert!(matches!(rotated.get().await, Freshened::Over { reason: EndReason::Dead("invalid_grant") }));
 }
 
+/// Found by the simulation: two lost answers in a row, and the next request after the leeway. The flight goes on by itself.
+#[tokio::test(start_paused = true)]
+async fn while_a_leeway_runs_an_unknown_outcome_is_tried_until_it_is_known() {
+    let lost = || Act::Fail(ProviderError::Ambiguous { reason: "connection_lost" });
+    let lenient = || Settings { leeway: secs(30), ..settings() };
+    let rig = rig_with(lenient(), OVER, [lost(), lost(), lost()]);
+    assert_eq!(rig.token().await, new());
+    assert_eq!(rig.calls(), 4);
+
+    let rig = rig_with(Settings { leeway: secs(20), ..settings() }, OVER, [Act::Hang, Act::Hang, Act::Answer]);
+    assert!(matches!(rig.get().await, Freshened::Unavailable { .. }), "nobody waits for so long");
+    rig.coordinator.drain().await;
+    rig.clock.advance(secs(60));
+    assert_eq!((rig.token().await, rig.calls()), (new(), 3));
+
+    let rig = rig_with(lenient(), OVER, std::iter::repeat_with(lost).take(9));
+    assert!(matches!(rig.get().await, Freshened::Unavailable { .. }));
+    rig.coordinator.drain().await;
+    assert_eq!(rig.calls(), 6, "but not for ever");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_never_answers_holds_a_request_for_no_longer_than_wait() {
     let over = rig(OVER, [Act::Hang, Act::Hang]);

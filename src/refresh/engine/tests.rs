@@ -334,9 +334,9 @@ fn a_fork_is_counted_and_only_where_it_proves_something_more() {
     };
     let strict = Settings { rotation: Some(Rotation::Single), ..settings() };
     assert_eq!(fork(strict.clone()), (true, true, false));
-    assert_eq!(fork(Settings { on_reuse: OnReuse::Revoke, ..strict.clone() }), (true, true, true));
-    assert_eq!(fork(Settings { on_reuse: OnReuse::Ignore, ..strict.clone() }), (true, false, false));
-    assert_eq!(fork(Settings { leeway: secs(30), ..strict.clone() }), (true, false, false));
+    assert_eq!(fork(Settings { on_reuse: OnReuse::Revoke, ..strict }), (true, true, true));
+    assert_eq!(fork(Settings { on_reuse: OnReuse::Ignore, ..strict }), (true, false, false));
+    assert_eq!(fork(Settings { leeway: secs(30), ..strict }), (true, false, false));
     assert_eq!(fork(Settings { replica: Some(7), ..strict }), (true, false, false));
     assert_eq!(fork(settings()), (true, false, false));
 }
@@ -349,6 +349,22 @@ fn nobody_goes_on_with_a_token_that_its_refresh_is_killing() {
     let old = session(ID, 0, T0);
     let flight = start(&mut engine, &old, T0 + secs(100));
     assert_eq!(step(&mut engine, &old, T0 + secs(100)), Step::Join(flight));
+}
+
+/// R4: a slow answer is about to leave just when the grace of the generation after its own is over, and nobody has asked
+/// since. Nothing newer is known any more, but its own cookie must not be set either.
+#[test]
+fn a_slow_answer_does_not_bring_back_what_was_given_up_a_moment_ago() {
+    let mut engine = Engine::new(settings());
+    let mut now = T0 + secs(300);
+    let first = renew(&mut engine, &session(ID, 0, T0), now);
+    now = now + secs(300);
+    let second = renew(&mut engine, &first, now);
+    step(&mut engine, &second, now);
+    now = now + secs(60);
+    assert_eq!(engine.newest(ID, now), None);
+    assert!(engine.is_behind(&Facts::of(&first), now));
+    assert!(!engine.is_behind(&Facts::of(&second), now));
 }
 
 #[test]
