@@ -29,6 +29,7 @@ use crate::config::{Config, Problem};
 use crate::crypto::random;
 use crate::gateway::Gateway;
 use crate::gateway::attempts::Attempts;
+use crate::gateway::ends::Ends;
 use crate::gateway::refusals::Wording;
 use crate::gateway::state::{Shared, State};
 use crate::metrics::{
@@ -298,12 +299,15 @@ fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
         clock.clone(),
         Arc::new(told),
     );
+    let ends =
+        Ends::new(Arc::clone(&jar), Arc::clone(&refresh), Arc::clone(&metrics), Arc::clone(&sub_hasher), clock.clone());
     let via = format!("1.1 sidegate-{}", random::base64url::<6>());
     let shared = Shared {
         jar,
         logins,
         provider,
         refresh,
+        ends: Arc::new(ends),
         attempts: Arc::new(Attempts::default()),
         metrics,
         clock: clock.clone(),
@@ -412,6 +416,7 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
         let state = state.load_full();
         state.refresh.sweep();
         state.attempts.sweep(state.clock.now());
+        state.ends.sweep();
         let stats = state.refresh.stats();
         state.metrics.set_handoff(stats.entries, stats.bytes);
     }
