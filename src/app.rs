@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::readiness::{Condition, Readiness};
+use crate::admin::revoke::{self, Order, Revoke, TokenFile};
 use crate::admin::{AdminService, AdminState};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Problem};
@@ -40,10 +41,12 @@ use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_
 use crate::oidc::Provider;
 use crate::refresh::coordinator::{Coordinator, Handles, Observer};
 use crate::refresh::policy;
+use crate::session::endings::Whose;
 use crate::session::jar::Jar;
 use crate::session::login_cookie::LoginCookies;
 use crate::session::model::{Handle, Session};
 use crate::session::settings::SameSite;
+use crate::session::store::By;
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
 use crate::telemetry::{SubHasher, audit};
 
@@ -96,6 +99,7 @@ pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
             metrics: assembly.metrics(),
             readiness: Arc::clone(&assembly.readiness),
             config: Arc::new(move || shown.clone()),
+            revoke: revocation(config.admin.token_file.as_ref(), &assembly.state)?,
         };
         let admin = AdminService::new(listener, admin).map_err(|error| StartError(format!("admin.listen: {error}")))?;
         tracing::info!(target: "sidegate", event = "listening", addr = %admin.address(), kind = "admin");
@@ -259,6 +263,28 @@ impl Service for Assembly {
     fn name(&self) -> &'static str {
         "public"
     }
+}
+
+/// What `POST /revoke` does; none without a token file.
+fn revocation(token_file: Option<&PathBuf>, state: &Arc<ArcSwap<State>>) -> Result<Option<Revoke>, StartError> {
+    let Some(path) = token_file else { return Ok(None) };
+    let token = TokenFile::open(path.clone())
+        .ok_or_else(|| StartError(format!("admin.token_file: {} cannot be used", path.display())))?;
+    let state = Arc::clone(state);
+    let end = move |order: &Order<'_>| {
+        let state = state.load();
+        let issuer = state.provider.settings().issuer.as_str();
+        if order.issuer.is_some_and(|given| given != issuer) {
+            return false;
+        }
+        let whose = match order.whose {
+            revoke::Whose::Subject(subject) => Whose::Subject { issuer, subject },
+            revoke::Whose::ProviderSession(sid) => Whose::ProviderSession { issuer, sid },
+        };
+        state.ends.end_outside(&[whose], By::Operator);
+        true
+    };
+    Ok(Some(Revoke { token: Arc::new(token), end: Arc::new(end) }))
 }
 
 fn server_conf(threads: usize) -> ServerConf {
