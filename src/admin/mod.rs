@@ -50,8 +50,7 @@ pub struct AdminState {
     pub readiness: Arc<Readiness>,
     /// The effective configuration as JSON, secrets masked.
     pub config: Arc<dyn Fn() -> String + Send + Sync>,
-    /// None: `POST /revoke` is not there.
-    pub revoke: Option<Revoke>,
+    pub revoke: Arc<Revoke>,
 }
 
 impl fmt::Debug for AdminState {
@@ -284,9 +283,10 @@ async fn respond<S: AsyncRead + Unpin>(
     stream: &mut S,
     buffer: &mut BytesMut,
 ) -> Answer {
-    match &state.revoke {
-        Some(revoke) if head.path() == "/revoke" => end_sessions(revoke, head, stream, buffer).await,
-        _ => show(state, head),
+    if head.path() == "/revoke" && state.revoke.is_on() {
+        end_sessions(&state.revoke, head, stream, buffer).await
+    } else {
+        show(state, head)
     }
 }
 
@@ -358,7 +358,7 @@ mod tests {
         let readiness = Readiness::new(phase.subscribe(), None);
         readiness.set_listening();
         let config = Arc::new(|| r#"{"server":{}}"#.to_owned());
-        AdminState { metrics: Metrics::new(), readiness, config, revoke: None }
+        AdminState { metrics: Metrics::new(), readiness, config, revoke: Arc::new(Revoke::new(|| None, |_| false)) }
     }
 
     /// The service as the server runs it; stops when the returned sender is dropped or told so.

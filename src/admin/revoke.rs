@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -32,28 +31,58 @@ pub enum Whose<'a> {
     ProviderSession(&'a str),
 }
 
-/// Carries an order out; false when there is no such issuer.
-pub type EndSessions = Arc<dyn Fn(&Order<'_>) -> bool + Send + Sync>;
-
 /// Who may order, and who carries it out.
-#[derive(Clone)]
 pub struct Revoke {
-    pub token: Arc<TokenFile>,
-    pub end: EndSessions,
+    /// Where the bearer is now; none: there is no such endpoint.
+    token_file: Box<dyn Fn() -> Option<PathBuf> + Send + Sync>,
+    /// The last good content of that file.
+    good: Mutex<Option<(PathBuf, Secret)>>,
+    end: Box<EndSessions>,
 }
+
+type EndSessions = dyn Fn(&Order<'_>) -> bool + Send + Sync;
 
 impl fmt::Debug for Revoke {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Revoke").field("token", &self.token).finish_non_exhaustive()
+        f.debug_struct("Revoke").field("token_file", &(self.token_file)()).finish_non_exhaustive()
     }
 }
 
 impl Revoke {
+    /// `end` carries an order out; false when there is no such issuer.
+    pub fn new(
+        token_file: impl Fn() -> Option<PathBuf> + Send + Sync + 'static,
+        end: impl Fn(&Order<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let revoke = Self { token_file: Box::new(token_file), good: Mutex::new(None), end: Box::new(end) };
+        let _ = revoke.bearer();
+        revoke
+    }
+
+    /// Whether there is such an endpoint.
+    pub(super) fn is_on(&self) -> bool {
+        (self.token_file)().is_some()
+    }
+
+    /// The file is read whenever it is asked about, which is seldom. Content that cannot be used leaves the last good one
+    /// in force.
+    fn bearer(&self) -> Option<Secret> {
+        let path = (self.token_file)()?;
+        let mut good = self.good.lock();
+        if let Some(now) = read(&path) {
+            *good = Some((path, now));
+        } else {
+            good.take_if(|(known, _)| *known != path);
+        }
+        good.as_ref().map(|(_, bearer)| bearer.clone())
+    }
+
     /// Whether the `Authorization` fields of a request are the one bearer (RFC 6750 section 2.1).
     pub(super) fn allows(&self, fields: &[String]) -> bool {
         let [field] = fields else { return false };
         let Some((scheme, shown)) = field.split_once(' ') else { return false };
-        scheme.eq_ignore_ascii_case("Bearer") && self.token.is(shown.trim())
+        // Compared in constant time.
+        scheme.eq_ignore_ascii_case("Bearer") && self.bearer().is_some_and(|bearer| bearer == Secret::new(shown.trim()))
     }
 
     /// Carries out what a form says; false when it says nothing that can be.
@@ -78,36 +107,6 @@ impl Revoke {
     }
 }
 
-/// A file with a secret that may change: read whenever it is asked about, which is seldom. Content that cannot be used
-/// leaves the last good one in force.
-pub struct TokenFile {
-    path: PathBuf,
-    good: Mutex<Secret>,
-}
-
-impl fmt::Debug for TokenFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenFile").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-impl TokenFile {
-    /// Reads it for the first time; none when it cannot be used.
-    pub fn open(path: PathBuf) -> Option<Self> {
-        let good = Mutex::new(read(&path)?);
-        Some(Self { path, good })
-    }
-
-    fn is(&self, shown: &str) -> bool {
-        let mut good = self.good.lock();
-        if let Some(now) = read(&self.path) {
-            *good = now;
-        }
-        // In constant time.
-        *good == Secret::new(shown)
-    }
-}
-
 /// One trailing newline dropped, not blank.
 fn read(path: &Path) -> Option<Secret> {
     // A pipe would hold up the listener.
@@ -127,6 +126,8 @@ fn read(path: &Path) -> Option<Secret> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn revoke(token: &str) -> (Revoke, Arc<Mutex<Vec<String>>>, tempfile::TempDir) {
@@ -135,11 +136,11 @@ mod tests {
         std::fs::write(&path, token).unwrap();
         let orders = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&orders);
-        let end: EndSessions = Arc::new(move |order| {
+        let end = move |order: &Order<'_>| {
             seen.lock().push(format!("{order:?}"));
             order.issuer.is_none_or(|issuer| issuer == "https://op.example")
-        });
-        (Revoke { token: Arc::new(TokenFile::open(path).unwrap()), end }, orders, dir)
+        };
+        (Revoke::new(move || Some(path.clone()), end), orders, dir)
     }
 
     #[test]

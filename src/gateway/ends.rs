@@ -10,6 +10,8 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics};
 use crate::refresh::coordinator::Coordinator;
@@ -27,7 +29,8 @@ const AHEAD: Duration = Duration::from_secs(60);
 /// See the module.
 pub struct Ends {
     endings: Endings,
-    jar: Arc<Jar>,
+    /// A reload puts another one in place.
+    jar: ArcSwap<Jar>,
     refresh: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     sub_hasher: Arc<SubHasher>,
@@ -50,7 +53,13 @@ impl Ends {
         sub_hasher: Arc<SubHasher>,
         clock: Clock,
     ) -> Self {
-        Self { endings: Endings::default(), jar, refresh, metrics, sub_hasher, clock, replicas: OnceLock::new() }
+        let (endings, jar) = (Endings::default(), ArcSwap::new(jar));
+        Self { endings, jar, refresh, metrics, sub_hasher, clock, replicas: OnceLock::new() }
+    }
+
+    /// Names sessions by another jar from now on.
+    pub fn replace_jar(&self, jar: Arc<Jar>) {
+        self.jar.store(jar);
     }
 
     /// Tells the other replicas from now on.
@@ -62,7 +71,7 @@ impl Ends {
     /// Ends a session whose id is known, here and everywhere. Who calls this tells of it.
     pub fn end(&self, id: SessionId) {
         let now = self.clock.now();
-        let until = now + self.jar.settings().max_age;
+        let until = now + self.jar.load().settings().max_age;
         self.refresh.end(id, until);
         self.announce(&[Whose::Session(id)], now + AHEAD, until, By::Itself);
     }
@@ -71,7 +80,7 @@ impl Ends {
     /// told of when it is next met.
     pub fn end_outside(&self, whose: &[Whose<'_>], by: By) {
         let now = self.clock.now();
-        let endings = self.endings(whose, now + MOMENT, now + self.jar.settings().max_age, by);
+        let endings = self.endings(whose, now + MOMENT, now + self.jar.load().settings().max_age, by);
         self.endings.add(&endings, now);
         self.tell_replicas(&endings);
     }
@@ -96,7 +105,7 @@ impl Ends {
         if self.endings.is_empty() {
             return false;
         }
-        let ending = self.endings.find(&self.jar.names_of(session), session.created, self.clock.now());
+        let ending = self.endings.find(&self.jar.load().names_of(session), session.created, self.clock.now());
         let Some(ending) = ending else { return false };
         let reason = match ending.by {
             By::Itself | By::Nobody => None,
@@ -107,7 +116,7 @@ impl Ends {
         let first = self.refresh.end_once(session.id, ending.until);
         if let (true, Some(reason)) = (first, reason) {
             self.metrics.observe_session_ended(reason);
-            let sub_hash = self.sub_hasher.hash(&self.jar.settings().issuer, &session.subject);
+            let sub_hash = self.sub_hasher.hash(&self.jar.load().settings().issuer, &session.subject);
             let origin = audit::Origin { sub_hash: Some(sub_hash), ..audit::Origin::default() };
             audit::session_ended(&origin, reason.as_str());
         }
@@ -122,7 +131,7 @@ impl Ends {
     /// The session is over here already: tells the others.
     pub fn spread(&self, id: SessionId) {
         let now = self.clock.now();
-        self.announce(&[Whose::Session(id)], now + AHEAD, now + self.jar.settings().max_age, By::Itself);
+        self.announce(&[Whose::Session(id)], now + AHEAD, now + self.jar.load().settings().max_age, By::Itself);
     }
 
     fn announce(&self, whose: &[Whose<'_>], begun_before: Timestamp, until: Timestamp, by: By) {
@@ -138,7 +147,7 @@ impl Ends {
     }
 
     fn endings(&self, whose: &[Whose<'_>], begun_before: Timestamp, until: Timestamp, by: By) -> Vec<Ending> {
-        let names = whose.iter().flat_map(|whose| self.jar.names(whose));
+        let names = whose.iter().flat_map(|whose| self.jar.load().names(whose));
         names.map(|name| Ending { name, begun_before, until, by }).collect()
     }
 }
