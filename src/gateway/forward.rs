@@ -70,6 +70,9 @@ impl Ctx {
     /// worked another request may have refreshed the session, or ended it.
     pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
         let state = &self.state;
+        if state.ends.is_over(&used.session) {
+            return Vec::new();
+        }
         let Some(newest) = state.refresh.outgoing(&used.session, self.started.elapsed()) else { return Vec::new() };
         if newest.generation <= used.presented_generation && !used.touch {
             return Vec::new();
