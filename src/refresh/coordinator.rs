@@ -655,7 +655,7 @@ impl Aloft {
             return None;
         }
         let handle = handle(handles, &next);
-        let weight = weight(&next) + sealed.len();
+        let weight = rounded(weight(&next) + sealed.len());
         Some(Outcome::Renewed { next: Arc::new(next), handle, weight })
     }
 
@@ -762,7 +762,7 @@ impl Aloft {
         let refresh_token = longest(tokens.refresh_token.as_ref().map(|token| token.expose()), spent.expose().len());
         let now = clock.now();
         let next = self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now);
-        let weight = weight(&next) + id_token + refresh_token;
+        let weight = rounded(weight(&next) + id_token + refresh_token);
         let handle = handle(handles, &next);
         Outcome::Renewed { next: Arc::new(next), handle, weight }
     }
@@ -814,6 +814,11 @@ impl Drop for Aloft {
     fn drop(&mut self) {
         self.land(Outcome::Ambiguous, "interrupted");
     }
+}
+
+/// With what an allocator adds, which has blocks of a few sizes.
+fn rounded(bytes: usize) -> usize {
+    bytes + bytes / 8
 }
 
 /// What a session occupies without its packed tokens, about.

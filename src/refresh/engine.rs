@@ -45,7 +45,7 @@ const ENDED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// A wall clock that is set by less than this changes nothing of what is kept.
 const JUMP_MIN: u64 = 2_000;
 /// What one entry costs besides the session that it holds: the line, the map and the queue, with what the allocator and
-/// half-empty tables take. Measured by `tests/refresh_memory.rs`.
+/// half-empty tables take.
 const ENTRY: usize = 480;
 
 /// One spending of one refresh token.
