@@ -227,7 +227,8 @@ fn no_requirement_is_listed_twice_and_no_note_points_nowhere() {
         assert!(seen.insert(row.id), "{} stands twice", row.id);
         for path in row.note.iter().flat_map(|note| note.split(['`', ' '])).filter(|word| word.contains('/')) {
             let path = path.trim_end_matches([',', '.', ';', ':']);
-            let is_path = ["docs/", "tests/", "deploy/", "src/", "fuzz/", "scripts/"].iter().any(|d| path.starts_with(d));
+            let is_path =
+                ["docs/", "tests/", "deploy/", "src/", "fuzz/", "scripts/"].iter().any(|d| path.starts_with(d));
             let file = path.split('#').next().unwrap();
             assert!(!is_path || root().join(file).exists(), "{}: there is no {file}", row.id);
         }
