@@ -1,8 +1,16 @@
 //! The fuzz targets, for a few seconds: every seed of `fuzz/corpus/`, then mutations of the seeds by a generator with a
 //! fixed start, so that a failure comes again. `cargo fuzz run TARGET` goes on from here for hours.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are test code too"
+)]
 
+#[path = "support/mutate.rs"]
+mod mutate;
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
@@ -10,6 +18,7 @@ use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
+use mutate::{Dice, mutate};
 use targets::{ALL, Target};
 
 /// Mutations of each seed.
@@ -23,88 +32,6 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
     files.sort();
     assert!(files.len() >= 2, "{name} has seeds");
     files.iter().map(|file| fs::read(file).unwrap()).collect()
-}
-
-/// xorshift64*: the same sequence on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % bound.max(1)
-    }
-}
-
-/// Bytes that parsers stumble over.
-const SPICE: &[&[u8]] = &[
-    b"\0",
-    b"\r",
-    b"\n",
-    b"\r\n",
-    b" ",
-    b"\t",
-    b":",
-    b";",
-    b",",
-    b"=",
-    b"\"",
-    b"%",
-    b"%2f",
-    b"%00",
-    b"..",
-    b"//",
-    b"\\",
-    b"\xff",
-    b"\xc3\xa4",
-    b"0",
-    b"-1",
-    b"99999999999999999999",
-    b"{",
-    b"}",
-    b"[",
-    b"null",
-    b"e400",
-    b"\\u0000",
-    b"Transfer-Encoding: chunked\r\n",
-    b"Content-Length: 5\r\n",
-    b"Host: evil.example\r\n",
-];
-
-fn mutate(seed: &[u8], others: &[Vec<u8>], dice: &mut Dice) -> Vec<u8> {
-    let mut bytes = seed.to_vec();
-    for _ in 0..=dice.below(4) {
-        let at = dice.below(bytes.len() + 1);
-        match dice.below(6) {
-            0 if !bytes.is_empty() => {
-                let at = at.min(bytes.len() - 1);
-                bytes[at] = u8::try_from(dice.below(256)).unwrap();
-            }
-            1 => {
-                let spice = SPICE[dice.below(SPICE.len())];
-                bytes.splice(at..at, spice.iter().copied());
-            }
-            2 => bytes.truncate(at),
-            3 => {
-                let end = (at + dice.below(16)).min(bytes.len());
-                bytes.drain(at.min(end)..end);
-            }
-            4 => {
-                let end = (at + dice.below(64)).min(bytes.len());
-                let piece = bytes[at.min(end)..end].to_vec();
-                bytes.splice(at..at, piece);
-            }
-            _ => {
-                let other = &others[dice.below(others.len())];
-                let from = dice.below(other.len());
-                bytes.truncate(at);
-                bytes.extend_from_slice(&other[from..]);
-            }
-        }
-    }
-    bytes.truncate(64 * 1024);
-    bytes
 }
 
 fn run(target: Target, input: &[u8], what: &str) {
