@@ -115,7 +115,7 @@ fn session() -> Session {
         claims: BTreeMap::new(),
     };
     let key = JAR.sealing_key_id(NOW);
-    Session::begin(Login { tokens, identity }, [1; 16], SessionId([2; 16]), key, &CONFIG.session, NOW)
+    Session::begin(Login { tokens, identity, dpop: None }, [1; 16], SessionId([2; 16]), key, &CONFIG.session, NOW)
 }
 
 /// Fields, one a line: `name: value`.
@@ -346,7 +346,8 @@ fn messages(data: &[u8], step: usize) -> (Vec<Message>, bool) {
         let codings =
             request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("transfer-encoding")).count();
         match head.body {
-            Body::None => assert_eq!((lengths, codings), (0, 0)),
+            // A length of 0 may be said.
+            Body::None => assert!(lengths <= 1 && codings == 0, "{lengths} {codings}"),
             Body::Length(_) => assert_eq!((lengths, codings), (1, 0)),
             Body::Chunked => assert_eq!((lengths, codings), (0, 1)),
         }
@@ -426,8 +427,8 @@ fn running() -> &'static Running {
             tokio::spawn(serve_upstream(upstream, tell));
             let config = settings(&upstream_url);
             let shutdown = Shutdown::new(Duration::ZERO, Duration::ZERO);
-            let reload = Arc::new(|| Err(Vec::new()));
-            let mut assembly = sidegate::app::Assembly::new(&config, &Clock::System, &shutdown, reload)
+            let reload = Arc::new(|| config::Reading { files: Vec::new(), outcome: Err(Vec::new()) });
+            let mut assembly = sidegate::app::Assembly::new(config, &Clock::System, &shutdown, reload)
                 .unwrap_or_else(|why| panic!("{why}"));
             let Some(ListenAddress::Tcp(address)) = assembly.addresses().first().cloned() else {
                 panic!("a TCP listener")

@@ -13,6 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::attempts::Attempts;
+use super::replay::Brought;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
@@ -56,6 +57,7 @@ pub struct Parts {
 pub struct Shared {
     pub refresh: Arc<Coordinator>,
     pub attempts: Arc<Attempts>,
+    pub brought: Arc<Brought>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
