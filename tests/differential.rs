@@ -4,6 +4,8 @@
 //!
 //! `MUTATIONS=100000 cargo test --test differential` is the long run.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
