@@ -286,7 +286,7 @@ async fn bcl_10_a_flood_is_turned_away() {
     answers.dedup();
     assert_eq!(answers, [(400, false), (429, true)]);
     rig.gateway.advance(&rig.provider, 60);
-    let query = text::form(&[("iss", &rig.provider.issuer), ("sid", "unheard-of")]);
+    let query = text::form(&[("iss", rig.provider.issuer.as_str()), ("sid", "unheard-of")]);
     let mut answers = Vec::new();
     for _ in 0..80 {
         answers.push(browser.send(Ask::frame(&format!("/auth/logout/frontchannel?{query}"))).await.status);
