@@ -182,6 +182,7 @@ impl Parser {
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
+            replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
         };
         Some(Config {
@@ -497,6 +498,7 @@ impl Parser {
             redirect_uri: format!("{}{prefix}/callback", public.as_str()),
             post_logout_redirect_uri: format!("{}{prefix}/logout/return", public.as_str()),
             logout_at_provider: raw.logout.provider,
+            logout_style: oidc::settings::LogoutStyle::Oidc,
             revoke: raw.logout.revoke,
         })
     }
@@ -829,6 +831,13 @@ impl Parser {
                 raw::OnReuse::Reauthenticate => refresh::OnReuse::Reauthenticate,
                 raw::OnReuse::Revoke => refresh::OnReuse::Revoke,
             },
+            rotation: refresh.rotation.map(|rotation| match rotation {
+                raw::Rotation::None => refresh::settings::Rotation::None,
+                raw::Rotation::Single => refresh::settings::Rotation::Single,
+                raw::Rotation::Maybe => refresh::settings::Rotation::Maybe,
+            }),
+            leeway: refresh.leeway.as_ref().map(duration).unwrap_or_default(),
+            kills_access_token: refresh.kills_access_token.unwrap_or_default(),
             replica: (!raw.server.single_replica).then(|| u64::from_be_bytes(crate::crypto::random::bytes())),
         }
     }
@@ -964,7 +973,12 @@ impl Parser {
         }
         let clear = logout.clear_site_data.iter().map(|what| format!("{:?}", what.as_str())).collect::<Vec<_>>();
         let clear_site_data = if clear.is_empty() { None } else { HeaderValue::try_from(clear.join(", ")).ok() };
-        Some(gateway::settings::Logout { return_to: path.clone(), clear_site_data })
+        Some(gateway::settings::Logout {
+            return_to: path.clone(),
+            clear_site_data,
+            backchannel: logout.backchannel,
+            frontchannel: logout.frontchannel,
+        })
     }
 
     fn claims(&mut self, claims: &raw::Claims) -> Vec<String> {

@@ -26,6 +26,8 @@ pub struct Settings {
     pub expose: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// After the app refused a token: refresh, and send the request once more if that does no harm.
+    pub replay_refused: bool,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
 }
@@ -62,6 +64,10 @@ pub struct Logout {
     pub return_to: String,
     /// The value of `Clear-Site-Data`; none when the list is empty.
     pub clear_site_data: Option<HeaderValue>,
+    /// `<prefix>/logout/backchannel` is there.
+    pub backchannel: bool,
+    /// `<prefix>/logout/frontchannel` is there.
+    pub frontchannel: bool,
 }
 
 /// One `[[route]]`.

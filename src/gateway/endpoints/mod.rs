@@ -1,16 +1,20 @@
 //! sidegate's own endpoints, below the prefix: `RequestView` in, `LocalResponse` out.
 
+pub mod backchannel;
 pub mod callback;
+pub mod frontchannel;
 pub mod login;
 pub mod logout;
 pub mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::decide::Caller;
 use super::live::OpenStream;
+use super::settings::Settings;
 use super::state::State;
 use crate::oidc::ProviderError;
 use crate::session::Session;
@@ -30,6 +34,8 @@ pub enum Endpoint {
     Refresh,
     Logout,
     LogoutReturn,
+    Backchannel,
+    Frontchannel,
     Events,
 }
 
@@ -86,6 +92,8 @@ impl Endpoint {
             "/refresh" => Some(Self::Refresh),
             "/logout" => Some(Self::Logout),
             "/logout/return" => Some(Self::LogoutReturn),
+            "/logout/backchannel" => Some(Self::Backchannel),
+            "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
             _ => None,
         }
@@ -94,11 +102,25 @@ impl Endpoint {
     /// Its methods, as `Allow` lists them.
     pub fn methods(self) -> &'static str {
         match self {
-            Self::Login | Self::Callback | Self::Events => "GET",
+            Self::Login | Self::Callback | Self::Frontchannel | Self::Events => "GET",
             Self::Session | Self::LogoutReturn => "GET, HEAD",
-            Self::Refresh => "POST",
+            Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
         }
+    }
+
+    /// Whether the configuration has it: what is switched off is not there.
+    pub fn is_on(self, settings: &Settings) -> bool {
+        match self {
+            Self::Backchannel => settings.logout.backchannel,
+            Self::Frontchannel => settings.logout.frontchannel,
+            _ => true,
+        }
+    }
+
+    /// Whether it reads a form from the request's body.
+    pub fn reads_form(self) -> bool {
+        self == Self::Backchannel
     }
 
     fn takes(self, method: &Method) -> bool {
@@ -119,6 +141,8 @@ impl Endpoint {
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
             Self::Events => session::events(state, visitor),
+            Self::Backchannel => backchannel::serve(state, request).await,
+            Self::Frontchannel => frontchannel::serve(state, request, visitor),
         }
     }
 }
@@ -131,6 +155,12 @@ fn origin<'a>(request: &RequestView<'a>, sub_hash: Option<SubHash>) -> audit::Or
 /// A refusal for a request that does not prove its origin.
 fn csrf() -> Problem {
     Problem::new(Code::Csrf, "The request does not prove that it comes from this application.")
+}
+
+/// A refusal for a client that asks too often.
+fn too_often(wait: Duration) -> Problem {
+    Problem::new(Code::RateLimited, "Too many of these requests came from this address.")
+        .retry_after(wait.as_secs() + 1)
 }
 
 /// What a failed call to the provider means for the browser.
