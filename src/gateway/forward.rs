@@ -76,13 +76,15 @@ impl Ctx {
         let newest = state.refresh.newest(used.session.id);
         let newest = newest.filter(|newest| newest.generation >= used.session.generation);
         let newest = newest.as_ref().unwrap_or(&used.session);
-        if newest.generation <= used.presented_generation && !used.touch {
-            return Vec::new();
+        // The browser has arrived.
+        let mut cookies: Vec<_> = state.jar.unmark(&used.presented).into_iter().collect();
+        if newest.generation > used.presented_generation || used.touch {
+            let now = state.clock.now();
+            let mut touched = UserSession::clone(newest);
+            touched.touch(now);
+            cookies.extend(state.seal(&touched, &used.presented, now, &self.request_id));
         }
-        let now = state.clock.now();
-        let mut touched = UserSession::clone(newest);
-        touched.touch(now);
-        state.seal(&touched, &used.presented, now, &self.request_id)
+        cookies
     }
 }
 

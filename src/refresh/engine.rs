@@ -86,6 +86,8 @@ pub enum Step {
     Forward,
     /// Spend the refresh token, exactly once, and report by [`Engine::settled`].
     Start(FlightId),
+    /// The refresh token has to be spent, but the request did not bring it.
+    Bring,
     /// Somebody is spending it: wait for that result.
     Join(FlightId),
     /// The provider failed a moment ago.
@@ -282,6 +284,13 @@ impl Engine {
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
+            Ok(()) if facts.elsewhere => {
+                if goes_on {
+                    Step::Forward
+                } else {
+                    Step::Bring
+                }
+            }
             Ok(()) => Step::Start(self.start(facts, handle, failures, now)),
             Err(_) if goes_on => Step::Forward,
             Err(reason) if usable => Step::Exhausted(reason),

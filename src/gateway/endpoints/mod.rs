@@ -3,6 +3,7 @@
 pub mod callback;
 pub mod login;
 pub mod logout;
+pub mod renew;
 pub mod session;
 
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub enum Endpoint {
     Logout,
     LogoutReturn,
     Events,
+    /// Takes every method: the request is on its way to somewhere else.
+    Renew,
 }
 
 /// What an endpoint sees of the request's session.
@@ -86,6 +89,7 @@ impl Endpoint {
             "/logout" => Some(Self::Logout),
             "/logout/return" => Some(Self::LogoutReturn),
             "/events" => Some(Self::Events),
+            "/renew" => Some(Self::Renew),
             _ => None,
         }
     }
@@ -97,11 +101,12 @@ impl Endpoint {
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh => "POST",
             Self::Logout => "GET, POST",
+            Self::Renew => "GET, HEAD, POST, PUT, PATCH, DELETE",
         }
     }
 
     fn takes(self, method: &Method) -> bool {
-        self.methods().split(", ").any(|own| own == method.as_str())
+        self == Self::Renew || self.methods().split(", ").any(|own| own == method.as_str())
     }
 
     /// Serves one request.
@@ -118,6 +123,7 @@ impl Endpoint {
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
             Self::Events => session::events(visitor),
+            Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
 }
