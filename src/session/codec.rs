@@ -39,6 +39,7 @@ use base64_simd::URL_SAFE_NO_PAD;
 
 use super::model::{Handle, Session, SessionId};
 use crate::clock::Timestamp;
+use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::AccessToken;
 
 /// The longest token text that comes out of a packed one.
@@ -332,6 +333,7 @@ enum Tag {
     Acr,
     NonceHash,
     Claim,
+    DpopKey,
     Elsewhere,
 }
 
@@ -401,6 +403,9 @@ pub fn encode(session: &Session, access_token: &PackedToken, with_id_token: bool
         }
         put(&mut out, Tag::Claim, &field);
     }
+    if let Some(key) = &session.dpop {
+        put(&mut out, Tag::DpopKey, key.as_bytes());
+    }
     if let Some(Handle(elsewhere)) = &session.elsewhere {
         put(&mut out, Tag::Elsewhere, elsewhere);
     }
@@ -456,6 +461,7 @@ pub fn decode(bytes: &[u8]) -> Option<Session> {
             }
             claims
         },
+        dpop: optional(next(Tag::DpopKey)?, DpopKey::from_bytes)?,
         elsewhere: optional(next(Tag::Elsewhere)?, |value| value.try_into().ok().map(Handle))?,
     };
     ahead.is_none().then_some(session)

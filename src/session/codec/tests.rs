@@ -29,6 +29,7 @@ fn sample(access: &str, refresh: Option<&str>) -> Session {
             ("groups".to_owned(), serde_json::json!(["a", {"b": null}])),
         ]
         .into(),
+        dpop: None,
     }
 }
 
@@ -212,6 +213,7 @@ prop_compose! {
         times in (any::<Option<u64>>(), any::<Option<u64>>(), any::<Option<u64>>()),
         tokens in (proptest::option::of("\\PC{0,60}"), proptest::option::of("[A-Za-z0-9_-]{2,40}\\.[A-Za-z0-9_-]{2,40}\\.[A-Za-z0-9_-]{2,40}")),
         texts in (proptest::option::of("\\PC{0,20}"), "\\PC{0,200}", proptest::option::of("\\PC{0,20}"), proptest::option::of("\\PC{0,20}")),
+        dpop in proptest::option::of(proptest::collection::vec(any::<u8>(), 96)),
         hashes in any::<(Option<[u8; 16]>, Option<[u8; 16]>)>(),
         claims in proptest::collection::btree_map("\\PC{0,10}", prop_oneof![
             "\\PC{0,30}".prop_map(serde_json::Value::from),
@@ -240,6 +242,7 @@ prop_compose! {
             nonce_hash: hashes.0,
             elsewhere: hashes.1.map(Handle),
             claims,
+            dpop: dpop.as_deref().and_then(DpopKey::from_bytes),
         }
     }
 }
