@@ -20,9 +20,11 @@ pub(super) use self::names::{Found, Names, login_same_site, render};
 use self::search::{group_id, search};
 use super::apart::Apart;
 use super::codec::{self, PackedToken};
+use super::endings::Whose;
 use super::lifecycle::{self, State};
 use super::model::{Handle, Session};
 use super::settings::{Layout, Settings};
+use super::store::Name;
 use crate::clock::Timestamp;
 use crate::crypto::keyring::{KeyId, Keyring};
 use crate::crypto::seal::{Binding, Opened as Unsealed, Purpose, Sealer};
@@ -226,7 +228,7 @@ impl Jar {
     /// The handle that a token kept apart has in this session's generation.
     fn name_apart(&self, apart: &Apart, session: &Session) -> Option<Handle> {
         let token = apart.refresh_token.as_ref()?;
-        self.name(session.index_key, session.generation, token)
+        self.handle_of(session.index_key, session.generation, token)
     }
 
     /// What a request carries of ours, by name; nothing is opened.
@@ -337,17 +339,43 @@ impl Jar {
     /// sealed: the sealed form is carried on unchanged for as long as the token is, and needs no inflating.
     pub fn handle(&self, session: &Session) -> Option<Handle> {
         match &session.refresh_token {
-            Some(token) => self.name(session.index_key, session.generation, token),
+            Some(token) => self.handle_of(session.index_key, session.generation, token),
             None => session.elsewhere,
         }
     }
 
-    fn name(&self, index_key: u16, generation: u64, token: &PackedToken) -> Option<Handle> {
+    fn handle_of(&self, index_key: u16, generation: u64, token: &PackedToken) -> Option<Handle> {
         let (codec, token) = token.as_sealed();
         let client = self.settings.client_id.as_bytes();
         let parts: [&[u8]; 6] =
             [b"idx1", &(client.len() as u64).to_be_bytes(), client, &generation.to_be_bytes(), &[codec], token];
         self.sealer.index(KeyId(index_key), &parts).first_chunk().copied().map(Handle)
+    }
+
+    /// The names by which an ending may mean this session, under its own `index_key`: every replica that opens it has
+    /// that key.
+    pub fn names_of(&self, session: &Session) -> [Name; 3] {
+        let (issuer, subject) = (self.settings.issuer.as_str(), session.subject.as_str());
+        let at_provider = match &session.provider_sid {
+            Some(sid) => Whose::ProviderSession { issuer, sid },
+            None => Whose::SubjectWithoutSid { issuer, subject },
+        };
+        let all = [Whose::Session(session.id), at_provider, Whose::Subject { issuer, subject }];
+        all.map(|whose| self.name(KeyId(session.index_key), &whose))
+    }
+
+    /// The names to end sessions by, under every key of the ring: whose index key is which is not known.
+    pub fn names(&self, whose: &Whose<'_>) -> Vec<Name> {
+        self.sealer.key_ids().into_iter().map(|key| self.name(key, whose)).collect()
+    }
+
+    fn name(&self, key: KeyId, whose: &Whose<'_>) -> Name {
+        let client = self.settings.client_id.as_bytes();
+        let (kind, issuer, value) = whose.parts();
+        let length = |part: &[u8]| (part.len() as u64).to_be_bytes();
+        let parts: [&[u8]; 7] = [b"end1", &[kind], &length(client), client, &length(issuer), issuer, value];
+        let name = self.sealer.index(key, &parts);
+        Name(name.first_chunk().copied().unwrap_or_default())
     }
 
     /// The key that seals now, for a new generation's `index_key`.

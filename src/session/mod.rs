@@ -2,6 +2,7 @@
 
 pub mod apart;
 pub mod codec;
+pub mod endings;
 pub mod jar;
 pub mod lifecycle;
 pub mod login_cookie;
