@@ -14,6 +14,7 @@ pub mod endpoints;
 pub mod ends;
 pub mod explain;
 mod forward;
+pub mod limiter;
 pub mod live;
 mod record;
 pub mod refusals;
