@@ -115,13 +115,15 @@ impl Ctx {
             return Vec::new();
         }
         let Some(newest) = state.refresh.outgoing(&used.session, self.started.elapsed()) else { return Vec::new() };
-        if newest.generation <= used.presented_generation && !used.touch {
-            return Vec::new();
+        // The browser has arrived.
+        let mut cookies: Vec<_> = state.jar.unmark(&used.presented).into_iter().collect();
+        if newest.generation > used.presented_generation || used.touch {
+            let now = state.clock.now();
+            let mut touched = UserSession::clone(&newest);
+            touched.touch(now);
+            cookies.extend(state.seal(&touched, &used.presented, now, &self.request_id));
         }
-        let now = state.clock.now();
-        let mut touched = UserSession::clone(&newest);
-        touched.touch(now);
-        state.seal(&touched, &used.presented, now, &self.request_id)
+        cookies
     }
 }
 

@@ -5,6 +5,7 @@ pub mod callback;
 pub mod frontchannel;
 pub mod login;
 pub mod logout;
+pub mod renew;
 pub mod session;
 
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub enum Endpoint {
     Backchannel,
     Frontchannel,
     Events,
+    /// Takes every method: the request is on its way to somewhere else.
+    Renew,
 }
 
 /// What an endpoint sees of the request's session.
@@ -95,6 +98,7 @@ impl Endpoint {
             "/logout/backchannel" => Some(Self::Backchannel),
             "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
+            "/renew" => Some(Self::Renew),
             _ => None,
         }
     }
@@ -106,6 +110,7 @@ impl Endpoint {
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
+            Self::Renew => "GET, HEAD, POST, PUT, PATCH, DELETE",
         }
     }
 
@@ -124,7 +129,7 @@ impl Endpoint {
     }
 
     fn takes(self, method: &Method) -> bool {
-        self.methods().split(", ").any(|own| own == method.as_str())
+        self == Self::Renew || self.methods().split(", ").any(|own| own == method.as_str())
     }
 
     /// Serves one request.
@@ -143,6 +148,7 @@ impl Endpoint {
             Self::Events => session::events(state, visitor),
             Self::Backchannel => backchannel::serve(state, request).await,
             Self::Frontchannel => frontchannel::serve(state, request, visitor),
+            Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
 }

@@ -62,14 +62,14 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
             let cookies = mended(state, request, &visitor.presented, changed, &fresh);
             LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
         }
-        Freshened::Over { .. } => over(),
+        Freshened::Over { .. } | Freshened::Bring => over(),
         Freshened::Unavailable { retry_after } => unavailable(retry_after.as_secs()).into(),
         Freshened::Refused => refused().into(),
     }
 }
 
 /// The session's cookies, for a browser that has older ones.
-fn mended(
+pub(super) fn mended(
     state: &State,
     request: &RequestView<'_>,
     presented: &Presented,
