@@ -27,7 +27,8 @@ use ipnet::IpNet;
 
 use crate::crypto::keyring::Keyring;
 use crate::net::settings::ListenAddress;
-use crate::{gateway, net, oidc, refresh, session};
+use crate::refresh::shared::OnError;
+use crate::{gateway, net, oidc, refresh, session, store};
 
 pub use load::Surroundings;
 pub use problem::{Problem, Warning};
@@ -54,6 +55,8 @@ pub struct Config {
     pub keyring_is_random: bool,
     /// Refreshing.
     pub refresh: refresh::settings::Settings,
+    /// What replicas share, and what to do while it is away.
+    pub redis: Option<(store::Settings, OnError)>,
     /// What was configured, defaults included; serializes with secrets masked.
     pub raw: raw::RawConfig,
     /// Configuration files and all files that they name: a change of one asks for a reload.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use cookie::Cookie;
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
+use zeroize::Zeroizing;
 
 use super::codec::{self, PackedToken};
 use super::lifecycle::{self, State};
@@ -269,6 +270,21 @@ impl Jar {
         self.sealer.index(KeyId(session.index_key), &parts).first_chunk().copied().map(Handle)
     }
 
+    /// Seals the next generation for other replicas: only who presents the spent refresh token can open it.
+    pub fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
+        let plain = Zeroizing::new(codec::encode(next, &PackedToken::pack(next.access_token.expose()), true));
+        let (_, token) = spent.refresh_token.as_ref()?.as_sealed();
+        let (secret, info, aad) = handoff(spent, token, &handle);
+        self.sealer.seal_for(KeyId(spent.index_key), &secret, &info, &aad, &plain)
+    }
+
+    /// Opens what another replica sealed.
+    pub fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
+        let (_, token) = spent.refresh_token.as_ref()?.as_sealed();
+        let (secret, info, aad) = handoff(spent, token, &handle);
+        codec::decode(&self.sealer.open_for(KeyId(spent.index_key), &secret, &info, &aad, sealed)?)
+    }
+
     /// The key that seals now, for a new generation's `index_key`.
     pub fn sealing_key_id(&self, now: Timestamp) -> u16 {
         self.sealer.sealing_key_id(now).0
@@ -474,6 +490,13 @@ pub(super) fn render(
     let mut header = HeaderValue::from_str(&cookie.build().to_string()).ok()?;
     header.set_sensitive(true);
     Some(header)
+}
+
+/// Secret, info and additional data of a result that is handed to other replicas. The secret stands in the browser's
+/// cookie only.
+fn handoff<'a>(spent: &'a Session, token: &'a [u8], handle: &'a Handle) -> ([&'a [u8]; 2], [&'a [u8]; 2], Vec<u8>) {
+    let place = [&handle.0[..], &spent.generation.to_be_bytes()].concat();
+    ([token, &spent.id.0], [b"handoff1", &handle.0], place)
 }
 
 /// The first 36 bits of the GCM tag, the last 16 bytes of the blob.

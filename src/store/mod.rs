@@ -1,2 +1,126 @@
 //! What replicas share, in Redis or Valkey: the only user of the client crate. A normal request with the cookie store
 //! does not come here.
+//!
+//! ```text
+//! <prefix>h:<handle>     lock and result of one refresh token         ladder.lua
+//! <prefix>t:<name>       a session of which the browser has a ticket  tickets.lua
+//! <prefix>a:<name>       a used login attempt                         attempts.rs
+//! <prefix>endings        sessions that are over, in the order told    endings.lua; also a channel
+//! <prefix>probe          whether writing works
+//! ```
+//!
+//! Every key has a time to live, names are keyed hashes, values are sealed by whoever hands them in. Each script
+//! touches one key, so that a cluster can run it.
+//!
+//! `link` keeps one connection, which all commands share, and bounds every wait; `breaker` says when not to try at all.
+
+mod attempts;
+mod breaker;
+mod dial;
+mod endings;
+mod ladder;
+mod link;
+pub mod settings;
+mod tickets;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64_simd::URL_SAFE_NO_PAD;
+
+use crate::clock::Clock;
+use crate::session::store::Heard;
+use dial::Servers;
+use endings::{Outbox, Reader};
+use link::Link;
+pub use settings::Settings;
+
+/// How long a shutdown waits for endings that nobody could be told of: a Redis that is away may stay so.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Is told what becomes of the store, for metrics. Called while no lock is held.
+pub trait Observer: Send + Sync {
+    /// Whether Redis answers.
+    fn up(&self, up: bool);
+    /// What became of so many endings that other replicas are to hear of.
+    fn endings(&self, fate: Fate, count: usize);
+}
+
+/// What becomes of an ending that is to be announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Written and published.
+    Told,
+    /// Redis is away: kept until it is back.
+    Kept,
+    /// More were kept than there is room for.
+    Dropped,
+}
+
+/// The shared store of one application. Cheap to share; does nothing until [`Store::run`].
+pub struct Store {
+    link: Link,
+    prefix: String,
+    outbox: Outbox,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// A store that has not connected yet. Calls nobody.
+    pub fn new(settings: Settings, clock: Clock, observer: Arc<dyn Observer>) -> Arc<Self> {
+        let (prefix, timeout) = (settings.prefix.clone(), settings.timeout);
+        let probe = format!("{prefix}probe");
+        Arc::new(Self {
+            link: Link::new(Arc::new(Servers::new(settings)), timeout, probe, Arc::clone(&observer)),
+            prefix,
+            outbox: Outbox::new(clock, observer),
+        })
+    }
+
+    /// Other addresses, credentials or patience, after a reload: connects anew. The prefix stays.
+    pub fn reconfigure(&self, settings: Settings) {
+        let timeout = settings.timeout;
+        self.link.replace(Arc::new(Servers::new(settings)), timeout);
+    }
+
+    /// Keeps the connection, announces endings, and passes on to `heard` what other replicas announce. To be run in a
+    /// task of the runtime that serves; ends never.
+    pub fn run(self: &Arc<Self>, heard: Arc<dyn Heard>) -> impl Future<Output = ()> + Send + 'static {
+        let store = Arc::clone(self);
+        async move {
+            let key = store.endings_key();
+            let reader = Reader::new(&store.link, &key, &*heard);
+            tokio::join!(store.link.keep_up(), store.outbox.deliver(&store.link, &key), reader.listen());
+        }
+    }
+
+    /// Waits until everything that ended here was told, for some seconds at most.
+    pub async fn drain(&self) {
+        let _ = tokio::time::timeout(FAREWELL, self.outbox.empty()).await;
+    }
+
+    fn key(&self, kind: char, name: [u8; 16]) -> String {
+        let mut key = String::with_capacity(self.prefix.len() + 24);
+        key.push_str(&self.prefix);
+        key.push(kind);
+        key.push(':');
+        URL_SAFE_NO_PAD.encode_append(name, &mut key);
+        key
+    }
+
+    fn endings_key(&self) -> String {
+        format!("{}endings", self.prefix)
+    }
+}
+
+/// As Redis takes it; a time to live of zero would be an error there.
+fn millis(life: Duration) -> u64 {
+    u64::try_from(life.as_millis()).unwrap_or(u64::MAX).clamp(1, 400 * 24 * 3_600_000)
+}
