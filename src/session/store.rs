@@ -62,6 +62,22 @@ pub struct Ending {
     pub begun_before: Timestamp,
     /// Until when it has to be remembered.
     pub until: Timestamp,
+    pub by: By,
+}
+
+/// Who ended sessions: how their end is counted and logged, by the replica that meets one of them first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Its own browser, by a logout or a new login; or a reuse of its cookie. Was told there and then.
+    Itself,
+    /// OpenID Connect Back-Channel Logout.
+    Backchannel,
+    /// OpenID Connect Front-Channel Logout.
+    Frontchannel,
+    /// `POST /revoke` of the admin listener.
+    Operator,
+    /// Nobody: the name is that of a logout token, which is good once.
+    Nobody,
 }
 
 /// Tells the other replicas. What they tell comes in by [`Heard`].
