@@ -1,5 +1,7 @@
 //! Composition root: the only place that knows every part.
 
+mod replicas;
+
 use std::fmt;
 use std::future::Future;
 use std::net::TcpListener;
@@ -44,6 +46,7 @@ use crate::session::login_cookie::LoginCookies;
 use crate::session::model::{Handle, Session};
 use crate::session::settings::SameSite;
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
+use crate::store::Store;
 use crate::telemetry::{SubHasher, audit};
 
 /// How often what is past its time is dropped, and gauges are set.
@@ -113,6 +116,7 @@ pub struct Assembly {
     accept: Option<AcceptService<HttpProxy<Gateway>>>,
     addresses: Vec<ListenAddress>,
     state: Arc<ArcSwap<State>>,
+    store: Option<Arc<Store>>,
     readiness: Arc<Readiness>,
     connections: Connections,
     phase: watch::Receiver<Phase>,
@@ -144,12 +148,21 @@ impl Assembly {
             }
             None => None,
         };
-        let state = Arc::new(ArcSwap::from_pointee(assemble(config, clock).map_err(StartError)?));
+        let metrics = Metrics::new();
+        let store = replicas::store(config, clock, &metrics);
+        let state = assemble(config, clock, &metrics, store.as_ref()).map_err(StartError)?;
+        let state = Arc::new(ArcSwap::from_pointee(state));
         {
             let refresh = Arc::clone(&state.load().refresh);
+            let store = store.clone();
             shutdown.on_drain(move || {
                 let refresh = Arc::clone(&refresh);
-                async move { refresh.drain().await }
+                async move {
+                    refresh.drain().await;
+                    if let Some(store) = store {
+                        store.drain().await;
+                    }
+                }
             });
         }
         let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
@@ -187,6 +200,7 @@ impl Assembly {
             accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
             addresses,
             state,
+            store,
             readiness: Readiness::new(shutdown.phase(), provider_known),
             connections,
             phase: shutdown.phase(),
@@ -222,15 +236,22 @@ impl Assembly {
         let provider = Arc::clone(&state.provider);
         let names = state.names();
         let (current, watched, reload) = (Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload));
+        let shared = self.store.clone();
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
-        vec![
+        let mut tasks = vec![
             keep("provider", move || Arc::clone(&provider).keep_ready()),
             keep("resolve", move || resolve::keep_fresh(names.clone())),
             keep("sweep", move || sweep(Arc::clone(&swept))),
             keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
-            keep("keys", move || watch_keys(Arc::clone(&current), watched.clone(), Arc::clone(&reload))),
-        ]
+            keep("keys", move || {
+                watch_keys(Arc::clone(&current), shared.clone(), watched.clone(), Arc::clone(&reload))
+            }),
+        ];
+        if let Some(store) = self.store.clone() {
+            tasks.push(keep("redis", move || Arc::clone(&store).run(Arc::new(replicas::Deaf))));
+        }
+        tasks
     }
 }
 
@@ -275,10 +296,14 @@ fn server_conf(threads: usize) -> ServerConf {
 }
 
 /// What a request is decided by, made of the configuration.
-fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
-    let metrics = Metrics::new();
+fn assemble(
+    config: &Config,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+    store: Option<&Arc<Store>>,
+) -> Result<State, String> {
     let provider = {
-        let metrics = Arc::clone(&metrics);
+        let metrics = Arc::clone(metrics);
         let observer = move |endpoint: &'static str, took| {
             if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
                 metrics.observe_provider(*known, took);
@@ -290,13 +315,14 @@ fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
     let logins = Arc::new(LoginCookies::new(config.session.clone(), Arc::clone(jar.sealer())));
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
     let told =
-        Told { metrics: Arc::clone(&metrics), sub_hasher: Arc::clone(&sub_hasher), issuer: config.oidc.issuer.clone() };
-    let refresh = Coordinator::new(
+        Told { metrics: Arc::clone(metrics), sub_hasher: Arc::clone(&sub_hasher), issuer: config.oidc.issuer.clone() };
+    let refresh = Coordinator::among_replicas(
         config.refresh.clone(),
         Arc::clone(&provider) as _,
         Arc::clone(&jar) as _,
         clock.clone(),
         Arc::new(told),
+        replicas::shared(config, store),
     );
     let via = format!("1.1 sidegate-{}", random::base64url::<6>());
     let shared = Shared {
@@ -304,8 +330,8 @@ fn assemble(config: &Config, clock: &Clock) -> Result<State, String> {
         logins,
         provider,
         refresh,
-        attempts: Arc::new(Attempts::default()),
-        metrics,
+        attempts: Arc::new(Attempts::among_replicas(store.map(|store| Arc::clone(store) as _))),
+        metrics: Arc::clone(metrics),
         clock: clock.clone(),
         sub_hasher,
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
@@ -320,6 +346,14 @@ impl Handles for Jar {
 
     fn index_key(&self, now: Timestamp) -> u16 {
         self.sealing_key_id(now)
+    }
+
+    fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
+        Self::seal_result(self, spent, handle, next)
+    }
+
+    fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
+        Self::open_result(self, spent, handle, sealed)
     }
 }
 
@@ -429,7 +463,7 @@ async fn follow(mut phase: watch::Receiver<Phase>, drain: watch::Sender<bool>, c
 
 /// Takes new cookie keys when a file of the configuration changed, as long as the whole of it is without mistakes: a
 /// configuration that cannot be used leaves the old keys in force. What else changed waits for a restart.
-async fn watch_keys(state: Arc<ArcSwap<State>>, watched: Vec<PathBuf>, reload: Reload) {
+async fn watch_keys(state: Arc<ArcSwap<State>>, store: Option<Arc<Store>>, watched: Vec<PathBuf>, reload: Reload) {
     let mut known = fingerprint(&watched).await;
     let mut ticks = tokio::time::interval(WATCH);
     loop {
@@ -445,6 +479,9 @@ async fn watch_keys(state: Arc<ArcSwap<State>>, watched: Vec<PathBuf>, reload: R
         match outcome {
             Ok(config) if config.keyring_is_random => {}
             Ok(config) => {
+                if let (Some(store), Some((settings, _))) = (&store, config.redis) {
+                    store.reconfigure(settings);
+                }
                 state.jar.replace_keys(config.keyring, state.clock.now());
                 state.metrics.observe_reload(ReloadOutcome::Ok);
                 tracing::info!(target: "sidegate", event = "reload", outcome = "ok", scope = "session keys");

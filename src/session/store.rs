@@ -66,7 +66,7 @@ pub struct Ending {
 }
 
 /// Who ended sessions: how their end is counted and logged, by the replica that meets one of them first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum By {
     /// Its own browser, by a logout or a new login; or a reuse of its cookie. Was told there and then.
     Itself,

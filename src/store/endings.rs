@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::link::{Link, Subscription};
 use super::{Fate, Observer, Store, millis};
 use crate::clock::{Clock, Timestamp};
-use crate::session::store::{Announce, Away, Ending, Heard, Name};
+use crate::session::store::{Announce, Away, By, Ending, Heard, Name};
 
 const SCRIPT: &str = include_str!("endings.lua");
 /// Endings that are kept while Redis is away, about 60 bytes each; beyond it the oldest goes.
@@ -33,19 +33,30 @@ const PAGE: usize = 1_000;
 /// The pause before telling again what could not be told.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// One line of text: name, begun before, until.
+/// How it is written who ended a session.
+const WORDS: [(By, &str); 5] = [
+    (By::Itself, "itself"),
+    (By::Backchannel, "backchannel"),
+    (By::Frontchannel, "frontchannel"),
+    (By::Operator, "operator"),
+    (By::Nobody, "nobody"),
+];
+
+/// One line of text: name, by whom, begun before, until.
 fn write(ending: &Ending) -> String {
     let name = URL_SAFE_NO_PAD.encode_to_string(ending.name.0);
-    format!("{name}:{}:{}", ending.begun_before.as_millis(), ending.until.as_millis())
+    let by = WORDS.iter().find(|(by, _)| *by == ending.by).map_or("itself", |(_, word)| word);
+    format!("{name}:{by}:{}:{}", ending.begun_before.as_millis(), ending.until.as_millis())
 }
 
 fn parse(line: &[u8]) -> Option<Ending> {
-    let line = std::str::from_utf8(line).ok()?;
-    let (name, times) = line.split_once(':')?;
-    let (begun_before, until) = times.split_once(':')?;
-    let name = URL_SAFE_NO_PAD.decode_to_vec(name).ok()?.try_into().ok()?;
-    let time = |text: &str| text.parse().ok().map(Timestamp::from_millis);
-    Some(Ending { name: Name(name), begun_before: time(begun_before)?, until: time(until)? })
+    let mut parts = std::str::from_utf8(line).ok()?.split(':');
+    let name = URL_SAFE_NO_PAD.decode_to_vec(parts.next()?).ok()?.try_into().ok()?;
+    let by = parts.next()?;
+    let by = WORDS.iter().find(|(_, word)| *word == by).map(|(by, _)| *by)?;
+    let mut time = || parts.next()?.parse().ok().map(Timestamp::from_millis);
+    let ending = Ending { name: Name(name), begun_before: time()?, until: time()?, by };
+    parts.next().is_none().then_some(ending)
 }
 
 /// What is yet to be told.
@@ -261,7 +272,8 @@ mod tests {
 
     fn ending(name: u8) -> Ending {
         let begun_before = Timestamp::from_secs(1_800_000_000);
-        Ending { name: Name([name; 16]), begun_before, until: begun_before + Duration::from_secs(60) }
+        let until = begun_before + Duration::from_secs(60);
+        Ending { name: Name([name; 16]), begun_before, until, by: By::Operator }
     }
 
     #[derive(Default)]
@@ -278,9 +290,14 @@ mod tests {
     fn an_ending_is_one_line_of_text() {
         let ending = ending(7);
         let line = write(&ending);
-        assert_eq!(line, "BwcHBwcHBwcHBwcHBwcHBw:1800000000000:1800000060000");
+        assert_eq!(line, "BwcHBwcHBwcHBwcHBwcHBw:operator:1800000000000:1800000060000");
         assert_eq!(parse(line.as_bytes()), Some(ending));
-        for broken in ["", ":", "BwcH:1:2", "BwcHBwcHBwcHBwcHBwcHBw:1", "BwcHBwcHBwcHBwcHBwcHBw:x:2"] {
+        for (by, _) in WORDS {
+            let ending = Ending { by, ..ending };
+            assert_eq!(parse(write(&ending).as_bytes()), Some(ending));
+        }
+        for broken in [":itself:1:2", "!:itself:1:2", "?:x:1:2", "?:itself:1", "?:itself:x:2", "?:itself:1:2:3", ""] {
+            let broken = broken.replace('?', "BwcHBwcHBwcHBwcHBwcHBw");
             assert_eq!(parse(broken.as_bytes()), None, "{broken}");
         }
     }

@@ -24,7 +24,6 @@ pub mod settings;
 mod tickets;
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,13 +91,10 @@ impl Store {
 
     /// Keeps the connection, announces endings, and passes on to `heard` what other replicas announce. To be run in a
     /// task of the runtime that serves; ends never.
-    pub fn run(self: &Arc<Self>, heard: Arc<dyn Heard>) -> impl Future<Output = ()> + Send + 'static {
-        let store = Arc::clone(self);
-        async move {
-            let key = store.endings_key();
-            let reader = Reader::new(&store.link, &key, &*heard);
-            tokio::join!(store.link.keep_up(), store.outbox.deliver(&store.link, &key), reader.listen());
-        }
+    pub async fn run(self: Arc<Self>, heard: Arc<dyn Heard>) {
+        let key = self.endings_key();
+        let reader = Reader::new(&self.link, &key, &*heard);
+        tokio::join!(self.link.keep_up(), self.outbox.deliver(&self.link, &key), reader.listen());
     }
 
     /// Waits until everything that ended here was told, for some seconds at most.
