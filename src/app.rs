@@ -1,19 +1,20 @@
 //! Composition root: the only place that knows every part.
 
+mod generation;
+mod reload;
 mod replicas;
 
 use std::fmt;
 use std::future::Future;
 use std::net::TcpListener;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
@@ -24,36 +25,22 @@ use pingora::services::Service;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::reload::Reloader;
 use crate::admin::readiness::{Condition, Readiness};
 use crate::admin::{AdminService, AdminState};
-use crate::clock::{Clock, Timestamp};
-use crate::config::{Config, Problem};
-use crate::crypto::random;
+use crate::clock::Clock;
+use crate::config::{Config, LogFormat, Reading};
 use crate::gateway::Gateway;
-use crate::gateway::attempts::Attempts;
 use crate::gateway::refusals::Wording;
-use crate::gateway::state::{Shared, State};
-use crate::metrics::{
-    ConnectionKind, EndReason, Metrics, OpenConnection, ProviderEndpoint, RefreshOutcome, ReloadOutcome,
-};
+use crate::gateway::state::State;
+use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
 use crate::net::accept::{AcceptService, Entrance, bind};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
-use crate::oidc::Provider;
-use crate::refresh::coordinator::{Coordinator, Handles, Observer};
-use crate::refresh::policy;
-use crate::session::jar::Jar;
-use crate::session::login_cookie::LoginCookies;
-use crate::session::model::{Handle, Session};
-use crate::session::settings::SameSite;
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
-use crate::store::Store;
-use crate::telemetry::{SubHasher, audit};
+use crate::telemetry;
 
 /// How often what is past its time is dropped, and gauges are set.
 const SWEEP: Duration = Duration::from_secs(5);
-/// How often files are looked at. Kubernetes swaps symlinks; a poll sees that as well as a plain write.
-const WATCH: Duration = Duration::from_secs(2);
-
 /// The pause before a task that panicked begins anew.
 const TASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -70,13 +57,22 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 /// Reads the configuration again, the same way as at the start.
-pub type Reload = Arc<dyn Fn() -> Result<Config, Vec<Problem>> + Send + Sync>;
+pub type Reload = Arc<dyn Fn() -> Reading + Send + Sync>;
+
+/// `[log]`, as the log wants it.
+pub fn log_settings(config: &Config) -> telemetry::Settings {
+    let format = match config.log.format {
+        LogFormat::Json => telemetry::Format::Json,
+        LogFormat::Text => telemetry::Format::Text,
+    };
+    telemetry::Settings { format, level: telemetry::Level::from(&config.log.level), access: config.log.access }
+}
 
 /// Serves until a signal ends it.
 ///
 /// # Errors
 /// When an address cannot be bound, a certificate cannot be used, or a service fails at its start.
-pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
+pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     let shutdown = Shutdown::new(config.server.shutdown_delay, config.server.shutdown_drain);
     let admin_listener = match config.admin.listen {
         Some(address) => Some(
@@ -85,19 +81,20 @@ pub fn run(config: &Config, reload: Reload) -> Result<(), StartError> {
         ),
         None => None,
     };
+    let threads = config.server.threads;
     let assembly = Assembly::new(config, &Clock::System, &shutdown, reload)?;
     for address in assembly.addresses() {
         tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "public");
     }
     // No command line, no file: Pingora is configured here and nowhere else.
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(config.server.threads));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(threads));
     server.bootstrap();
     if let Some(listener) = admin_listener {
-        let shown = config.effective();
+        let in_force = Arc::clone(&assembly.reloader.in_force);
         let admin = AdminState {
             metrics: assembly.metrics(),
             readiness: Arc::clone(&assembly.readiness),
-            config: Arc::new(move || shown.clone()),
+            config: Arc::new(move || in_force.load().effective()),
         };
         let admin = AdminService::new(listener, admin).map_err(|error| StartError(format!("admin.listen: {error}")))?;
         tracing::info!(target: "sidegate", event = "listening", addr = %admin.address(), kind = "admin");
@@ -116,13 +113,11 @@ pub struct Assembly {
     accept: Option<AcceptService<HttpProxy<Gateway>>>,
     addresses: Vec<ListenAddress>,
     state: Arc<ArcSwap<State>>,
-    store: Option<Arc<Store>>,
     readiness: Arc<Readiness>,
     connections: Connections,
     phase: watch::Receiver<Phase>,
     drain: watch::Sender<bool>,
-    watched: Vec<PathBuf>,
-    reload: Reload,
+    reloader: Arc<Reloader>,
 }
 
 impl fmt::Debug for Assembly {
@@ -136,7 +131,7 @@ impl Assembly {
     ///
     /// # Errors
     /// When an address cannot be bound, or a certificate cannot be used.
-    pub fn new(config: &Config, clock: &Clock, shutdown: &Arc<Shutdown>, reload: Reload) -> Result<Self, StartError> {
+    pub fn new(config: Config, clock: &Clock, shutdown: &Arc<Shutdown>, reload: Reload) -> Result<Self, StartError> {
         let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
         let tls = match &config.server.tls {
@@ -149,19 +144,16 @@ impl Assembly {
             None => None,
         };
         let metrics = Metrics::new();
-        let store = replicas::store(config, clock, &metrics);
-        let state = assemble(config, clock, &metrics, store.as_ref()).map_err(StartError)?;
+        let store = replicas::store(&config, clock, &metrics);
+        let state = generation::first(&config, clock, metrics, store.as_ref()).map_err(StartError)?;
         let state = Arc::new(ArcSwap::from_pointee(state));
         {
-            let refresh = Arc::clone(&state.load().refresh);
-            let store = store.clone();
-            shutdown.on_drain(move || {
-                let refresh = Arc::clone(&refresh);
-                async move {
-                    refresh.drain().await;
-                    if let Some(store) = store {
-                        store.drain().await;
-                    }
+            let (refresh, store) = (Arc::clone(&state.load().refresh), store.clone());
+            shutdown.on_drain(move || async move {
+                refresh.drain().await;
+                // A refresh may have ended a session.
+                if let Some(store) = store {
+                    store.drain().await;
                 }
             });
         }
@@ -180,33 +172,42 @@ impl Assembly {
             clients: Mutex::default(),
             tunnels: Mutex::default(),
         }));
-        let provider_known = config.admin.ready_requires_provider.then(|| {
-            let state = Arc::clone(&state);
-            Box::new(move || state.load().provider.known().is_some()) as Condition
-        });
         let (drain, draining) = watch::channel(false);
-        let proxy_protocol =
-            if config.server.proxy_protocol { config.server.trusted_proxies.clone() } else { Vec::new() };
+        let settings = Arc::new(ArcSwap::from_pointee(config.server.net));
+        let proxy_protocol = Arc::new(ArcSwap::from_pointee(reload::proxy_protocol(&config)));
         let entrance = Entrance {
-            settings: Arc::new(ArcSwap::from_pointee(config.server.net)),
-            tls,
-            proxy_protocol: proxy_protocol.into(),
+            settings: Arc::clone(&settings),
+            tls: tls.clone(),
+            proxy_protocol: Arc::clone(&proxy_protocol),
             h2c: config.server.h2c,
             refusals: Arc::new(Wording(Arc::clone(&state))),
             connections: connections.clone(),
             draining,
         };
+        let began = reload::fingerprint_of(&config.watched_files);
+        let in_force = Arc::new(ArcSwap::from_pointee(config));
+        let readiness = Readiness::new(shutdown.phase(), Some(provider_known(&in_force, &state)));
+        let reloader = Reloader {
+            read: reload,
+            in_force,
+            state: Arc::clone(&state),
+            store,
+            shutdown: Arc::clone(shutdown),
+            net: settings,
+            proxy_protocol,
+            tls,
+            generations: watch::Sender::new(0),
+            began,
+        };
         Ok(Self {
             accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
             addresses,
             state,
-            store,
-            readiness: Readiness::new(shutdown.phase(), provider_known),
+            readiness,
             connections,
             phase: shutdown.phase(),
             drain,
-            watched: config.watched_files.clone(),
-            reload,
+            reloader: Arc::new(reloader),
         })
     }
 
@@ -232,27 +233,56 @@ impl Assembly {
     }
 
     fn start_background(&self) -> Vec<JoinHandle<()>> {
-        let state = self.state.load_full();
-        let provider = Arc::clone(&state.provider);
-        let names = state.names();
-        let (current, watched, reload) = (Arc::clone(&self.state), self.watched.clone(), Arc::clone(&self.reload));
-        let shared = self.store.clone();
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
+        let reloader = Arc::clone(&self.reloader);
+        // Before anybody is told that we serve: until then this signal ends the process.
+        reload::expect_signal();
         let mut tasks = vec![
-            keep("provider", move || Arc::clone(&provider).keep_ready()),
-            keep("resolve", move || resolve::keep_fresh(names.clone())),
+            self.of_each_generation("provider", |state| Arc::clone(&state.provider).keep_ready()),
+            self.of_each_generation("resolve", |state| resolve::keep_fresh(state.names())),
             keep("sweep", move || sweep(Arc::clone(&swept))),
             keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
-            keep("keys", move || {
-                watch_keys(Arc::clone(&current), shared.clone(), watched.clone(), Arc::clone(&reload))
-            }),
+            keep("reload", move || Arc::clone(&reloader).watch()),
         ];
-        if let Some(store) = self.store.clone() {
+        if let Some(store) = self.reloader.store.clone() {
             tasks.push(keep("redis", move || Arc::clone(&store).run(Arc::new(replicas::Deaf))));
         }
         tasks
     }
+
+    /// A task that begins anew with every generation of the state.
+    fn of_each_generation<F, Fut>(&self, task: &'static str, run: F) -> JoinHandle<()>
+    where
+        F: Fn(&State) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (state, generations) = (Arc::clone(&self.state), self.reloader.generations.subscribe());
+        keep(task, move || {
+            let (state, mut generations, run) = (Arc::clone(&state), generations.clone(), run.clone());
+            async move {
+                loop {
+                    generations.mark_unchanged();
+                    let work = run(&state.load());
+                    tokio::select! {
+                        () = work => if generations.changed().await.is_err() { return },
+                        changed = generations.changed() => if changed.is_err() { return },
+                    }
+                }
+            }
+        })
+    }
+}
+
+/// Whether the provider is known, or need not be. Once is enough: a reload does not take it back.
+fn provider_known(in_force: &Arc<ArcSwap<Config>>, state: &Arc<ArcSwap<State>>) -> Condition {
+    let (in_force, state, seen) = (Arc::clone(in_force), Arc::clone(state), AtomicBool::new(false));
+    Box::new(move || {
+        if state.load().provider.known().is_some() {
+            seen.store(true, Ordering::Relaxed);
+        }
+        seen.load(Ordering::Relaxed) || !in_force.load().admin.ready_requires_provider
+    })
 }
 
 /// Runs a task beside the requests. One that panics would be missed by nobody until much later, so it is told of and
@@ -292,113 +322,6 @@ fn server_conf(threads: usize) -> ServerConf {
         // Bounds the tries at connecting; `Gateway::fail_to_connect` and `error_while_proxy` decide on each.
         max_retries: 16,
         ..ServerConf::default()
-    }
-}
-
-/// What a request is decided by, made of the configuration.
-fn assemble(
-    config: &Config,
-    clock: &Clock,
-    metrics: &Arc<Metrics>,
-    store: Option<&Arc<Store>>,
-) -> Result<State, String> {
-    let provider = {
-        let metrics = Arc::clone(metrics);
-        let observer = move |endpoint: &'static str, took| {
-            if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
-                metrics.observe_provider(*known, took);
-            }
-        };
-        Provider::new(config.oidc.clone(), clock.clone(), Box::new(observer)).map_err(|error| error.to_string())?
-    };
-    let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
-    let logins = Arc::new(LoginCookies::new(config.session.clone(), Arc::clone(jar.sealer())));
-    let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let told =
-        Told { metrics: Arc::clone(metrics), sub_hasher: Arc::clone(&sub_hasher), issuer: config.oidc.issuer.clone() };
-    let refresh = Coordinator::among_replicas(
-        config.refresh.clone(),
-        Arc::clone(&provider) as _,
-        Arc::clone(&jar) as _,
-        clock.clone(),
-        Arc::new(told),
-        replicas::shared(config, store),
-    );
-    let via = format!("1.1 sidegate-{}", random::base64url::<6>());
-    let shared = Shared {
-        jar,
-        logins,
-        provider,
-        refresh,
-        attempts: Arc::new(Attempts::among_replicas(store.map(|store| Arc::clone(store) as _))),
-        metrics: Arc::clone(metrics),
-        clock: clock.clone(),
-        sub_hasher,
-        via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
-    };
-    State::new(config.gateway.clone(), config.session.same_site == SameSite::None, shared)
-}
-
-impl Handles for Jar {
-    fn handle(&self, session: &Session) -> Option<Handle> {
-        Self::handle(self, session)
-    }
-
-    fn index_key(&self, now: Timestamp) -> u16 {
-        self.sealing_key_id(now)
-    }
-
-    fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
-        Self::seal_result(self, spent, handle, next)
-    }
-
-    fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
-        Self::open_result(self, spent, handle, sealed)
-    }
-}
-
-/// Hears of refreshes, for metrics and audit.
-struct Told {
-    metrics: Arc<Metrics>,
-    sub_hasher: Arc<SubHasher>,
-    issuer: String,
-}
-
-impl Told {
-    fn origin(&self, session: &Session) -> audit::Origin<'static> {
-        audit::Origin {
-            sub_hash: Some(self.sub_hasher.hash(&self.issuer, &session.subject)),
-            ..audit::Origin::default()
-        }
-    }
-}
-
-impl Observer for Told {
-    fn refreshed(&self, session: &Session, outcome: &'static str, reason: &'static str, took: Duration) {
-        if let Some(known) = RefreshOutcome::ALL.iter().find(|known| known.as_str() == outcome) {
-            self.metrics.observe_refresh(*known, took);
-        }
-        let reason = (outcome != RefreshOutcome::Ok.as_str()).then_some(reason);
-        audit::refresh(&self.origin(session), outcome, reason);
-    }
-
-    fn joined(&self) {
-        self.metrics.observe_refresh_joined();
-    }
-
-    fn stale_cookie(&self) {
-        self.metrics.observe_stale_cookie();
-    }
-
-    fn cookie_reuse(&self) {
-        self.metrics.observe_cookie_reuse();
-    }
-
-    fn session_ended(&self, session: &Session, reason: policy::EndReason) {
-        if let Some(known) = EndReason::ALL.iter().find(|known| known.as_str() == reason.word()) {
-            self.metrics.observe_session_ended(*known);
-        }
-        audit::session_ended(&self.origin(session), reason.word());
     }
 }
 
@@ -459,58 +382,4 @@ async fn follow(mut phase: watch::Receiver<Phase>, drain: watch::Sender<bool>, c
     if phase.wait_for(|phase| *phase >= Phase::Stopped).await.is_ok() {
         connections.close_all();
     }
-}
-
-/// Takes new cookie keys when a file of the configuration changed, as long as the whole of it is without mistakes: a
-/// configuration that cannot be used leaves the old keys in force. What else changed waits for a restart.
-async fn watch_keys(state: Arc<ArcSwap<State>>, store: Option<Arc<Store>>, watched: Vec<PathBuf>, reload: Reload) {
-    let mut known = fingerprint(&watched).await;
-    let mut ticks = tokio::time::interval(WATCH);
-    loop {
-        ticks.tick().await;
-        let now = fingerprint(&watched).await;
-        if now == known {
-            continue;
-        }
-        known = now;
-        let reload = Arc::clone(&reload);
-        let Ok(outcome) = tokio::task::spawn_blocking(move || reload()).await else { continue };
-        let state = state.load_full();
-        match outcome {
-            Ok(config) if config.keyring_is_random => {}
-            Ok(config) => {
-                if let (Some(store), Some((settings, _))) = (&store, config.redis) {
-                    store.reconfigure(settings);
-                }
-                state.jar.replace_keys(config.keyring, state.clock.now());
-                state.metrics.observe_reload(ReloadOutcome::Ok);
-                tracing::info!(target: "sidegate", event = "reload", outcome = "ok", scope = "session keys");
-            }
-            Err(problems) => {
-                state.metrics.observe_reload(ReloadOutcome::Failed);
-                for problem in problems {
-                    tracing::error!(target: "sidegate", event = "reload", outcome = "failed", problem = %problem);
-                }
-            }
-        }
-    }
-}
-
-/// What the files hold, as one hash. Contents, not times: a symlink swap changes no time of the file it leads to.
-async fn fingerprint(files: &[PathBuf]) -> Option<Vec<u8>> {
-    let files = files.to_vec();
-    let read = move || {
-        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
-        for file in &files {
-            match std::fs::read(file) {
-                Ok(content) => {
-                    hash.update(&u64::try_from(content.len()).unwrap_or(u64::MAX).to_be_bytes());
-                    hash.update(&content);
-                }
-                Err(_) => hash.update(b"absent"),
-            }
-        }
-        hash.finish().as_ref().to_vec()
-    };
-    tokio::task::spawn_blocking(read).await.ok()
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use sidegate::config::cli::{Cli, Command};
-use sidegate::config::{self, Config, LogFormat, Problem};
+use sidegate::config::{self, Config, Problem, Surroundings};
 use sidegate::crypto::keyring::Key;
 use sidegate::{app, gateway, oidc, telemetry};
 
@@ -55,18 +55,13 @@ fn obey(command: Command) -> ExitCode {
 
 fn run(files: Vec<std::path::PathBuf>) -> ExitCode {
     match config::load(&files) {
-        Ok(config) => serve(&config, Arc::new(move || config::load(&files))),
+        Ok(config) => serve(config, Arc::new(move || config::read_in(&files, &Surroundings::of_process()))),
         Err(problems) => refuse(&problems),
     }
 }
 
-fn serve(config: &Config, reload: app::Reload) -> ExitCode {
-    let format = match config.log.format {
-        LogFormat::Json => telemetry::Format::Json,
-        LogFormat::Text => telemetry::Format::Text,
-    };
-    let level = telemetry::Level::from(&config.log.level);
-    telemetry::init(&telemetry::Settings { format, level, access: config.log.access });
+fn serve(config: Config, reload: app::Reload) -> ExitCode {
+    telemetry::init(&app::log_settings(&config));
     if let Err(error) = sidegate::shutdown::harden_process() {
         tracing::warn!(target: "sidegate", event = "not_hardened", problem = %error);
     }
@@ -167,5 +162,5 @@ fn demo(port: u16) -> ExitCode {
     };
     say!("{}", demo.banner);
     let surroundings = demo.config;
-    serve(&config, Arc::new(move || config::load_in(&[], &surroundings)))
+    serve(config, Arc::new(move || config::read_in(&[], &surroundings)))
 }

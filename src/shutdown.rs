@@ -53,12 +53,18 @@ impl Phase {
     }
 }
 
+/// `delay`: not ready but serving. `drain`: the most that requests in flight get after it.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    delay: Duration,
+    drain: Duration,
+}
+
 type Hook = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 /// The shutdown of one process, shared by all that serve.
 pub struct Shutdown {
-    delay: Duration,
-    drain: Duration,
+    times: Mutex<Times>,
     phase: watch::Sender<Phase>,
     /// How often somebody asked for the end. One is graceful, two are not.
     requests: watch::Sender<u32>,
@@ -79,8 +85,7 @@ impl Shutdown {
     /// `delay`: not ready but serving. `drain`: the most that requests in flight get after it.
     pub fn new(delay: Duration, drain: Duration) -> Arc<Self> {
         Arc::new(Self {
-            delay,
-            drain,
+            times: Mutex::new(Times { delay, drain }),
             phase: watch::Sender::new(Phase::Running),
             requests: watch::Sender::new(0),
             connections: AtomicUsize::new(0),
@@ -88,6 +93,11 @@ impl Shutdown {
             hooks: Mutex::new(Vec::new()),
             failed: AtomicBool::new(false),
         })
+    }
+
+    /// Other times for a shutdown that has not begun.
+    pub fn set_times(&self, delay: Duration, drain: Duration) {
+        *self.times.lock() = Times { delay, drain };
     }
 
     /// The phase, and news of it. A watcher may miss a phase that is over at once, so compare with `>=`.
@@ -135,14 +145,15 @@ impl Shutdown {
     /// Walks through the phases; returns when the runtimes may go.
     async fn sequence(&self) -> ShutdownSignal {
         self.requested(1).await;
+        let Times { delay, drain } = *self.times.lock();
         let graceful = async {
             self.enter(Phase::Delaying);
             // A timer of zero still waits for its next tick.
-            if !self.delay.is_zero() {
-                sleep_until(Instant::now() + self.delay).await;
+            if !delay.is_zero() {
+                sleep_until(Instant::now() + delay).await;
             }
             self.enter(Phase::Draining);
-            let end = Instant::now() + self.drain;
+            let end = Instant::now() + drain;
             let drained = timeout_at(end, self.drained()).await.is_ok();
             self.enter(Phase::Stopped);
             if !drained {

@@ -18,6 +18,7 @@ use std::panic::PanicHookInfo;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use ring::hmac;
 use tracing::field::{Field, Visit};
@@ -122,9 +123,24 @@ pub fn init(settings: &Settings) {
     let subscriber = tracing_subscriber::registry().with(Lines(log));
     // Both fail only when somebody was there before us, which the line above excludes.
     let _ = tracing::subscriber::set_global_default(subscriber);
-    let most = if settings.level == Level::Error { BridgeLevel::Error } else { BridgeLevel::Warn };
-    let _ = LogTracer::builder().with_max_level(most).init();
+    let _ = LogTracer::builder().with_max_level(bridge_level(settings)).init();
     std::panic::set_hook(Box::new(on_panic));
+}
+
+/// Other settings from now on.
+pub fn reconfigure(settings: &Settings) {
+    let Some(log) = LOG.get() else { return };
+    if **log.settings.load() == *settings {
+        return;
+    }
+    log.settings.store(Arc::new(*settings));
+    tracing_log::log::set_max_level(bridge_level(settings));
+    tracing::callsite::rebuild_interest_cache();
+}
+
+/// What the `log` crate hands on.
+fn bridge_level(settings: &Settings) -> BridgeLevel {
+    if settings.level == Level::Error { BridgeLevel::Error } else { BridgeLevel::Warn }
 }
 
 /// Waits, for a second at most, until all lines are written. Before the process ends.
@@ -284,7 +300,7 @@ impl fmt::Debug for SubHash {
 
 /// Where lines are made.
 struct Log {
-    settings: Settings,
+    settings: ArcSwap<Settings>,
     clock: Clock,
     sink: Sink,
     foreign: Foreign,
@@ -292,7 +308,7 @@ struct Log {
 
 impl Log {
     fn new(settings: Settings, sink: Sink) -> Self {
-        Self { settings, clock: Clock::System, sink, foreign: Foreign::default() }
+        Self { settings: ArcSwap::from_pointee(settings), clock: Clock::System, sink, foreign: Foreign::default() }
     }
 
     /// Makes a line in this thread's buffer and hands it to the sink.
@@ -303,7 +319,7 @@ impl Log {
         // Taken out for the while: a field whose `Debug` logs gets a buffer of its own, as does a thread that is ending.
         let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
         buffer.clear();
-        let mut line = Line::begin(&mut buffer, self.settings.format, self.clock.now(), level, event);
+        let mut line = Line::begin(&mut buffer, self.settings.load().format, self.clock.now(), level, event);
         fill(&mut line);
         line.end();
         self.sink.put(&buffer, kind);
@@ -311,7 +327,7 @@ impl Log {
     }
 
     fn access(&self, access: &AccessLine<'_>) {
-        if !self.settings.access {
+        if !self.settings.load().access {
             return;
         }
         self.line(Level::Info, "request", Kind::Access, |line| {
@@ -348,9 +364,9 @@ impl Log {
         if metadata.target() == "sidegate::audit" {
             level <= Level::Info
         } else if is_own(metadata.target()) {
-            level <= self.settings.level
+            level <= self.settings.load().level
         } else {
-            level <= Foreign::most_talkative(metadata.target()).min(self.settings.level)
+            level <= Foreign::most_talkative(metadata.target()).min(self.settings.load().level)
         }
     }
 
@@ -396,7 +412,7 @@ impl<S: Subscriber> Layer<S> for Lines {
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
         // Audit events are at most `info`, and are wanted at every level.
-        Some(self.0.settings.level.max(Level::Info).filter())
+        Some(self.0.settings.load().level.max(Level::Info).filter())
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {

@@ -47,7 +47,7 @@ async fn dos_20_without_descriptors_clients_wait_and_are_served_later() {
     let entrance = Entrance {
         settings: Arc::default(),
         tls: None,
-        proxy_protocol: Arc::new([]),
+        proxy_protocol: Arc::default(),
         h2c: false,
         refusals: Arc::new(NoContent),
         connections: Connections::new(Arc::new(())),

@@ -70,6 +70,40 @@ impl Config {
     pub fn effective(&self) -> String {
         toml::to_string(&self.raw).unwrap_or_default()
     }
+
+    /// Takes from the configuration in force what only a restart changes, and names the keys that differ.
+    pub fn keep_until_restart(&mut self, running: &Self) -> Vec<&'static str> {
+        let (new, old) = (&mut self.raw, &running.raw);
+        let mut kept = Vec::new();
+        let mut keep = |differs: bool, key| {
+            if differs {
+                kept.push(key);
+            }
+        };
+        keep(self.server.listen != running.server.listen, "server.listen");
+        keep(self.server.tls.is_some() != running.server.tls.is_some(), "server.tls");
+        keep(self.server.threads != running.server.threads, "server.threads");
+        keep(self.admin.listen != running.admin.listen, "admin.listen");
+        keep(new.verify.listen != old.verify.listen, "verify.listen");
+        let prefix = |config: &Option<(store::Settings, OnError)>| config.as_ref().map(|(it, _)| it.prefix.clone());
+        if prefix(&self.redis) != prefix(&running.redis) {
+            keep(true, if self.redis.is_some() == running.redis.is_some() { "redis.prefix" } else { "redis" });
+            new.redis.clone_from(&old.redis);
+            self.redis.clone_from(&running.redis);
+        }
+        new.server.listen = old.server.listen.clone();
+        self.server.listen.clone_from(&running.server.listen);
+        if new.server.tls.is_some() != old.server.tls.is_some() {
+            new.server.tls.clone_from(&old.server.tls);
+            self.server.tls.clone_from(&running.server.tls);
+        }
+        new.server.threads = old.server.threads;
+        self.server.threads = running.server.threads;
+        new.admin.listen.clone_from(&old.admin.listen);
+        self.admin.listen = running.admin.listen;
+        new.verify.listen.clone_from(&old.verify.listen);
+        kept
+    }
 }
 
 /// `[server]` and the connection's part of `[limits]`.
@@ -139,6 +173,16 @@ pub enum LogFormat {
     Text,
 }
 
+/// A configuration that was read, good or not, with all files that it names: whoever mends one of them wants it to be
+/// read again.
+#[derive(Debug)]
+pub struct Reading {
+    /// Configuration files, secrets, keys, certificates; those that were found before the first fatal mistake.
+    pub files: Vec<PathBuf>,
+    /// The configuration, or every mistake that was found; never empty.
+    pub outcome: Result<Config, Vec<Problem>>,
+}
+
 /// Reads and judges the configuration: `files` in order, or the usual places when there are none, then the environment.
 ///
 /// # Errors
@@ -152,7 +196,16 @@ pub fn load(files: &[PathBuf]) -> Result<Config, Vec<Problem>> {
 /// # Errors
 /// As [`load`].
 pub fn load_in(files: &[PathBuf], around: &Surroundings) -> Result<Config, Vec<Problem>> {
-    let (sources, mut problems) = load::read(files, around)?;
+    read_in(files, around).outcome
+}
+
+/// [`load_in`], for whoever wants to know what to watch.
+pub fn read_in(files: &[PathBuf], around: &Surroundings) -> Reading {
+    let (sources, mut problems) = match load::read(files, around) {
+        Ok(read) => read,
+        Err(problems) => return Reading { files: Vec::new(), outcome: Err(problems) },
+    };
+    let named = sources.files().map(PathBuf::from).collect();
     let mut value = sources.value();
     let mut found = problem::Findings::new(sources);
     found.problems.append(&mut problems);
@@ -162,7 +215,7 @@ pub fn load_in(files: &[PathBuf], around: &Surroundings) -> Result<Config, Vec<P
         Err(error) => {
             // Not the error's own Display: that shows the value.
             found.problem(error.path.join("."), "does not have the form that `sidegate schema` describes");
-            return Err(found.problems);
+            return Reading { files: named, outcome: Err(found.problems) };
         }
     };
     parse::parse(raw, found, around)

@@ -13,10 +13,10 @@ use url::{Host, Url};
 use super::files::Files;
 use super::load::{Surroundings, join};
 use super::not_yet::not_yet;
-use super::problem::{Findings, Problem, did_you_mean, shown};
+use super::problem::{Findings, did_you_mean, shown};
 use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
-use super::{AdminSettings, Config, LogFormat, LogSettings, ServerSettings, TlsFiles, routes};
+use super::{AdminSettings, Config, LogFormat, LogSettings, Reading, ServerSettings, TlsFiles, routes};
 use crate::crypto::keyring::{Key, Keyring};
 use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
@@ -87,19 +87,21 @@ const OWN_TOKEN_PARAMS: [&str; 9] = [
 ];
 
 /// Reads all sections.
-pub(super) fn parse(raw: RawConfig, found: Findings, around: &Surroundings) -> Result<Config, Vec<Problem>> {
+pub(super) fn parse(raw: RawConfig, found: Findings, around: &Surroundings) -> Reading {
     let mut parser = Parser { found, files: Files::default() };
     let config = parser.config(raw, around);
     let Parser { found, files } = parser;
-    match config {
+    let named: BTreeSet<PathBuf> = found.sources.files().map(PathBuf::from).chain(files.watched).collect();
+    let named: Vec<PathBuf> = named.into_iter().collect();
+    let outcome = match config {
         Some(mut config) if found.problems.is_empty() => {
-            let named = found.sources.files().map(PathBuf::from).chain(files.watched);
-            config.watched_files = named.collect::<BTreeSet<_>>().into_iter().collect();
+            config.watched_files.clone_from(&named);
             config.warnings = found.warnings;
             Ok(config)
         }
         _ => Err(found.problems),
-    }
+    };
+    Reading { files: named, outcome }
 }
 
 pub(super) struct Parser {

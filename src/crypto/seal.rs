@@ -63,7 +63,7 @@ pub enum Purpose {
 }
 
 /// The place where blobs open; anywhere else they are garbage.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// Base name, without prefix.
     pub cookie_name: String,

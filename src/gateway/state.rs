@@ -22,27 +22,38 @@ use crate::oidc::Provider;
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
+use crate::session::settings::SameSite;
 use crate::session::{Session, SessionId};
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
-/// What a reload replaces as a whole. Sessions, flights and attempts are shared by all its generations.
+/// One generation of the configuration, which a reload replaces as a whole. Sessions, flights and attempts are
+/// [`Shared`] by all of them.
 pub struct State {
     pub settings: Settings,
     pub routes: RouteTable<Entry>,
     /// The session cookie is `SameSite=None`.
     pub embedded: bool,
+    pub jar: Arc<Jar>,
+    pub logins: Arc<LoginCookies>,
+    pub provider: Arc<Provider>,
     pub shared: Shared,
     /// Client headers that no route lets through: identity headers and token headers of every route, folded.
     pub reserved: Vec<String>,
 }
 
+/// What a generation is made of, besides its settings.
+#[derive(Debug)]
+pub struct Parts {
+    pub jar: Arc<Jar>,
+    pub provider: Arc<Provider>,
+    /// The names of the generation before: their addresses stay known.
+    pub names: Vec<Arc<Name>>,
+}
+
 /// What lives as long as the process.
 #[derive(Clone)]
 pub struct Shared {
-    pub jar: Arc<Jar>,
-    pub logins: Arc<LoginCookies>,
-    pub provider: Arc<Provider>,
     pub refresh: Arc<Coordinator>,
     pub attempts: Arc<Attempts>,
     pub metrics: Arc<Metrics>,
@@ -121,12 +132,14 @@ impl Borrow<Route> for Entry {
 }
 
 impl RouteEntry {
-    /// Prepares a route. `group` numbers its targets apart from other routes'.
+    /// Prepares a route. `names` are those that are known already.
     ///
     /// # Errors
     /// A sentence that names the file of `upstream_tls` that cannot be used.
-    pub fn new(settings: Route, metrics: &Metrics, group: u64) -> Result<Self, String> {
-        let ca = settings.upstream_tls.ca_file.as_deref().map(trust_anchors).transpose()?;
+    pub fn new(settings: Route, metrics: &Metrics, names: &[Arc<Name>]) -> Result<Self, String> {
+        let anchors = settings.upstream_tls.ca_file.as_deref().map(certificates).transpose()?;
+        let group = anchors.as_deref().map_or(0, trust_group);
+        let ca = anchors.map(trust_anchors);
         let client_cert = match (&settings.upstream_tls.cert_file, &settings.upstream_tls.key_file) {
             (Some(cert), Some(key)) => Some(client_certificate(cert, key)?),
             _ => None,
@@ -137,7 +150,9 @@ impl RouteEntry {
             .map(|upstream| {
                 let (endpoint, tls, host) = match &upstream.address {
                     UpstreamAddress::Tcp { tls, host, port } => {
-                        (Endpoint::Tcp(Name::new(host, *port)), *tls, host.as_str())
+                        let known = names.iter().find(|name| name.is_of(host, *port));
+                        let name = known.map_or_else(|| Name::new(host, *port), Arc::clone);
+                        (Endpoint::Tcp(name), *tls, host.as_str())
                     }
                     UpstreamAddress::Unix(path) => {
                         (Endpoint::Unix(path.to_string_lossy().into_owned()), false, "localhost")
@@ -189,7 +204,8 @@ impl State {
     ///
     /// # Errors
     /// As [`RouteEntry::new`], with the route's path in front.
-    pub fn new(settings: Settings, embedded: bool, shared: Shared) -> Result<Self, String> {
+    pub fn new(settings: Settings, parts: Parts, shared: Shared) -> Result<Self, String> {
+        let Parts { jar, provider, names } = parts;
         let reserved = settings
             .routes
             .iter()
@@ -200,14 +216,15 @@ impl State {
             .collect::<std::collections::BTreeSet<_>>()
             .into_iter()
             .collect();
-        let entries = (0..).zip(settings.routes.iter().cloned()).map(|(group, route)| {
-            // Group 0 is Pingora's default; ours begin at 1.
+        let entries = settings.routes.iter().cloned().map(|route| {
             let path = route.path.clone();
-            let entry = RouteEntry::new(route, &shared.metrics, group + 1);
+            let entry = RouteEntry::new(route, &shared.metrics, &names);
             entry.map(|entry| Entry(Arc::new(entry))).map_err(|problem| format!("route {path}: {problem}"))
         });
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
-        Ok(Self { settings, routes, embedded, shared, reserved })
+        let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
+        let embedded = jar.settings().same_site == SameSite::None;
+        Ok(Self { settings, routes, embedded, jar, logins, provider, shared, reserved })
     }
 
     /// Whether a client's header could pass for one that we set.
@@ -262,9 +279,17 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-fn trust_anchors(file: &Path) -> Result<Arc<CaType>, String> {
+/// Names a set of trust anchors by its content: a pooled connection that was made by other anchors, or before a reload
+/// by other content of the file, is not taken. 0, Pingora's default, is the system's anchors.
+fn trust_group(anchors: &[CertificateDer<'static>]) -> u64 {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    anchors.iter().for_each(|anchor| hash.update(anchor));
+    hash.finish().as_ref().first_chunk().map_or(1, |head| u64::from_be_bytes(*head) | 1)
+}
+
+fn trust_anchors(anchors: Vec<CertificateDer<'static>>) -> Arc<CaType> {
     let wrap = |certificate: CertificateDer<'static>| WrappedX509::new(certificate.to_vec(), parse_x509);
-    Ok(certificates(file)?.into_iter().map(wrap).collect())
+    anchors.into_iter().map(wrap).collect()
 }
 
 fn client_certificate(cert: &Path, key: &Path) -> Result<Arc<CertKey>, String> {

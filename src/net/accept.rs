@@ -149,7 +149,7 @@ pub struct Entrance {
     /// With it, TCP listeners speak TLS only; unix sockets never do.
     pub tls: Option<Tls>,
     /// Peers whose TCP connections begin with a PROXY header and are somebody else's; empty = the protocol is off.
-    pub proxy_protocol: Arc<[IpNet]>,
+    pub proxy_protocol: Arc<ArcSwap<Vec<IpNet>>>,
     /// HTTP/2 without TLS, by prior knowledge; with TLS it is negotiated, see [`super::load_server_config`].
     pub h2c: bool,
     /// Words refusals.
@@ -309,7 +309,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
     /// Whom a connection belongs to; `None`: its PROXY header is missing, malformed or late.
     async fn owner(&self, stream: &mut TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
         let ip: IpAddr = peer.ip().to_canonical();
-        if !self.entrance.proxy_protocol.iter().any(|trusted| trusted.contains(&ip)) {
+        if !self.entrance.proxy_protocol.load().iter().any(|trusted| trusted.contains(&ip)) {
             return Some(peer);
         }
         let within = self.entrance.settings.load().head_timeout;

@@ -34,6 +34,11 @@ impl Name {
         })
     }
 
+    /// Whether it stands for this host and port.
+    pub fn is_of(&self, host: &str, port: u16) -> bool {
+        self.host == host && self.port == port
+    }
+
     /// Whether there is anything to look up.
     pub fn is_literal(&self) -> bool {
         self.host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok()

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -112,19 +113,32 @@ pub struct Stats {
     pub flights: usize,
 }
 
+/// What a coordinator works by, and what a reload replaces; what it knows of sessions stays.
+#[derive(Clone)]
+pub struct Terms {
+    pub settings: Settings,
+    pub grant: Arc<dyn Grant>,
+    pub handles: Arc<dyn Handles>,
+    pub observer: Arc<dyn Observer>,
+    /// What other replicas share, and what to do while it is away.
+    pub shared: Option<(Arc<dyn Shared>, OnError)>,
+}
+
+impl fmt::Debug for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
 /// See the module.
 pub struct Coordinator {
-    settings: Settings,
-    grant: Arc<dyn Grant>,
-    handles: Arc<dyn Handles>,
+    terms: ArcSwap<Terms>,
     clock: Clock,
-    observer: Arc<dyn Observer>,
     shards: Box<[Mutex<Shard>]>,
     tries: Semaphore,
     waiters: AtomicUsize,
     aloft: watch::Sender<usize>,
     changes: broadcast::Sender<Change>,
-    shared: Option<(Arc<dyn Shared>, OnError)>,
 }
 
 struct Shard {
@@ -159,26 +173,41 @@ impl Coordinator {
         observer: Arc<dyn Observer>,
         shared: Option<(Arc<dyn Shared>, OnError)>,
     ) -> Arc<Self> {
-        let count = (settings.memory / SHARD_MIN).clamp(1, SHARDS);
-        let share = Settings { memory: settings.memory / count, ..settings };
+        Self::with_terms(Terms { settings, grant, handles, observer, shared }, clock)
+    }
+
+    /// A coordinator that works by these terms.
+    pub fn with_terms(terms: Terms, clock: Clock) -> Arc<Self> {
+        let count = (terms.settings.memory / SHARD_MIN).clamp(1, SHARDS);
+        let share = terms.settings.share(count);
         let tombstones = TOMBSTONES.div_ceil(count);
         let shard = || {
             let engine = Engine::new(share.clone()).with_tombstones(tombstones);
             Mutex::new(Shard { engine, flights: HashMap::new() })
         };
         Arc::new(Self {
-            settings,
-            grant,
-            handles,
+            terms: ArcSwap::from_pointee(terms),
             clock,
-            observer,
             shards: std::iter::repeat_with(shard).take(count).collect(),
             tries: Semaphore::new(TRIES_AT_ONCE),
             waiters: AtomicUsize::new(0),
             aloft: watch::Sender::new(0),
             changes: broadcast::Sender::new(CHANGES),
-            shared,
         })
+    }
+
+    /// Works by other terms from now on. Tokens that are being spent are spent by the terms they began with; results,
+    /// tombstones and whoever waits stay.
+    pub fn replace_terms(&self, terms: Terms) {
+        let share = terms.settings.share(self.shards.len());
+        self.terms.store(Arc::new(terms));
+        for shard in &self.shards {
+            shard.lock().engine.replace_settings(share.clone());
+        }
+    }
+
+    fn observer(&self) -> Arc<dyn Observer> {
+        Arc::clone(&self.terms.load().observer)
     }
 
     /// The session as `demand` wants it, refreshed if need be; waits at most `wait`. To drop the future stops no
@@ -187,9 +216,9 @@ impl Coordinator {
         let facts = Facts::of(&session);
         let (advice, landing) = self.advise(&session, &facts, demand);
         if advice.successor.is_some() {
-            self.observer.stale_cookie();
+            self.observer().stale_cookie();
             if advice.unknown {
-                self.observer.cookie_reuse();
+                self.observer().cookie_reuse();
             }
         }
         let changed = advice.successor.is_some();
@@ -202,7 +231,7 @@ impl Coordinator {
             Step::BackOff { until } => Some(Landing::Unavailable { until }),
             Step::Start(_) => self.land(landing).await,
             Step::Join(_) => {
-                self.observer.joined();
+                self.observer().joined();
                 self.land(landing).await
             }
         };
@@ -214,7 +243,9 @@ impl Coordinator {
             Some(Landing::Renewed(next)) => Freshened::Use { session: next, changed: true },
             Some(Landing::Over(reason)) => Freshened::Over { reason },
             // No result: what is still good goes on, unless better was asked for.
-            _ if !advice.insists && policy::due(&Facts::of(&session), &self.settings, now) != Due::Over => {
+            _ if !advice.insists
+                && policy::due(&Facts::of(&session), &self.terms.load().settings, now) != Due::Over =>
+            {
                 Freshened::Use { session, changed }
             }
             Some(Landing::Refused) => Freshened::Refused,
@@ -231,9 +262,9 @@ impl Coordinator {
             // Counted where it is used.
             Recognised::Newer(_) => {}
             Recognised::Reused { ends } => {
-                self.observer.cookie_reuse();
+                self.observer().cookie_reuse();
                 if ends {
-                    self.observer.session_ended(session, EndReason::Reuse);
+                    self.observer().session_ended(session, EndReason::Reuse);
                     self.tell(Change::Ended(session.id));
                 }
             }
@@ -270,7 +301,7 @@ impl Coordinator {
             !engine.newest(session.id, now).is_some_and(gone_on) && engine.tell(session.id, now)
         });
         if first {
-            self.observer.session_ended(session, reason);
+            self.observer().session_ended(session, reason);
         }
     }
 
@@ -353,13 +384,19 @@ impl Coordinator {
             advice
         };
         if let (true, Step::Over(reason)) = (told, advice.step) {
-            self.observer.session_ended(session, reason);
+            self.observer().session_ended(session, reason);
         }
         if let Some((flight, sender)) = sender {
             let session = advice.successor.as_ref().unwrap_or(session).clone();
             self.aloft.send_modify(|flights| *flights += 1);
-            let aloft =
-                Aloft { coordinator: self.clone(), flight, session, began: Instant::now(), sender: Some(sender) };
+            let aloft = Aloft {
+                coordinator: self.clone(),
+                terms: self.terms.load_full(),
+                flight,
+                session,
+                began: Instant::now(),
+                sender: Some(sender),
+            };
             tokio::spawn(aloft.fly());
         }
         (advice, landing)
@@ -369,7 +406,8 @@ impl Coordinator {
     async fn land(&self, receiver: Option<watch::Receiver<Option<Landing>>>) -> Option<Landing> {
         let mut receiver = receiver?;
         let waiting = Waiting::enter(&self.waiters)?;
-        let landed = timeout(self.settings.wait, receiver.wait_for(Option::is_some)).await;
+        let wait = self.terms.load().settings.wait;
+        let landed = timeout(wait, receiver.wait_for(Option::is_some)).await;
         drop(waiting);
         landed.ok()?.ok()?.clone()
     }
@@ -384,13 +422,17 @@ impl Coordinator {
         self.shards.get(usize::from(first) % self.shards.len().max(1))
     }
 
-    /// A token whose key left the ring still has a name, good within this process.
     fn handle(&self, session: &Session) -> Handle {
-        self.handles.handle(session).unwrap_or_else(|| {
-            let named = u128::from_be_bytes(session.id.0) ^ u128::from(session.generation);
-            Handle(named.to_be_bytes())
-        })
+        handle(&*self.terms.load().handles, session)
     }
+}
+
+/// A token whose key left the ring still has a name, good within this process.
+fn handle(handles: &dyn Handles, session: &Session) -> Handle {
+    handles.handle(session).unwrap_or_else(|| {
+        let named = u128::from_be_bytes(session.id.0) ^ u128::from(session.generation);
+        Handle(named.to_be_bytes())
+    })
 }
 
 /// One of the requests that wait.
@@ -412,6 +454,8 @@ impl Drop for Waiting<'_> {
 /// A flight in the air. However it ends, by a panic too, it lands: else everybody would wait for it for ever.
 struct Aloft {
     coordinator: Arc<Coordinator>,
+    /// Those in force when it began.
+    terms: Arc<Terms>,
     flight: FlightId,
     /// Whose refresh token is spent.
     session: Arc<Session>,
@@ -421,7 +465,7 @@ struct Aloft {
 
 impl Aloft {
     async fn fly(mut self) {
-        let (outcome, reason) = match &self.coordinator.shared {
+        let (outcome, reason) = match &self.terms.shared {
             None => self.spend(None).await,
             Some((shared, on_error)) => self.spend_or_adopt(&**shared, *on_error).await,
         };
@@ -430,7 +474,7 @@ impl Aloft {
 
     /// Spends the token if no other replica does, else takes over what came of it.
     async fn spend_or_adopt(&self, shared: &dyn Shared, on_error: OnError) -> (Outcome, &'static str) {
-        let settings = &self.coordinator.settings;
+        let settings = &self.terms.settings;
         let handle = self.flight.handle();
         match shared::claim(shared, handle, settings.timeout, self.began + settings.wait).await {
             Ok(Claim::Ours(mut held)) => {
@@ -461,9 +505,9 @@ impl Aloft {
         let handle = self.flight.handle();
         match &outcome {
             Outcome::Renewed { next, .. } => {
-                if let Some(sealed) = self.coordinator.handles.seal_result(&self.session, handle, next) {
+                if let Some(sealed) = self.terms.handles.seal_result(&self.session, handle, next) {
                     // One more time: a result that is lost here is a session lost for the others.
-                    let life = self.coordinator.settings.recovery;
+                    let life = self.terms.settings.recovery;
                     let rung = Rung::Renewed(sealed);
                     if shared.settle(handle, rung.clone(), life).await.is_err() {
                         let _ = shared.settle(handle, rung, life).await;
@@ -487,13 +531,13 @@ impl Aloft {
 
     /// The next generation as another replica sealed it.
     fn adopt(&self, sealed: &[u8]) -> Option<Outcome> {
-        let Coordinator { handles, .. } = &*self.coordinator;
+        let handles = &*self.terms.handles;
         let next = handles.open_result(&self.session, self.flight.handle(), sealed)?;
         // Of another session, or no step forward: sealed under the same name, this cannot be.
         if next.id != self.session.id || next.generation <= self.session.generation {
             return None;
         }
-        let handle = self.coordinator.handle(&next);
+        let handle = handle(handles, &next);
         let weight = weight(&next) + sealed.len();
         Some(Outcome::Renewed { next: Arc::new(next), handle, weight })
     }
@@ -504,7 +548,7 @@ impl Aloft {
         let Some(text) = self.session.refresh_token.as_ref().and_then(|token| token.unpack()) else {
             return (Outcome::Dead("no_refresh_token"), "no_refresh_token");
         };
-        let settings = &self.coordinator.settings;
+        let settings = &self.terms.settings;
         let token = RefreshToken::new(text);
         let expect = RefreshExpectation {
             subject: self.session.subject.clone(),
@@ -525,7 +569,7 @@ impl Aloft {
                 return (Outcome::Retry { after: None }, "lock_lost");
             }
             let now = self.coordinator.clock.now();
-            let answer = timeout(settings.timeout, self.coordinator.grant.refresh(&token, &expect, now)).await;
+            let answer = timeout(settings.timeout, self.terms.grant.refresh(&token, &expect, now)).await;
             drop(permit);
             match answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" })) {
                 Ok(tokens) => return (self.renewed(tokens, &token), "ok"),
@@ -551,14 +595,14 @@ impl Aloft {
     }
 
     fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
-        let Coordinator { handles, clock, .. } = &*self.coordinator;
+        let (handles, clock) = (&*self.terms.handles, &self.coordinator.clock);
         let longest = |token: Option<&str>, old: usize| token.map_or(old, str::len);
         let id_token = longest(tokens.id_token.as_ref().map(|token| token.expose()), self.kept_id_token());
         let refresh_token = longest(tokens.refresh_token.as_ref().map(|token| token.expose()), spent.expose().len());
         let now = clock.now();
         let next = self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now);
         let weight = weight(&next) + id_token + refresh_token;
-        let handle = self.coordinator.handle(&next);
+        let handle = handle(handles, &next);
         Outcome::Renewed { next: Arc::new(next), handle, weight }
     }
 
@@ -577,7 +621,7 @@ impl Aloft {
             Outcome::Ambiguous => "ambiguous",
             Outcome::Config => "config",
         };
-        let Coordinator { clock, observer, .. } = &*self.coordinator;
+        let (clock, observer) = (&self.coordinator.clock, &self.terms.observer);
         let now = clock.now();
         let Some(shard) = self.coordinator.shard(self.flight.session()) else { return };
         let (landing, told) = {

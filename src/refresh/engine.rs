@@ -188,6 +188,11 @@ impl Engine {
         Self { tombstones, ..self }
     }
 
+    /// Goes by other settings from now on; a smaller memory makes room with the next result.
+    pub fn replace_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// The answer where no handle is needed to give it: naming a token costs a MAC, and most requests carry the newest
     /// token and it is not due. Acknowledges like [`Self::present`].
     pub fn glance(&mut self, facts: &Facts, demand: Demand, now: Timestamp) -> Option<Advice> {

@@ -27,6 +27,13 @@ pub struct Settings {
     pub replica: Option<u64>,
 }
 
+impl Settings {
+    /// What one of so many engines goes by: its part of the memory.
+    pub(super) fn share(&self, count: usize) -> Self {
+        Self { memory: self.memory / count.max(1), ..self.clone() }
+    }
+}
+
 /// `on_reuse`: an old cookie came back after `grace`. A browser does not do that, a thief or a restored profile may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnReuse {

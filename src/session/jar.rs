@@ -122,16 +122,31 @@ impl Presented {
     }
 }
 
+/// Where cookies of these settings open.
+fn binding(settings: &Settings) -> Binding {
+    Binding {
+        cookie_name: settings.cookie_name.clone(),
+        origin: settings.public.as_str().to_owned(),
+        issuer: settings.issuer.clone(),
+        client_id: settings.client_id.clone(),
+    }
+}
+
 impl Jar {
     /// A jar for one application.
     pub fn new(settings: Settings, keyring: Keyring) -> Self {
-        let binding = Binding {
-            cookie_name: settings.cookie_name.clone(),
-            origin: settings.public.as_str().to_owned(),
-            issuer: settings.issuer.clone(),
-            client_id: settings.client_id.clone(),
-        };
-        Self { names: Names::new(&settings), sealer: Arc::new(Sealer::new(&binding, keyring)), settings }
+        let sealer = Arc::new(Sealer::new(&binding(&settings), keyring));
+        Self { names: Names::new(&settings), sealer, settings }
+    }
+
+    /// A jar for changed settings. For the same application it seals by the same keys as this one, which are replaced
+    /// for both by [`Jar::replace_keys`]; for another one by `keyring`.
+    #[must_use]
+    pub fn renewed(&self, settings: Settings, keyring: Keyring) -> Self {
+        if binding(&settings) != binding(&self.settings) {
+            return Self::new(settings, keyring);
+        }
+        Self { names: Names::new(&settings), sealer: Arc::clone(&self.sealer), settings }
     }
 
     /// The settings it was made with.

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64_simd::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::session::store::Heard;
@@ -62,6 +63,7 @@ pub enum Fate {
 pub struct Store {
     link: Link,
     prefix: String,
+    settings: Mutex<Settings>,
     outbox: Outbox,
 }
 
@@ -74,19 +76,24 @@ impl fmt::Debug for Store {
 impl Store {
     /// A store that has not connected yet. Calls nobody.
     pub fn new(settings: Settings, clock: Clock, observer: Arc<dyn Observer>) -> Arc<Self> {
-        let (prefix, timeout) = (settings.prefix.clone(), settings.timeout);
-        let probe = format!("{prefix}probe");
+        let probe = format!("{}probe", settings.prefix);
+        let servers = Arc::new(Servers::new(settings.clone()));
         Arc::new(Self {
-            link: Link::new(Arc::new(Servers::new(settings)), timeout, probe, Arc::clone(&observer)),
-            prefix,
+            link: Link::new(servers, settings.timeout, probe, Arc::clone(&observer)),
+            prefix: settings.prefix.clone(),
+            settings: Mutex::new(settings),
             outbox: Outbox::new(clock, observer),
         })
     }
 
-    /// Other addresses, credentials or patience, after a reload: connects anew. The prefix stays.
-    pub fn reconfigure(&self, settings: Settings) {
-        let timeout = settings.timeout;
-        self.link.replace(Arc::new(Servers::new(settings)), timeout);
+    /// Other addresses, credentials or patience, after a reload: connects anew, unless nothing has changed. The prefix
+    /// stays.
+    pub fn reconfigure(&self, settings: &Settings) {
+        let mut known = self.settings.lock();
+        if *known != *settings {
+            *known = settings.clone();
+            self.link.replace(Arc::new(Servers::new(settings.clone())), settings.timeout);
+        }
     }
 
     /// Keeps the connection, announces endings, and passes on to `heard` what other replicas announce. To be run in a

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::secret::Secret;
 
 /// `[redis]` without `on_error`, which is the refresh engine's.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Where it is.
     pub deployment: Deployment,
@@ -23,7 +23,7 @@ pub struct Settings {
 }
 
 /// How Redis is deployed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Deployment {
     /// One server.
     Single(Address),
@@ -50,6 +50,16 @@ pub struct TlsFiles {
 /// One server, of a URL.
 #[derive(Clone, Debug)]
 pub struct Address(pub(super) redis::ConnectionInfo);
+
+impl PartialEq for Address {
+    fn eq(&self, other: &Self) -> bool {
+        let login = |address: &Self| {
+            let login = address.0.redis_settings();
+            (login.username().map(str::to_owned), login.password().map(Secret::new), login.db())
+        };
+        self.0.addr() == other.0.addr() && login(self) == login(other)
+    }
+}
 
 impl Address {
     /// Reads `redis://`, `rediss://` or `unix:`.

@@ -6,7 +6,12 @@ const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_123);
 
 fn log(settings: Settings) -> Arc<Log> {
     let clock = Clock::manual(NOW);
-    Arc::new(Log { settings, clock, sink: Sink::Memory(Mutex::default()), foreign: Foreign::default() })
+    Arc::new(Log {
+        settings: ArcSwap::from_pointee(settings),
+        clock,
+        sink: Sink::Memory(Mutex::default()),
+        foreign: Foreign::default(),
+    })
 }
 
 fn written(log: &Log) -> String {

@@ -58,8 +58,8 @@ impl Inside {
         };
         let clock = Clock::manual(Timestamp::from_secs(text::now().try_into().expect("after 1970")));
         let shutdown = Shutdown::new(Duration::ZERO, Duration::from_secs(5));
-        let reload = Arc::new(move || config::load_in(&[], &around));
-        let mut assembly = Assembly::new(&config, &clock, &shutdown, reload).expect("a gateway");
+        let reload = Arc::new(move || config::read_in(&[], &around));
+        let mut assembly = Assembly::new(config, &clock, &shutdown, reload).expect("a gateway");
         let ListenAddress::Tcp(addr) = assembly.addresses()[0].clone() else { panic!("a TCP listener first") };
         let metrics = assembly.metrics();
         let (stop, stopped) = watch::channel(false);
