@@ -17,6 +17,7 @@ pub mod inside;
 pub mod jose;
 pub mod leak;
 pub mod provider;
+pub mod redis;
 pub mod text;
 pub mod upstream;
 pub mod wire;
