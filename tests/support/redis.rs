@@ -254,7 +254,7 @@ fn spawn(program: &str, arguments: &[String]) -> Child {
 }
 
 /// RESP2, one command.
-async fn converse(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), command: &[&[u8]]) -> Reply {
+async fn converse(stream: &mut (impl AsyncRead + AsyncWrite + Unpin + Send), command: &[&[u8]]) -> Reply {
     let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
     for part in command {
         bytes.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
