@@ -20,7 +20,7 @@ use sidegate::store::{Fate, Observer, Settings, Store};
 use support::client::{Ask, Browser, Response};
 use support::gateway::{Gateway, config, free_port, set};
 use support::inside::Inside;
-use support::provider::{Endpoint, ProviderDouble, Rotation};
+use support::provider::{Endpoint, Grants, Moment, Outage, ProviderDouble, Rotation};
 use support::redis::{Redis, Reply, cluster};
 use support::upstream::Upstream;
 use toml::Table;
@@ -513,34 +513,6 @@ async fn another_replica_heals_a_lost_response() {
     assert_eq!(replicas.spent(), (1, 0));
 }
 
-/// RFR: a cookie from three generations ago, at a replica that saw none of them.
-#[tokio::test]
-async fn a_stale_cookie_is_followed_through_redis() {
-    let replicas = Replicas::start(2, &[]).await;
-    let browser = replicas.gateways[0].signed_in().await;
-    let ahead = browser.fork();
-    for _ in 0..3 {
-        replicas.expire();
-        // Its cookies are those of another tab whose answers the first one never sees.
-        assert!(replicas.is_live(&ahead.fetch("/api/x").await));
-    }
-    let answer = replicas.at(&browser, 1).fetch("/api/x").await;
-    assert!(replicas.is_live(&answer), "{answer:?}");
-    assert_eq!(replicas.spent(), (3, 0));
-}
-
-/// RFR-03: delivered: the result has to live for the grace time only.
-#[tokio::test]
-async fn a_delivered_result_is_cut_to_the_grace_time() {
-    let replicas = Replicas::start(1, &[("refresh.grace", "\"30s\"")]).await;
-    let browser = replicas.gateways[0].signed_in().await;
-    replicas.expire();
-    assert!(replicas.is_live(&browser.fetch("/api/x").await));
-    assert!(life_of(&replicas.redis, "h").await > 60_000, "nobody has shown the new cookie");
-    assert!(replicas.is_live(&browser.fetch("/api/x").await));
-    until("it is cut", || async { life_of(&replicas.redis, "h").await <= 30_000 }).await;
-}
-
 /// OPS: Redis is stopped: each replica goes on by itself, nobody gets an error, and the cookie stays.
 #[tokio::test]
 async fn goes_on_without_redis_and_takes_it_up_again() {
@@ -620,16 +592,14 @@ async fn a_holder_that_is_killed_is_succeeded() {
         gateway.wait_for_log("redis", 1).await;
     }
     let browser = one.signed_in().await;
-    let hold = provider.hold_token_endpoint();
+    provider.set(|s| s.fail_refresh_times(Outage::Stall, 1));
     let flight = browser.launch(&Ask::fetch("/auth/refresh").method("POST")).await;
-    hold.wait_for(1).await;
+    provider.wait_for_calls(Endpoint::Token, 2).await;
     one.signal(rustix::process::Signal::KILL);
     one.wait_for_exit().await;
     flight.abort();
-    let flight = browser.at(other.addr).launch(&Ask::fetch("/auth/refresh").method("POST")).await;
     // The lock outlives the try of its holder, who cannot be known to be dead.
-    hold.wait_for(2).await;
-    hold.release();
+    let flight = browser.at(other.addr).launch(&Ask::fetch("/auth/refresh").method("POST")).await;
     let answer = flight.answer().await;
     assert_eq!((answer.status, provider.reuse_alarms()), (200, 0), "{answer:?}");
     assert_eq!(answer.json()["authenticated"], true);
@@ -697,7 +667,7 @@ async fn a_shutdown_waits_for_the_refresh_and_hands_it_over() {
         gateway.wait_for_log("redis", 1).await;
     }
     let browser = one.signed_in().await;
-    let hold = provider.hold(Endpoint::Token, support::provider::Grants::Refresh, support::provider::Moment::After);
+    let hold = provider.hold(Endpoint::Token, Grants::Refresh, Moment::After);
     let flight = browser.launch(&Ask::fetch("/auth/refresh").method("POST")).await;
     hold.wait_for(1).await;
     flight.abort();

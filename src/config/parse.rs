@@ -818,8 +818,13 @@ impl Parser {
 
     fn refresh(&mut self, raw: &RawConfig) -> refresh::settings::Settings {
         let refresh = &raw.refresh;
+        let mut before_expiry = duration(&refresh.before_expiry);
+        if refresh.kills_access_token == Some(true) {
+            // Requests on their way would lose the token that they carry.
+            before_expiry = before_expiry.min(Duration::from_secs(1));
+        }
         refresh::settings::Settings {
-            before_expiry: duration(&refresh.before_expiry),
+            before_expiry,
             after: refresh.after.read().flatten(),
             timeout: self.positive("refresh.timeout", &refresh.timeout),
             wait: self.positive("refresh.wait", &refresh.wait),
@@ -840,6 +845,7 @@ impl Parser {
     fn family_kill(&mut self, raw: &RawConfig) {
         let leeway = raw.refresh.leeway.as_ref().map(duration).unwrap_or_default();
         if raw.refresh.reuse == Some(raw::Reuse::Family)
+            && raw.refresh.rotation != Some(raw::Rotation::None)
             && leeway.is_zero()
             && raw.redis.is_none()
             && !raw.server.single_replica

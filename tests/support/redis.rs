@@ -20,7 +20,7 @@ pub enum Reply {
     Int(i64),
     Text(Vec<u8>),
     Error(String),
-    List(Vec<Reply>),
+    List(Vec<Self>),
 }
 
 impl Reply {
@@ -38,7 +38,7 @@ impl Reply {
         }
     }
 
-    pub fn list(&self) -> Vec<Reply> {
+    pub fn list(&self) -> Vec<Self> {
         match self {
             Self::List(items) => items.clone(),
             other => panic!("not a list: {other:?}"),
