@@ -84,6 +84,8 @@ pub(super) struct Link {
     probe: String,
     observer: Arc<dyn Observer>,
     breaker: Mutex<Breaker>,
+    /// Whether it was said last that the store is up.
+    told: Mutex<Option<bool>>,
     state: watch::Sender<State>,
 }
 
@@ -95,6 +97,7 @@ impl Link {
             probe,
             observer,
             breaker: Mutex::default(),
+            told: Mutex::default(),
             state: watch::Sender::new(State::Dialing),
         }
     }
@@ -175,19 +178,25 @@ impl Link {
             true
         });
         if turned == Some(Turned::Open) {
-            self.tell_away(fault.reason);
+            self.tell(Err(fault.reason));
         }
     }
 
-    fn tell_away(&self, reason: &'static str) {
-        tracing::warn!(target: "sidegate", event = "redis", state = "away", reason);
-        self.observer.up(false);
+    /// One line per change.
+    fn tell(&self, state: Result<(), &'static str>) {
+        self.observer.up(state.is_ok());
+        if self.told.lock().replace(state.is_ok()) == Some(state.is_ok()) {
+            return;
+        }
+        match state {
+            Ok(()) => tracing::info!(target: "sidegate", event = "redis", state = "up"),
+            Err(reason) => tracing::warn!(target: "sidegate", event = "redis", state = "away", reason),
+        }
     }
 
     /// Connects, and connects again. Ends never.
     pub(super) async fn keep_up(&self) {
         let mut number = 0;
-        let mut told_up = false;
         let mut state = self.state.subscribe();
         loop {
             if matches!(&*state.borrow_and_update(), State::Away) {
@@ -197,13 +206,9 @@ impl Link {
             match self.dial().await {
                 Ok(line) => {
                     number += 1;
-                    let turned = self.breaker.lock().answered();
+                    self.breaker.lock().answered();
                     self.state.send_replace(State::Up(Connected { line, number }));
-                    self.observer.up(true);
-                    if turned.is_some() || !told_up {
-                        told_up = true;
-                        tracing::info!(target: "sidegate", event = "redis", state = "up");
-                    }
+                    self.tell(Ok(()));
                     let _ = state.wait_for(|state| !matches!(state, State::Up(up) if up.number == number)).await;
                 }
                 Err(fault) => {
@@ -212,7 +217,7 @@ impl Link {
                         (breaker.failed(), breaker.is_open())
                     };
                     if turned.is_some() {
-                        self.tell_away(fault.reason);
+                        self.tell(Err(fault.reason));
                     }
                     if open {
                         self.state.send_replace(State::Away);
