@@ -6,7 +6,6 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::{EndingFate, Metrics};
 use crate::refresh::shared::{OnError, Shared};
-use crate::session::store::{Ending, Heard};
 use crate::store::{self, Fate, Store};
 
 /// The store of the configuration, if it has one. Calls nobody.
@@ -38,11 +37,4 @@ impl store::Observer for Observer {
         };
         self.0.observe_redis_endings(fate, count);
     }
-}
-
-/// Hears of nothing.
-pub(super) struct Deaf;
-
-impl Heard for Deaf {
-    fn heard(&self, _: &[Ending]) {}
 }

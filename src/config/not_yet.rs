@@ -21,8 +21,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     }
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
     gaps.mention(raw.session.layout == Layout::Split, "session.layout");
-    gaps.refuse(raw.logout.backchannel, "logout.backchannel");
-    gaps.refuse(raw.logout.frontchannel, "logout.frontchannel");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
     for (index, route) in raw.route.iter().enumerate() {
