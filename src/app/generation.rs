@@ -53,6 +53,7 @@ pub(super) fn first(
         refresh,
         ends: Arc::new(ends),
         attempts: Arc::new(Attempts::among_replicas(store.map(|store| Arc::clone(store) as _))),
+        brought: Arc::default(),
         metrics,
         clock: clock.clone(),
         sub_hasher,
@@ -159,5 +160,13 @@ impl Observer for Told {
             self.metrics.observe_session_ended(*known);
         }
         audit::session_ended(&self.origin(session), reason.word());
+    }
+
+    fn spared(&self, spared: bool) {
+        if spared {
+            tracing::warn!(target: "sidegate", event = "provider_spared", "five sessions in a row had no answer");
+        } else {
+            tracing::info!(target: "sidegate", event = "provider_answers");
+        }
     }
 }

@@ -184,6 +184,7 @@ impl Parser {
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
+            replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
         };
         Some(Config {
@@ -819,13 +820,8 @@ impl Parser {
 
     fn refresh(&mut self, raw: &RawConfig) -> refresh::settings::Settings {
         let refresh = &raw.refresh;
-        let mut before_expiry = duration(&refresh.before_expiry);
-        if refresh.kills_access_token == Some(true) {
-            // Requests on their way would lose the token that they carry.
-            before_expiry = before_expiry.min(Duration::from_secs(1));
-        }
         refresh::settings::Settings {
-            before_expiry,
+            before_expiry: duration(&refresh.before_expiry),
             after: refresh.after.read().flatten(),
             timeout: self.positive("refresh.timeout", &refresh.timeout),
             wait: self.positive("refresh.wait", &refresh.wait),
@@ -838,6 +834,13 @@ impl Parser {
                 raw::OnReuse::Reauthenticate => refresh::OnReuse::Reauthenticate,
                 raw::OnReuse::Revoke => refresh::OnReuse::Revoke,
             },
+            rotation: refresh.rotation.map(|rotation| match rotation {
+                raw::Rotation::None => refresh::settings::Rotation::None,
+                raw::Rotation::Single => refresh::settings::Rotation::Single,
+                raw::Rotation::Maybe => refresh::settings::Rotation::Maybe,
+            }),
+            leeway: refresh.leeway.as_ref().map(duration).unwrap_or_default(),
+            kills_access_token: refresh.kills_access_token.unwrap_or_default(),
             replica: (!raw.server.single_replica).then(|| u64::from_be_bytes(crate::crypto::random::bytes())),
         }
     }

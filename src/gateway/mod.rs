@@ -14,9 +14,11 @@ pub mod endpoints;
 pub mod ends;
 pub mod explain;
 mod forward;
+pub mod limiter;
 pub mod live;
 mod record;
 pub mod refusals;
+pub mod replay;
 pub mod rescue;
 pub mod respond;
 pub mod routes;
@@ -45,6 +47,9 @@ use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
 use crate::web::problem::{Code, Problem};
+
+/// Not a failure: the app refused the token, a newer one is there, and the request is sent again.
+const TOKEN_RENEWED: ErrorType = ErrorType::Custom("TokenRenewed");
 
 /// The request handler that Pingora drives.
 #[derive(Debug)]
@@ -161,6 +166,9 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> Result<()> {
         ctx.upstream_answered.get_or_insert_with(Instant::now);
+        if ctx.renew_refused_token(response).await {
+            return Err(Error::new_up(TOKEN_RENEWED));
+        }
         ctx.tie(session, response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS
             && !downstream::is_valid_switch(session.req_header(), response)
@@ -213,6 +221,12 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
+        if *e.etype() == TOKEN_RENEWED {
+            // The next try is a request of its own.
+            ctx.upstream_answered = None;
+            e.set_retry(true);
+            return e;
+        }
         // A kept-alive connection may have died under us: only what is safe to repeat is sent again, and once.
         let repeatable = matches!(&ctx.phase, Phase::Forward(forward) if forward.repeatable);
         let again = repeatable && client_reused && !ctx.retried && ctx.upstream_answered.is_none();
