@@ -57,9 +57,11 @@ pub(super) fn first(
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        streams: Arc::default(),
+        names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
-    State::new(config.gateway.clone(), Parts { jar, provider, names: Vec::new() }, shared)
+    State::new(config.gateway.clone(), Parts { jar, provider }, shared)
 }
 
 /// A generation that is ready to be put in place of another one.
@@ -77,7 +79,7 @@ pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> 
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
     let jar = Arc::new(old.jar.renewed(config.session.clone(), config.keyring.clone()));
     let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher, store);
-    let parts = Parts { jar, provider, names: old.names() };
+    let parts = Parts { jar, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
 }
 

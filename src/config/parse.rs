@@ -160,6 +160,11 @@ impl Parser {
                 raw::SameSite::None => session::settings::SameSite::None,
             },
             partitioned: raw.session.partitioned,
+            layout: match raw.session.layout {
+                raw::Layout::Single => session::settings::Layout::Single,
+                raw::Layout::Split => session::settings::Layout::Split,
+            },
+            prefix: raw.endpoints.prefix.clone(),
             public: public.clone(),
             issuer: oidc.issuer.clone(),
             client_id: oidc.client_id.clone(),

@@ -95,6 +95,8 @@ pub enum Freshened {
     Over { reason: EndReason },
     /// The session is good until its token ends, but the newer token that was asked for cannot be had.
     Exhausted { session: Arc<Session>, reason: EndReason },
+    /// The session goes on with its refresh token, which is in a cookie that did not come along.
+    Bring,
     /// The provider does not answer, or too many wait for it. The session is kept.
     Unavailable { retry_after: Duration },
     /// The provider refuses our client. The session is kept.
@@ -275,6 +277,7 @@ impl Coordinator {
             Step::Forward => return Freshened::Use { session, changed },
             Step::Over(reason) => return Freshened::Over { reason },
             Step::Exhausted(reason) => return Freshened::Exhausted { session, reason },
+            Step::Bring => return Freshened::Bring,
             Step::Config => Some(Landing::Refused),
             Step::BackOff { until } => Some(Landing::Unavailable { until }),
             Step::Start(_) | Step::Join(_) => {

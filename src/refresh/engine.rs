@@ -89,6 +89,8 @@ pub enum Step {
     Forward,
     /// Spend the refresh token, exactly once, and report by [`Engine::settled`].
     Start(FlightId),
+    /// The refresh token has to be spent, but the request did not bring it.
+    Bring,
     /// Somebody is spending it: wait for that result.
     Join(FlightId),
     /// The provider failed a moment ago.
@@ -341,7 +343,8 @@ impl Engine {
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
-            Ok(()) if !may_start && goes_on => Step::Forward,
+            Ok(()) if (facts.elsewhere || !may_start) && goes_on => Step::Forward,
+            Ok(()) if facts.elsewhere => Step::Bring,
             Ok(()) if !may_start => Step::BackOff { until: now + PAUSE },
             Ok(()) => Step::Start(self.start(facts, handle, failures, now)),
             Err(_) if goes_on => Step::Forward,
