@@ -768,10 +768,10 @@ pub struct Route {
     /// `http://`, `https://`, `h2c://` or `unix:/path`, or a list of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<OneOrMany<String>>,
-    /// Serve files from this folder instead.
+    /// Serve files from this folder instead, to GET and HEAD: with validators, ranges and `.br` or `.gz` variants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub static_dir: Option<String>,
-    /// With `static_dir`: what navigations get.
+    /// With `static_dir`: the file that page loads get which match none, such as `index.html`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
     /// `session`: needs one. `optional`: token when there is one. `public`: never a token.

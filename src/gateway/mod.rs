@@ -12,6 +12,7 @@ pub mod decide;
 pub mod downstream;
 pub mod endpoints;
 pub mod explain;
+mod files;
 mod forward;
 pub mod live;
 mod record;
@@ -84,8 +85,11 @@ impl ProxyHttp for Gateway {
         });
         match outcome {
             Outcome::Forward(forward) => {
+                let files = forward.route.settings.files.clone();
                 ctx.phase = Phase::Forward(forward);
-                Ok(false)
+                let Some(files) = files else { return Ok(false) };
+                ctx.serve_file(session, &files).await?;
+                Ok(true)
             }
             Outcome::Respond(response) => {
                 ctx.respond(session, response).await?;
