@@ -98,7 +98,7 @@ fn session(settings: &Settings, access: &str, refresh: &str, id: Option<&str>) -
         acr: Some("1".into()),
         claims,
     };
-    Session::begin(Login { tokens, identity }, [7; 16], SessionId([9; 16]), 0, settings, NOW)
+    Session::begin(Login { tokens, identity, dpop: None }, [7; 16], SessionId([9; 16]), 0, settings, NOW)
 }
 
 fn sessions() {

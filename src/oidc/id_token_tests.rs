@@ -213,6 +213,7 @@ fn refresh() {
         subject: "alice".into(),
         auth_time: Some(1_799_999_995),
         nonce_hash: Some(hash.as_ref()[..16].try_into().unwrap()),
+        dpop: None,
     };
     let check = |name: &str, value: Option<Value>| {
         let mut claims = good();

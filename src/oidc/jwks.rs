@@ -61,6 +61,11 @@ impl KeySet {
         self.keys.is_empty()
     }
 
+    #[cfg(test)]
+    pub(super) fn verify_for_test(&self, token: &Unverified<'_>, algorithm: Algorithm) -> bool {
+        token.verify(algorithm, self.candidates(None, algorithm).1).is_ok()
+    }
+
     /// Whether any key can verify signatures of `algorithm`.
     pub fn serves(&self, algorithm: Algorithm) -> bool {
         !self.candidates(None, algorithm).1.is_empty()

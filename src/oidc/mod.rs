@@ -2,6 +2,7 @@
 
 pub mod authorize;
 pub mod client;
+pub mod dpop;
 pub mod error;
 pub mod id_token;
 pub mod json;
@@ -11,6 +12,7 @@ pub mod logout;
 pub mod metadata;
 pub mod provider;
 pub mod settings;
+pub mod signing;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod token;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::authorize::{self, AuthorizationRequest};
 use super::client::{CallError, Client, Observer, SetupError};
+use super::dpop::DpopKey;
 use super::error::{Fault, ProviderError};
 use super::id_token::{self, LoginExpectation};
 use super::jwks::{FetchKeys, KeySet, Keys};
@@ -41,6 +42,8 @@ pub struct RefreshExpectation {
     pub auth_time: Option<u64>,
     /// First 16 bytes of SHA-256 of the login's nonce.
     pub nonce_hash: Option<[u8; 16]>,
+    /// The key that the tokens are bound to: the new ones must be too (RFC 9449 section 5).
+    pub dpop: Option<DpopKey>,
 }
 
 /// The refresh grant (RFC 6749 section 6), as a trait so that the refresh engine's tests pass a double.
@@ -324,7 +327,7 @@ impl Provider {
                  token; allow refresh tokens for this client there, or try authorize_params = {{ prompt = \"consent\" }}"
             );
         }
-        Ok(Login { tokens: token_set(answer), identity })
+        Ok(Login { tokens: token_set(answer), identity, dpop: None })
     }
 
     /// Userinfo (OpenID Connect Core section 5.3): JSON, or a JWT signed like the ID token.

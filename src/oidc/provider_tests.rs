@@ -117,6 +117,7 @@ impl Rig {
             subject: "alice".into(),
             auth_time: Some(NOW.as_secs() - 5),
             nonce_hash: Some(hash.as_ref()[..16].try_into().unwrap()),
+            dpop: None,
         };
         self.provider.refresh(&RefreshToken::new("rt-1"), &expect, NOW).await
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::dpop::DpopKey;
 use crate::clock::Timestamp;
 use crate::secret::secret_type;
 
@@ -86,4 +87,6 @@ pub struct Login {
     pub tokens: TokenSet,
     /// The user.
     pub identity: Identity,
+    /// To which the tokens are bound.
+    pub dpop: Option<DpopKey>,
 }

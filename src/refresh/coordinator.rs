@@ -554,6 +554,7 @@ impl Aloft {
             subject: self.session.subject.clone(),
             auth_time: self.session.auth_time,
             nonce_hash: self.session.nonce_hash,
+            dpop: self.session.dpop.clone(),
         };
         let deadline = self.began + settings.wait;
         let mut retries = 0;

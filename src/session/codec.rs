@@ -39,6 +39,7 @@ use base64_simd::URL_SAFE_NO_PAD;
 
 use super::model::{Handle, Session, SessionId};
 use crate::clock::Timestamp;
+use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::AccessToken;
 
 /// The longest token text that comes out of a packed one.
@@ -327,6 +328,7 @@ enum Tag {
     Acr,
     NonceHash,
     Claim,
+    DpopKey,
 }
 
 /// Encodes a session with an access token packed by the caller, who knows whether it pays to compress it.
@@ -395,6 +397,9 @@ pub fn encode(session: &Session, access_token: &PackedToken, with_id_token: bool
         }
         put(&mut out, Tag::Claim, &field);
     }
+    if let Some(key) = &session.dpop {
+        put(&mut out, Tag::DpopKey, key.as_bytes());
+    }
     out
 }
 
@@ -447,6 +452,7 @@ pub fn decode(bytes: &[u8]) -> Option<Session> {
             }
             claims
         },
+        dpop: optional(next(Tag::DpopKey)?, DpopKey::from_bytes)?,
     };
     ahead.is_none().then_some(session)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
+use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{AccessToken, Login, TokenSet};
 use crate::session::Settings;
 use crate::session::codec::PackedToken;
@@ -61,6 +62,8 @@ pub struct Session {
     pub nonce_hash: Option<[u8; 16]>,
     /// The claims that the configuration names.
     pub claims: BTreeMap<String, serde_json::Value>,
+    /// To which the tokens are bound (RFC 9449); the same for the session's whole life.
+    pub dpop: Option<DpopKey>,
 }
 
 impl Session {
@@ -73,7 +76,7 @@ impl Session {
         settings: &Settings,
         now: Timestamp,
     ) -> Self {
-        let Login { tokens, identity } = login;
+        let Login { tokens, identity, dpop } = login;
         let mut claims = identity.claims;
         claims.retain(|name, _| settings.claims.contains(name));
         Self {
@@ -96,6 +99,7 @@ impl Session {
             acr: identity.acr,
             nonce_hash: Some(nonce_hash),
             claims,
+            dpop,
         }
     }
 
@@ -126,6 +130,7 @@ impl Session {
             acr: self.acr.clone(),
             nonce_hash: self.nonce_hash,
             claims: self.claims.clone(),
+            dpop: self.dpop.clone(),
         }
     }
 
@@ -220,7 +225,7 @@ pub(super) mod tests {
             acr: None,
             claims: [("email".to_owned(), "a@example.com".into()), ("secret".to_owned(), "x".into())].into(),
         };
-        Login { tokens, identity }
+        Login { tokens, identity, dpop: None }
     }
 
     pub(in crate::session) fn session(tokens: TokenSet) -> Session {
@@ -242,6 +247,7 @@ pub(super) mod tests {
             scope: Some("openid".into()),
             ..tokens("a", Some("r"))
         });
+        first.dpop = DpopKey::generate();
         first.touch(at(5));
         let second = first.refreshed(tokens("b", None), Handle([9; 16]), 8, at(10));
         assert_eq!(second.generation, 1);
@@ -250,6 +256,7 @@ pub(super) mod tests {
         assert_eq!(second.access_token, AccessToken::new("b"));
         assert_eq!((&second.refresh_token, second.refresh_expires), (&first.refresh_token, Some(at(1000))));
         assert_eq!((&second.id_token, &second.scope, &second.claims), (&first.id_token, &first.scope, &first.claims));
+        assert!(second.dpop.is_some() && second.dpop == first.dpop);
 
         let answer = TokenSet {
             id_token: Some(IdToken::new("id-2")),

@@ -56,6 +56,7 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
         acr: None,
         nonce_hash: None,
         claims: BTreeMap::new(),
+        dpop: None,
     })
 }
 

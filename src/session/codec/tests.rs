@@ -28,6 +28,7 @@ fn sample(access: &str, refresh: Option<&str>) -> Session {
             ("groups".to_owned(), serde_json::json!(["a", {"b": null}])),
         ]
         .into(),
+        dpop: None,
     }
 }
 
@@ -212,6 +213,7 @@ prop_compose! {
         tokens in (proptest::option::of("\\PC{0,60}"), proptest::option::of("[A-Za-z0-9_-]{2,40}\\.[A-Za-z0-9_-]{2,40}\\.[A-Za-z0-9_-]{2,40}")),
         texts in (proptest::option::of("\\PC{0,20}"), "\\PC{0,200}", proptest::option::of("\\PC{0,20}"), proptest::option::of("\\PC{0,20}")),
         nonce_hash: Option<[u8; 16]>,
+        dpop in proptest::option::of(proptest::collection::vec(any::<u8>(), 96)),
         claims in proptest::collection::btree_map("\\PC{0,10}", prop_oneof![
             "\\PC{0,30}".prop_map(serde_json::Value::from),
             any::<i64>().prop_map(serde_json::Value::from),
@@ -238,6 +240,7 @@ prop_compose! {
             acr: texts.3,
             nonce_hash,
             claims,
+            dpop: dpop.as_deref().and_then(DpopKey::from_bytes),
         }
     }
 }
