@@ -36,6 +36,7 @@ use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
 use crate::net::accept::{AcceptService, Entrance, bind};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
+use crate::spans::Prepared;
 use crate::telemetry;
 
 /// How often what is past its time is dropped, and gauges are set.
@@ -117,6 +118,8 @@ pub struct Assembly {
     phase: watch::Receiver<Phase>,
     drain: watch::Sender<bool>,
     reloader: Arc<Reloader>,
+    /// Taken at the start: it needs a runtime.
+    traces: Option<Prepared>,
 }
 
 impl fmt::Debug for Assembly {
@@ -143,7 +146,11 @@ impl Assembly {
             None => None,
         };
         let state = Arc::new(ArcSwap::from_pointee(generation::first(&config, clock).map_err(StartError)?));
+        let traces = state.load().tracer.prepare(config.tracing.as_ref()).map_err(StartError)?;
         {
+            // Run in reverse: the spans of the last refresh go out too.
+            let tracer = Arc::clone(&state.load().tracer);
+            shutdown.on_drain(move || async move { tracer.flush().await });
             let refresh = Arc::clone(&state.load().refresh);
             shutdown.on_drain(move || {
                 let refresh = Arc::clone(&refresh);
@@ -200,6 +207,7 @@ impl Assembly {
             phase: shutdown.phase(),
             drain,
             reloader: Arc::new(reloader),
+            traces: Some(traces),
         })
     }
 
@@ -216,6 +224,9 @@ impl Assembly {
     /// Serves until `shutdown` turns true or the process drains, and the last connection has ended.
     pub async fn serve(&mut self, shutdown: ShutdownWatch) {
         let Some(mut accept) = self.accept.take() else { return };
+        if let Some(traces) = self.traces.take() {
+            self.state.load().tracer.install(traces);
+        }
         let tasks = self.start_background();
         self.readiness.set_listening();
         accept.run(shutdown).await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
 
 use crate::clock::{Clock, Timestamp};
@@ -16,6 +17,7 @@ use crate::refresh::coordinator::{Coordinator, Handles, Observer, Terms};
 use crate::refresh::policy;
 use crate::session::jar::Jar;
 use crate::session::model::{Handle, Session};
+use crate::spans::{self, Kind, Span, Tracer};
 use crate::telemetry::{SubHasher, audit};
 
 /// The first generation, with all that lives as long as the process.
@@ -25,8 +27,12 @@ use crate::telemetry::{SubHasher, audit};
 pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
     let metrics = Metrics::new();
     let provider = {
-        let metrics = Arc::clone(&metrics);
+        let (metrics, timer) = (Arc::clone(&metrics), clock.clone());
         let observer = move |endpoint: &'static str, took| {
+            if let Some(caller) = spans::current() {
+                let began = timer.now() - took;
+                Span::new(&caller.child(), format!("provider {endpoint}"), Kind::Client, began, took).end();
+            }
             if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
                 metrics.observe_provider(*known, took);
             }
@@ -35,7 +41,7 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
     };
     let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let refresh = Coordinator::with_terms(terms(config, &provider, &jar, &metrics, &sub_hasher), clock.clone());
+    let refresh = Coordinator::with_terms(terms(config, &provider, &jar, &metrics, &sub_hasher, clock), clock.clone());
     let via = format!("1.1 sidegate-{}", random::base64url::<6>());
     let shared = Shared {
         refresh,
@@ -43,6 +49,7 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        tracer: Tracer::new(clock.clone()),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
     State::new(config.gateway.clone(), Parts { jar, provider, names: Vec::new() }, shared)
@@ -62,7 +69,7 @@ pub(super) struct Next {
 pub(super) fn next(config: &Config, old: &State) -> Result<Next, String> {
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
     let jar = Arc::new(old.jar.renewed(config.session.clone(), config.keyring.clone()));
-    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher);
+    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher, &old.clock);
     let parts = Parts { jar, provider, names: old.names() };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
 }
@@ -73,9 +80,14 @@ fn terms(
     jar: &Arc<Jar>,
     metrics: &Arc<Metrics>,
     sub_hasher: &Arc<SubHasher>,
+    clock: &Clock,
 ) -> Terms {
-    let told =
-        Told { metrics: Arc::clone(metrics), sub_hasher: Arc::clone(sub_hasher), issuer: config.oidc.issuer.clone() };
+    let told = Told {
+        metrics: Arc::clone(metrics),
+        sub_hasher: Arc::clone(sub_hasher),
+        issuer: config.oidc.issuer.clone(),
+        clock: clock.clone(),
+    };
     Terms {
         settings: config.refresh.clone(),
         grant: Arc::clone(provider) as _,
@@ -100,6 +112,7 @@ struct Told {
     metrics: Arc<Metrics>,
     sub_hasher: Arc<SubHasher>,
     issuer: String,
+    clock: Clock,
 }
 
 impl Told {
@@ -116,8 +129,21 @@ impl Observer for Told {
         if let Some(known) = RefreshOutcome::ALL.iter().find(|known| known.as_str() == outcome) {
             self.metrics.observe_refresh(*known, took);
         }
+        if let Some(context) = spans::current() {
+            Span::new(&context, "refresh", Kind::Internal, self.clock.now() - took, took)
+                .with("sidegate.outcome", outcome)
+                .failed(outcome != RefreshOutcome::Ok.as_str())
+                .end();
+        }
         let reason = (outcome != RefreshOutcome::Ok.as_str()).then_some(reason);
         audit::refresh(&self.origin(session), outcome, reason);
+    }
+
+    fn accompany(&self, flight: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        match spans::current() {
+            Some(request) => Box::pin(spans::within(Some(request.child()), flight)),
+            None => flight,
+        }
     }
 
     fn joined(&self) {

@@ -130,6 +130,7 @@ impl Reloader {
         let kept = config.keep_until_restart(&running);
         let old = self.state.load_full();
         let next = generation::next(&config, &old)?;
+        let tracer = old.tracer.prepare(config.tracing.as_ref())?;
         let tls = match (&self.tls, &config.server.tls) {
             (Some(tls), Some(files)) => {
                 let client_ca = files.client_ca_file.as_deref();
@@ -150,6 +151,7 @@ impl Reloader {
         self.proxy_protocol.store(Arc::new(proxy_protocol(&config)));
         self.shutdown.set_times(config.server.shutdown_delay, config.server.shutdown_drain);
         telemetry::reconfigure(&log_settings(&config));
+        old.tracer.install(tracer);
         old.refresh.replace_terms(next.terms);
         self.state.store(Arc::new(next.state));
         self.generations.send_modify(|generation| *generation += 1);

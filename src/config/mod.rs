@@ -27,7 +27,7 @@ use ipnet::IpNet;
 
 use crate::crypto::keyring::Keyring;
 use crate::net::settings::ListenAddress;
-use crate::{gateway, net, oidc, refresh, session};
+use crate::{gateway, net, oidc, refresh, session, spans};
 
 pub use load::Surroundings;
 pub use problem::{Problem, Warning};
@@ -52,6 +52,8 @@ pub struct Config {
     pub keyring: Keyring,
     /// The keys were made up for this run: sessions end with the process, and a reload must keep them.
     pub keyring_is_random: bool,
+    /// Traces; none = off.
+    pub tracing: Option<spans::Settings>,
     /// Refreshing.
     pub refresh: refresh::settings::Settings,
     /// What was configured, defaults included; serializes with secrets masked.

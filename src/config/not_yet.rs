@@ -28,7 +28,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     gaps.refuse(raw.logout.backchannel, "logout.backchannel");
     gaps.refuse(raw.logout.frontchannel, "logout.frontchannel");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
-    gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);
     }

@@ -1004,16 +1004,16 @@ impl Default for Log {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tracing {
-    /// OTLP over HTTP; traces are off without it.
+    /// The collector, such as `http://127.0.0.1:4318`: OTLP over HTTP, protobuf, to `/v1/traces`. Off without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_endpoint: Option<String>,
     /// Headers of the export, often credentials; better `headers_file`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, Secret>,
-    /// File with those headers.
+    /// File with those headers, one a line: `Name: value`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub headers_file: Option<String>,
-    /// Share of traces that are kept.
+    /// Share of traces that are kept, 0 to 1.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub sample: f64,
     /// Name of this service in traces.

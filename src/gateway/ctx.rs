@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session as Downstream;
@@ -17,11 +17,14 @@ use tokio::time::Instant;
 use super::live::{self, Tied};
 use super::respond;
 use super::state::{RouteEntry, State, Target};
+use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
 use crate::session::Session;
 use crate::session::jar::Presented;
+use crate::spans;
 use crate::telemetry::{SubHash, audit};
+use crate::web::forwarded;
 use crate::web::origin::Origin;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem, Shape};
@@ -54,8 +57,20 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// Set when the request is traced.
+    pub traced: Option<Traced>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
     pub tied: Option<Tied>,
+}
+
+/// The spans of a traced request.
+#[derive(Debug)]
+pub struct Traced {
+    /// The request's own.
+    pub context: spans::Context,
+    /// Of what is forwarded.
+    pub upstream: spans::Context,
+    pub began: Timestamp,
 }
 
 /// The route's name in log and metric: bounded.
@@ -145,8 +160,17 @@ impl Ctx {
             phase: Phase::Arrived,
             body_bytes: 0,
             retried: false,
+            traced: None,
             tied: None,
         }
+    }
+
+    /// Begins the request's span, when it is to be traced.
+    pub(super) fn begin_trace(&mut self, headers: &HeaderMap) -> Option<spans::Context> {
+        let context = self.state.tracer.begin(forwarded::traceparent(headers))?;
+        let began = self.state.tracer.now();
+        self.traced = Some(Traced { upstream: context.child(), context: context.clone(), began });
+        Some(context)
     }
 
     /// Answers the request ourselves.

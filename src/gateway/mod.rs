@@ -44,6 +44,7 @@ use self::ctx::{Ctx, Phase};
 use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
+use crate::spans;
 use crate::web::problem::{Code, Problem};
 
 /// The request handler that Pingora drives.
@@ -79,10 +80,13 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let outcome = AssertUnwindSafe(ctx.serve(session)).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(target: "sidegate", event = "panic_caught", request_id = %ctx.request_id);
-            Problem::new(Code::Internal, "This is a bug in the gateway; the log has it under the request id.").into()
-        });
+        let span = ctx.begin_trace(&session.req_header().headers);
+        let outcome =
+            AssertUnwindSafe(spans::within(span, ctx.serve(session))).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(target: "sidegate", event = "panic_caught", request_id = %ctx.request_id);
+                Problem::new(Code::Internal, "This is a bug in the gateway; the log has it under the request id.")
+                    .into()
+            });
         match outcome {
             Outcome::Forward(forward) => {
                 let files = forward.route.settings.files.clone();

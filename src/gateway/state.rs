@@ -24,6 +24,7 @@ use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
 use crate::session::settings::SameSite;
 use crate::session::{Session, SessionId};
+use crate::spans::Tracer;
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
@@ -59,6 +60,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
+    pub tracer: Arc<Tracer>,
     /// `1.1 sidegate-<instance>`: what this process adds to `Via`, and knows itself by.
     pub via: HeaderValue,
 }
