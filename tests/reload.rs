@@ -277,5 +277,9 @@ async fn files_are_watched_through_symlinks() {
     mount(dir.path(), "..v3", &[("secret", "rotated-by-the-platform\n"), ("key", key[0].as_str().unwrap())]);
     let told = gateway.wait_for_log("reload", 3).await;
     assert_eq!(told[2]["outcome"], "ok", "{told:?}");
+    for secret in ["rotated-by-the-platform", key[0].as_str().unwrap()] {
+        assert!(!gateway.output().contains(secret), "LOG-01");
+        assert!(!shown(&gateway).await.to_string().contains(secret));
+    }
     assert_eq!(browser.fetch("/api/x").await.status, 200, "the same key, by another way");
 }

@@ -108,6 +108,9 @@ async fn what_must_not_be_served() {
     let browser = gateway.browser();
     for path in ["/.env", "/.git/config", "/link.txt", "/linked/secret.txt", "/linked/", "/docs/.hidden", "/bare/"] {
         assert_eq!(get(&browser, path, &[]).await.status, 404, "{path}");
+        if path != "/bare/" {
+            assert_eq!(browser.navigate(path).await.status, 404, "{path}: no fallback either");
+        }
     }
     for path in ["/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/a/../../etc/passwd", "/x%00.html", "/a\\b"] {
         let raw = format!(

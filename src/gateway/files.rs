@@ -86,23 +86,24 @@ async fn find(files: &StaticFiles, wanted: Wanted) -> io::Result<Lookup> {
 fn look_up(files: &StaticFiles, wanted: &Wanted) -> io::Result<Lookup> {
     // Anew each time: a release is often a symlink that moves on.
     let Ok(root) = files.dir.canonicalize() else { return Ok(Lookup::Missing) };
-    if let Some(name) = name_of(&wanted.rest) {
-        let as_folder = wanted.rest.is_empty() || wanted.rest.ends_with('/');
-        match open(&root, &name) {
-            Some((_, meta)) if meta.is_dir() => match open(&root, &name.join("index.html")) {
-                Some((_, page)) if page.is_file() && !as_folder => return Ok(Lookup::Folder),
-                Some((file, page)) if page.is_file() => {
-                    return answer(&root, &name.join("index.html"), file, &page, wanted);
-                }
+    let Some(name) = name_of(&wanted.rest) else { return Ok(Lookup::Missing) };
+    let as_folder = wanted.rest.is_empty() || wanted.rest.ends_with('/');
+    match open(&root, &name) {
+        Opened::File(file, meta) if !as_folder => return answer(&root, &name, file, &meta, wanted),
+        Opened::Folder => {
+            let page = name.join("index.html");
+            match open(&root, &page) {
+                Opened::File(..) if !as_folder => return Ok(Lookup::Folder),
+                Opened::File(file, meta) => return answer(&root, &page, file, &meta, wanted),
                 _ => {}
-            },
-            Some((file, meta)) if meta.is_file() && !as_folder => return answer(&root, &name, file, &meta, wanted),
-            _ => {}
+            }
         }
+        // Not the fallback: a page load is told no more of such a name than a script is.
+        Opened::Outside => return Ok(Lookup::Missing),
+        Opened::File(..) | Opened::Nothing => {}
     }
     if let Some(name) = files.fallback.as_ref().filter(|_| wanted.navigation)
-        && let Some((file, meta)) = open(&root, name)
-        && meta.is_file()
+        && let Opened::File(file, meta) = open(&root, name)
     {
         return answer(&root, name, file, &meta, wanted);
     }
@@ -123,14 +124,30 @@ fn name_of(rest: &str) -> Option<PathBuf> {
     Some(name)
 }
 
+/// What stands under a name.
+enum Opened {
+    File(File, Metadata),
+    Folder,
+    /// It leads out of the folder.
+    Outside,
+    Nothing,
+}
+
 /// Opens what lies inside the folder, symlinks within it included.
-fn open(root: &Path, name: &Path) -> Option<(File, Metadata)> {
-    let path = root.join(name).canonicalize().ok().filter(|path| path.starts_with(root))?;
-    // A pipe would be waited for.
-    let meta = std::fs::metadata(&path).ok().filter(|meta| meta.is_file() || meta.is_dir())?;
-    let file = File::open(&path).ok()?;
-    let meta = file.metadata().ok().filter(|opened| opened.is_dir() == meta.is_dir())?;
-    Some((file, meta))
+fn open(root: &Path, name: &Path) -> Opened {
+    let Ok(path) = root.join(name).canonicalize() else { return Opened::Nothing };
+    if !path.starts_with(root) {
+        return Opened::Outside;
+    }
+    match std::fs::metadata(&path) {
+        Ok(meta) if meta.is_dir() => Opened::Folder,
+        // Nothing else: a pipe would be waited for.
+        Ok(meta) if meta.is_file() => match File::open(&path).and_then(|file| Ok((file.metadata()?, file))) {
+            Ok((meta, file)) => Opened::File(file, meta),
+            Err(_) => Opened::Nothing,
+        },
+        _ => Opened::Nothing,
+    }
 }
 
 fn answer(root: &Path, name: &Path, file: File, meta: &Metadata, wanted: &Wanted) -> io::Result<Lookup> {
@@ -190,8 +207,10 @@ fn variant(root: &Path, name: &Path, headers: &HeaderMap) -> Option<(File, Metad
         |(coding, suffix)| {
             let mut name = name.as_os_str().to_owned();
             name.push(suffix);
-            let (file, meta) = open(root, Path::new(&name)).filter(|(_, meta)| meta.is_file())?;
-            Some((file, meta, Some(coding)))
+            match open(root, Path::new(&name)) {
+                Opened::File(file, meta) => Some((file, meta, Some(coding))),
+                _ => None,
+            }
         },
     )
 }
