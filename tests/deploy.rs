@@ -320,7 +320,7 @@ fn the_reference_lists_every_code_and_metric() {
     for code in codes {
         assert!(reference.contains(&format!("`{code}`")), "{code} is not in docs/endpoints.md");
     }
-    let metrics = sidegate::metrics::Metrics::new().render();
+    let metrics = Metrics::new().render();
     let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     for name in names.filter(|name| name.starts_with("sidegate_")) {
         assert!(reference.contains(&format!("`{name}`")), "{name} is not in docs/endpoints.md");

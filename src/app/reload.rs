@@ -153,6 +153,7 @@ impl Reloader {
         telemetry::reconfigure(&log_settings(&config));
         old.tracer.install(tracer);
         old.refresh.replace_terms(next.terms);
+        old.ends.replace_jar(Arc::clone(&next.state.jar));
         self.state.store(Arc::new(next.state));
         self.generations.send_modify(|generation| *generation += 1);
         for key in kept {

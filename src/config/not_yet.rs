@@ -25,8 +25,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     gaps.mention(raw.refresh.leeway.is_some(), "refresh.leeway");
     gaps.mention(raw.refresh.rotation.is_some(), "refresh.rotation");
     gaps.mention(raw.refresh.kills_access_token.is_some(), "refresh.kills_access_token");
-    gaps.refuse(raw.logout.backchannel, "logout.backchannel");
-    gaps.refuse(raw.logout.frontchannel, "logout.frontchannel");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);

@@ -508,6 +508,7 @@ impl Parser {
             redirect_uri: format!("{}{prefix}/callback", public.as_str()),
             post_logout_redirect_uri: format!("{}{prefix}/logout/return", public.as_str()),
             logout_at_provider: raw.logout.provider,
+            logout_style: oidc::settings::LogoutStyle::Oidc,
             revoke: raw.logout.revoke,
         })
     }
@@ -975,7 +976,12 @@ impl Parser {
         }
         let clear = logout.clear_site_data.iter().map(|what| format!("{:?}", what.as_str())).collect::<Vec<_>>();
         let clear_site_data = if clear.is_empty() { None } else { HeaderValue::try_from(clear.join(", ")).ok() };
-        Some(gateway::settings::Logout { return_to: path.clone(), clear_site_data })
+        Some(gateway::settings::Logout {
+            return_to: path.clone(),
+            clear_site_data,
+            backchannel: logout.backchannel,
+            frontchannel: logout.frontchannel,
+        })
     }
 
     fn claims(&mut self, claims: &raw::Claims) -> Vec<String> {

@@ -73,7 +73,7 @@ impl Ctx {
     /// worked another request may have refreshed the session, or ended it.
     pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
         let state = &self.state;
-        if state.refresh.is_ended(used.session.id) || state.refresh.is_behind(&used.session) {
+        if state.ends.is_over(&used.session) || state.refresh.is_behind(&used.session) {
             return Vec::new();
         }
         let newest = state.refresh.newest(used.session.id);

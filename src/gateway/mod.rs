@@ -11,6 +11,7 @@ pub mod ctx;
 pub mod decide;
 pub mod downstream;
 pub mod endpoints;
+pub mod ends;
 pub mod explain;
 mod files;
 mod forward;

@@ -61,6 +61,10 @@ pub struct Logout {
     pub return_to: String,
     /// The value of `Clear-Site-Data`; none when the list is empty.
     pub clear_site_data: Option<HeaderValue>,
+    /// `<prefix>/logout/backchannel` is there.
+    pub backchannel: bool,
+    /// `<prefix>/logout/frontchannel` is there.
+    pub frontchannel: bool,
 }
 
 /// One `[[route]]`.

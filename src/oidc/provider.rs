@@ -17,13 +17,14 @@ use super::client::{CallError, Client, Observer, SetupError};
 use super::dpop::DpopKey;
 use super::error::{Fault, ProviderError};
 use super::id_token::{self, LoginExpectation};
+use super::json;
 use super::jwks::{FetchKeys, KeySet, Keys};
-use super::jwt::{Claims, Verified, numeric_date};
+use super::jwt::{Claims, Unverified, Verified, numeric_date};
+use super::logout::{self, LogoutToken};
 use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Settings};
 use super::token::{self, Answer, TokenAnswer};
 use super::types::{Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet};
-use super::{json, logout};
 use crate::clock::{Clock, Timestamp};
 
 /// The first and the longest pause between two attempts to read the metadata.
@@ -389,10 +390,27 @@ impl Provider {
 
     /// Where to send the browser so that the provider's session ends too; none when that is off or not offered.
     pub fn end_session_url(&self, id_token_hint: Option<&IdToken>) -> Option<String> {
-        let endpoint = self.known().filter(|_| self.settings.logout_at_provider)?.end_session.clone()?;
+        if !self.settings.logout_at_provider {
+            return None;
+        }
+        let own = || self.settings.endpoints.end_session.clone();
+        let endpoint = self.known().map_or_else(own, |metadata| metadata.end_session.clone())?;
         let mut state = [0; 16];
         let state = SystemRandom::new().fill(&mut state).ok().map(|()| URL_SAFE_NO_PAD.encode_to_string(state));
-        Some(logout::end_session_url(&endpoint, &self.settings, id_token_hint, state.as_deref()))
+        logout::end_session_url(&endpoint, &self.settings, id_token_hint, state.as_deref())
+    }
+
+    /// Verifies a logout token (OpenID Connect Back-Channel Logout 1.0 section 2.6). Whether it came before is not
+    /// known here.
+    ///
+    /// # Errors
+    /// `Invalid` when it does not hold; else the provider's keys are not to be had.
+    pub async fn verify_logout_token(&self, token: &str) -> Result<LogoutToken, ProviderError> {
+        // What is no token at all is told so without asking the provider for anything.
+        Unverified::parse(token)?.require(self.settings.id_token_alg)?;
+        let metadata = self.metadata().await?;
+        let verified = self.verify(&metadata, token).await?;
+        Ok(logout::check_logout_token(&verified, &self.settings, self.clock.now())?)
     }
 
     /// For `check --online`: reads metadata and keys now and compares them with the settings.

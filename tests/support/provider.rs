@@ -15,6 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 pub use fault::{Fault, LogoutFault, Verdict};
 pub use modules::{Expect, MODULES, Module};
@@ -59,6 +60,8 @@ pub struct Inner {
 pub struct Call {
     /// From 0, in the order of arrival.
     pub order: usize,
+    /// When it had arrived.
+    pub at: Instant,
     pub endpoint: Endpoint,
     pub method: String,
     pub target: String,
@@ -533,20 +536,31 @@ impl Inner {
 
     /// A logout token for a session; `None` leaves the claim out.
     pub fn logout_token(&self, sub: Option<&str>, sid: Option<&str>, fault: Option<LogoutFault>) -> String {
+        let mut claims = self.logout_claims();
+        for (name, value) in [("sub", sub), ("sid", sid)] {
+            if let Some(value) = value {
+                claims.insert(name.to_owned(), value.into());
+            }
+        }
+        self.logout_token_of("logout+jwt", claims, fault)
+    }
+
+    /// What a logout token says besides whom it is about.
+    pub fn logout_claims(&self) -> Map<String, Value> {
         let (now, client_id) = (self.now(), self.client_id());
-        let mut claims = json!({
+        let claims = json!({
             "iss": self.issuer, "aud": client_id, "iat": now, "exp": now + 120, "jti": mark("jti-"),
             "events": {"http://schemas.openid.net/event/backchannel-logout": {}},
         });
-        for (name, value) in [("sub", sub), ("sid", sid)] {
-            if let Some(value) = value {
-                claims[name] = value.into();
-            }
-        }
         let Value::Object(claims) = claims else { unreachable!("an object") };
+        claims
+    }
+
+    /// A token of these claims.
+    pub fn logout_token_of(&self, typ: &str, claims: Map<String, Value>, fault: Option<LogoutFault>) -> String {
         let switches = self.switches.lock().clone();
         let state = self.state.lock();
-        let draft = self.draft(&state, &switches, "logout+jwt", claims);
+        let draft = self.draft(&state, &switches, typ, claims);
         match fault {
             Some(fault) => draft.with_logout(fault),
             None => draft.finish(),
@@ -672,6 +686,7 @@ impl Inner {
             order = calls.len();
             calls.push(Call {
                 order,
+                at: Instant::now(),
                 endpoint,
                 method: request.method.clone(),
                 target: request.target.clone(),
@@ -684,7 +699,12 @@ impl Inner {
             });
         });
         self.pass(endpoint, grants, Moment::Before).await;
-        let outage = self.switches.lock().next_outage(endpoint, grants);
+        let (outage, latency) = {
+            let mut switches = self.switches.lock();
+            let latency = if grants == Grants::Refresh { text::draw(switches.refresh_latency.clone()) } else { 0 };
+            (switches.next_outage(endpoint, grants), Duration::from_millis(latency))
+        };
+        self.take_time(latency / 2).await;
         let act = || self.act(endpoint, request, &form);
         let outcome = match outage {
             None => Outcome::Answer(act()),
@@ -719,6 +739,11 @@ impl Inner {
                 tokio::time::sleep(by).await;
                 Outcome::Answer(act())
             }
+            Some(Outage::Late(by)) => {
+                let answer = act();
+                tokio::time::sleep(by).await;
+                Outcome::Answer(answer)
+            }
             Some(Outage::Drip) => Outcome::Drip,
             Some(Outage::Huge(bytes)) => {
                 Outcome::Answer(Answer::json(200, format!("{{\"filler\":\"{}\"}}", "x".repeat(bytes))))
@@ -731,8 +756,15 @@ impl Inner {
             Some(Outage::Answer(answer)) => Outcome::Answer(answer),
             Some(Outage::Raw(bytes)) => Outcome::Raw(bytes),
         };
+        self.take_time(latency / 2).await;
         self.pass(endpoint, grants, Moment::After).await;
         (order, outcome)
+    }
+
+    async fn take_time(&self, time: Duration) {
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
     }
 
     async fn pass(&self, endpoint: Endpoint, grants: Grants, moment: Moment) {

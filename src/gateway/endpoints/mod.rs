@@ -1,6 +1,8 @@
 //! sidegate's own endpoints, below the prefix: `RequestView` in, `LocalResponse` out.
 
+pub mod backchannel;
 pub mod callback;
+pub mod frontchannel;
 pub mod login;
 pub mod logout;
 pub mod session;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::decide::Caller;
+use super::settings::Settings;
 use super::state::State;
 use crate::oidc::ProviderError;
 use crate::session::Session;
@@ -29,6 +32,8 @@ pub enum Endpoint {
     Refresh,
     Logout,
     LogoutReturn,
+    Backchannel,
+    Frontchannel,
     Events,
 }
 
@@ -85,6 +90,8 @@ impl Endpoint {
             "/refresh" => Some(Self::Refresh),
             "/logout" => Some(Self::Logout),
             "/logout/return" => Some(Self::LogoutReturn),
+            "/logout/backchannel" => Some(Self::Backchannel),
+            "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
             _ => None,
         }
@@ -93,11 +100,25 @@ impl Endpoint {
     /// Its methods, as `Allow` lists them.
     pub fn methods(self) -> &'static str {
         match self {
-            Self::Login | Self::Callback | Self::Events => "GET",
+            Self::Login | Self::Callback | Self::Frontchannel | Self::Events => "GET",
             Self::Session | Self::LogoutReturn => "GET, HEAD",
-            Self::Refresh => "POST",
+            Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
         }
+    }
+
+    /// Whether the configuration has it: what is switched off is not there.
+    pub fn is_on(self, settings: &Settings) -> bool {
+        match self {
+            Self::Backchannel => settings.logout.backchannel,
+            Self::Frontchannel => settings.logout.frontchannel,
+            _ => true,
+        }
+    }
+
+    /// Whether it reads a form from the request's body.
+    pub fn reads_form(self) -> bool {
+        self == Self::Backchannel
     }
 
     fn takes(self, method: &Method) -> bool {
@@ -117,6 +138,8 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Backchannel => backchannel::serve(state, request).await,
+            Self::Frontchannel => frontchannel::serve(state, request, visitor),
             Self::Events => session::events(visitor),
         }
     }
