@@ -192,6 +192,7 @@ impl Parser {
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
+            replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
         };
         Some(Config {

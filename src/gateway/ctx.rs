@@ -107,6 +107,8 @@ pub struct Forward {
     pub event_stream: bool,
     /// GET or HEAD without a body: may be sent again when a kept-alive connection was dead.
     pub repeatable: bool,
+    /// May be sent again, once, after the app refused the token.
+    pub replayable: bool,
     /// Cookies to expire on the answer.
     pub expire: Vec<HeaderValue>,
     pub forwarded_for: String,

@@ -18,6 +18,7 @@ mod forward;
 pub mod live;
 mod record;
 pub mod refusals;
+pub mod replay;
 pub mod rescue;
 pub mod respond;
 pub mod routes;
@@ -47,6 +48,9 @@ use self::state::State;
 use crate::net::Guard;
 use crate::spans;
 use crate::web::problem::{Code, Problem};
+
+/// Not a failure: the app refused the token, a newer one is there, and the request is sent again.
+const TOKEN_RENEWED: ErrorType = ErrorType::Custom("TokenRenewed");
 
 /// The request handler that Pingora drives.
 #[derive(Debug)]
@@ -169,6 +173,9 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> Result<()> {
         ctx.upstream_answered.get_or_insert_with(Instant::now);
+        if ctx.renew_refused_token(response).await {
+            return Err(Error::new_up(TOKEN_RENEWED));
+        }
         ctx.tie(session, response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS
             && !downstream::is_valid_switch(session.req_header(), response)
@@ -221,6 +228,12 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
+        if *e.etype() == TOKEN_RENEWED {
+            // The next try is a request of its own.
+            ctx.upstream_answered = None;
+            e.set_retry(true);
+            return e;
+        }
         // A kept-alive connection may have died under us: only what is safe to repeat is sent again, and once.
         let repeatable = matches!(&ctx.phase, Phase::Forward(forward) if forward.repeatable);
         let again = repeatable && client_reused && !ctx.retried && ctx.upstream_answered.is_none();

@@ -25,6 +25,8 @@ pub struct Settings {
     pub expose: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// After the app refused a token: refresh, and send the request once more if that does no harm.
+    pub replay_refused: bool,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
 }

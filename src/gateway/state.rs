@@ -14,6 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::attempts::Attempts;
 use super::ends::Ends;
+use super::replay::Brought;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
@@ -59,6 +60,7 @@ pub struct Shared {
     pub refresh: Arc<Coordinator>,
     pub ends: Arc<Ends>,
     pub attempts: Arc<Attempts>,
+    pub brought: Arc<Brought>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
