@@ -169,4 +169,12 @@ impl Observer for Told {
         }
         audit::session_ended(&self.origin(session), reason.word());
     }
+
+    fn spared(&self, spared: bool) {
+        if spared {
+            tracing::warn!(target: "sidegate", event = "provider_spared", "five sessions in a row had no answer");
+        } else {
+            tracing::info!(target: "sidegate", event = "provider_answers");
+        }
+    }
 }

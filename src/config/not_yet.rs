@@ -22,9 +22,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
     gaps.mention(raw.session.layout == Layout::Split, "session.layout");
     gaps.mention(raw.redis.is_some(), "redis");
-    gaps.mention(raw.refresh.leeway.is_some(), "refresh.leeway");
-    gaps.mention(raw.refresh.rotation.is_some(), "refresh.rotation");
-    gaps.mention(raw.refresh.kills_access_token.is_some(), "refresh.kills_access_token");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);

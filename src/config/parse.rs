@@ -842,6 +842,13 @@ impl Parser {
                 raw::OnReuse::Reauthenticate => refresh::OnReuse::Reauthenticate,
                 raw::OnReuse::Revoke => refresh::OnReuse::Revoke,
             },
+            rotation: refresh.rotation.map(|rotation| match rotation {
+                raw::Rotation::None => refresh::settings::Rotation::None,
+                raw::Rotation::Single => refresh::settings::Rotation::Single,
+                raw::Rotation::Maybe => refresh::settings::Rotation::Maybe,
+            }),
+            leeway: refresh.leeway.as_ref().map(duration).unwrap_or_default(),
+            kills_access_token: refresh.kills_access_token.unwrap_or_default(),
             replica: (!raw.server.single_replica).then(|| u64::from_be_bytes(crate::crypto::random::bytes())),
         }
     }

@@ -110,17 +110,15 @@ impl Ctx {
     /// worked another request may have refreshed the session, or ended it.
     pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
         let state = &self.state;
-        if state.ends.is_over(&used.session) || state.refresh.is_behind(&used.session) {
+        if state.ends.is_over(&used.session) {
             return Vec::new();
         }
-        let newest = state.refresh.newest(used.session.id);
-        let newest = newest.filter(|newest| newest.generation >= used.session.generation);
-        let newest = newest.as_ref().unwrap_or(&used.session);
+        let Some(newest) = state.refresh.outgoing(&used.session, self.started.elapsed()) else { return Vec::new() };
         if newest.generation <= used.presented_generation && !used.touch {
             return Vec::new();
         }
         let now = state.clock.now();
-        let mut touched = UserSession::clone(newest);
+        let mut touched = UserSession::clone(&newest);
         touched.touch(now);
         state.seal(&touched, &used.presented, now, &self.request_id)
     }

@@ -15,6 +15,7 @@ pub mod ends;
 pub mod explain;
 mod files;
 mod forward;
+pub mod limiter;
 pub mod live;
 mod record;
 pub mod refusals;

@@ -235,13 +235,26 @@ impl Ctx {
         let fresh = match state.refresh.freshen(Arc::clone(&user), demand).await {
             Freshened::Use { session, .. } => session,
             Freshened::Exhausted { session, .. } if route.max_token_age.is_none() => session,
-            Freshened::Over { reason: EndReason::Dead(_) } if route.access == Access::Session => {
-                return doubtful(state, request, &entry, &opened.presented, &user, caller, return_to).await;
-            }
             end @ (Freshened::Over { .. } | Freshened::Exhausted { .. }) => {
-                // One that is only too old for this route goes on elsewhere.
-                let is_over = matches!(end, Freshened::Over { .. });
-                let expire = if is_over { state.jar.expire(&opened.presented) } else { Vec::new() };
+                let clear = match end {
+                    Freshened::Over { reason: EndReason::Dead(_) } => {
+                        match verified(state, request, &entry, &user).await {
+                            Ok(believed) if believed || route.access == Access::Optional => believed,
+                            // 401 even for a page: this request cannot come again, the next one will tell.
+                            Ok(_) => {
+                                let told = "The session seems to be over. Log in at login_url.";
+                                let problem = Problem::new(Code::LoginRequired, told);
+                                return with_login_url(problem, return_to, &state.settings.prefix).into();
+                            }
+                            Err(redirect) => return Outcome::Respond(redirect),
+                        }
+                    }
+                    // The browser may have the newer cookie by now, under the same name.
+                    Freshened::Over { reason: EndReason::Reuse } => false,
+                    // One that is only too old for this route goes on elsewhere.
+                    _ => matches!(end, Freshened::Over { .. }),
+                };
+                let expire = if clear { state.jar.expire(&opened.presented) } else { Vec::new() };
                 if route.access == Access::Optional {
                     return self.forward(request, entry, None, expire);
                 }
@@ -284,7 +297,9 @@ impl Ctx {
                         self.state.ends.spread(came.id);
                         return useless(presented);
                     }
-                    Recognised::Ended | Recognised::Reused { ends: false } => return useless(presented),
+                    Recognised::Ended => return useless(presented),
+                    // A straggler's answer must not clear the newer cookie, which has the same name.
+                    Recognised::Reused { ends: false } => return Opened { useless: false, ..useless(presented) },
                 };
                 if self.state.ends.was_ended_outside(&session) {
                     return useless(presented);
@@ -312,16 +327,17 @@ fn useless(presented: Presented) -> Opened {
     Opened { presented, came: None, session: None, useless: true }
 }
 
-/// The provider calls the session's refresh token dead: see [`verify`].
-async fn doubtful(
+/// The provider calls the session's refresh token dead: see [`verify`]. Whether it is to be believed, in which case the
+/// cookies are cleared.
+///
+/// # Errors
+/// The redirect by which the browser shows what cookie it has by now.
+async fn verified(
     state: &Arc<State>,
     request: &Request<'_>,
     entry: &RouteEntry,
-    presented: &Presented,
     user: &UserSession,
-    caller: Caller,
-    return_to: &ReturnTo,
-) -> Outcome {
+) -> Result<bool, LocalResponse> {
     let headers = &request.head.headers;
     let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
     let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
@@ -335,15 +351,9 @@ async fn doubtful(
                 None => request.path.to_string(),
             };
             let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
-            Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
+            Err(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
         }
-        (Verdict::Doubt, _) => {
-            let problem = Problem::new(Code::LoginRequired, "The session seems to be over. Log in at login_url.");
-            Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new())
-        }
-        (Verdict::Believe | Verdict::Again { .. }, _) => {
-            over(state, request, entry, caller, return_to, state.jar.expire(presented))
-        }
+        (verdict, _) => Ok(verdict != Verdict::Doubt),
     }
 }
 

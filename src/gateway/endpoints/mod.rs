@@ -8,6 +8,7 @@ pub mod logout;
 pub mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, StatusCode, header};
 
@@ -153,6 +154,12 @@ fn origin<'a>(request: &RequestView<'a>, sub_hash: Option<SubHash>) -> audit::Or
 /// A refusal for a request that does not prove its origin.
 fn csrf() -> Problem {
     Problem::new(Code::Csrf, "The request does not prove that it comes from this application.")
+}
+
+/// A refusal for a client that asks too often.
+fn too_often(wait: Duration) -> Problem {
+    Problem::new(Code::RateLimited, "Too many of these requests came from this address.")
+        .retry_after(wait.as_secs() + 1)
 }
 
 /// What a failed call to the provider means for the browser.
