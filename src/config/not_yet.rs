@@ -2,14 +2,11 @@
 //! where going on without it is safe; never ignored. A line goes when its feature comes.
 
 use super::problem::Findings;
-use super::raw::{
-    ClientAuth, Dpop, Layout, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken, Store,
-};
+use super::raw::{ClientAuth, Dpop, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken, Store};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
 
-    gaps.refuse(raw.server.h2c, "server.h2c");
     gaps.refuse(!raw.presets.is_empty(), "presets");
     match &raw.provider {
         Some(OneOrMany::One(provider)) => provider_gaps("provider", provider, &mut gaps),
@@ -20,8 +17,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         None => {}
     }
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
-    gaps.mention(raw.session.layout == Layout::Split, "session.layout");
-    gaps.mention(raw.redis.is_some(), "redis");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
     for (index, route) in raw.route.iter().enumerate() {
@@ -61,7 +56,6 @@ fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     refuse(route.allow_hosts.is_some(), "allow_hosts");
     refuse(route.max_auth_age.is_some(), "max_auth_age");
     refuse(route.acr_values.is_some(), "acr_values");
-    refuse(route.rate_limit.is_some(), "rate_limit");
 }
 
 struct Gaps<'a>(&'a mut Findings);

@@ -95,6 +95,8 @@ pub enum Freshened {
     Over { reason: EndReason },
     /// The session is good until its token ends, but the newer token that was asked for cannot be had.
     Exhausted { session: Arc<Session>, reason: EndReason },
+    /// The session goes on with its refresh token, which is in a cookie that did not come along.
+    Bring,
     /// The provider does not answer, or too many wait for it. The session is kept.
     Unavailable { retry_after: Duration },
     /// The provider refuses our client. The session is kept.
@@ -275,6 +277,7 @@ impl Coordinator {
             Step::Forward => return Freshened::Use { session, changed },
             Step::Over(reason) => return Freshened::Over { reason },
             Step::Exhausted(reason) => return Freshened::Exhausted { session, reason },
+            Step::Bring => return Freshened::Bring,
             Step::Config => Some(Landing::Refused),
             Step::BackOff { until } => Some(Landing::Unavailable { until }),
             Step::Start(_) | Step::Join(_) => {
@@ -439,10 +442,11 @@ impl Coordinator {
     ) -> (Advice, Option<watch::Receiver<Option<Landing>>>) {
         let forward = Advice { successor: None, forked: false, insists: false, step: Step::Forward };
         let Some(shard) = self.shard(session.id) else { return (forward, None) };
-        let glance = {
+        let (glance, delivered) = {
             let (mut shard, now) = self.enter(shard);
-            shard.engine.glance(facts, demand, now)
+            (shard.engine.glance(facts, demand, now), shard.engine.take_delivered())
         };
+        self.spread_delivery(delivered);
         if let Some(advice) = glance {
             return (advice, None);
         }
@@ -476,6 +480,10 @@ impl Coordinator {
             self.observer().session_ended(session, reason);
         }
         if let Some((flight, sender)) = sender {
+            if advice.successor.is_none() {
+                // It was presented, so the one before it is of no use any more, whichever replica made this one.
+                self.spread_delivery(facts.previous);
+            }
             let session = advice.successor.as_ref().unwrap_or(session).clone();
             self.aloft.send_modify(|flights| *flights += 1);
             let aloft = Aloft {
@@ -489,6 +497,16 @@ impl Coordinator {
             tokio::spawn(aloft.fly());
         }
         (advice, landing)
+    }
+
+    /// Lets other replicas drop results that have reached the browser.
+    fn spread_delivery(&self, delivered: impl IntoIterator<Item = Handle>) {
+        for handle in delivered {
+            let terms = self.terms.load();
+            if let Some((shared, _)) = &terms.shared {
+                shared.acknowledge(handle, terms.settings.grace);
+            }
+        }
     }
 
     /// Waits for a flight.

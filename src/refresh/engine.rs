@@ -89,6 +89,8 @@ pub enum Step {
     Forward,
     /// Spend the refresh token, exactly once, and report by [`Engine::settled`].
     Start(FlightId),
+    /// The refresh token has to be spent, but the request did not bring it.
+    Bring,
     /// Somebody is spending it: wait for that result.
     Join(FlightId),
     /// The provider failed a moment ago.
@@ -170,6 +172,8 @@ pub struct Engine {
     numbers: u64,
     /// The most tombstones.
     tombstones: usize,
+    /// Tokens whose results were acknowledged and that nobody asked for yet.
+    delivered: Vec<Handle>,
     /// By how many milliseconds the wall clock has been set, as far as it was followed.
     astray: i64,
 }
@@ -189,6 +193,7 @@ impl Engine {
             ledger: Ledger::default(),
             numbers: 0,
             tombstones: usize::MAX,
+            delivered: Vec::new(),
             astray: 0,
         }
     }
@@ -238,7 +243,7 @@ impl Engine {
                 }
                 return Some(Advice::of(Step::Over(EndReason::Reuse)));
             }
-            line.acknowledge(facts, now + self.settings.grace, &mut self.ledger);
+            line.acknowledge(facts, now + self.settings.grace, &mut self.ledger, &mut self.delivered);
             if line.newest().is_some_and(|newest| newest.generation > facts.generation) {
                 return None;
             }
@@ -250,6 +255,11 @@ impl Engine {
         };
         let idle = !wanted && policy::due(facts, &self.settings, now) == Due::Not;
         idle.then(|| Advice::of(Step::Forward))
+    }
+
+    /// The tokens whose results were acknowledged since this was last asked: other replicas may drop them as soon.
+    pub fn take_delivered(&mut self) -> Vec<Handle> {
+        std::mem::take(&mut self.delivered)
     }
 
     /// What is known of a session that a request presents, before anything is asked of its token.
@@ -333,7 +343,8 @@ impl Engine {
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
-            Ok(()) if !may_start && goes_on => Step::Forward,
+            Ok(()) if (facts.elsewhere || !may_start) && goes_on => Step::Forward,
+            Ok(()) if facts.elsewhere => Step::Bring,
             Ok(()) if !may_start => Step::BackOff { until: now + PAUSE },
             Ok(()) => Step::Start(self.start(facts, handle, failures, now)),
             Err(_) if goes_on => Step::Forward,
@@ -680,7 +691,7 @@ impl Line {
     }
 
     /// The presented session proves the delivery of the generation that it is, and of all before it.
-    fn acknowledge(&mut self, facts: &Facts, until: Timestamp, ledger: &mut Ledger) {
+    fn acknowledge(&mut self, facts: &Facts, until: Timestamp, ledger: &mut Ledger, news: &mut Vec<Handle>) {
         for entry in &mut self.entries {
             let delivered =
                 facts.previous == Some(entry.handle) || entry.generation.saturating_add(1) < facts.generation;
@@ -689,6 +700,7 @@ impl Line {
                 && !*acknowledged
             {
                 *acknowledged = true;
+                news.push(entry.handle);
                 entry.until = entry.until.min(until);
                 entry.place = entry.place.map(|place| ledger.demote(place));
             }

@@ -5,6 +5,7 @@ pub mod callback;
 pub mod frontchannel;
 pub mod login;
 pub mod logout;
+pub mod renew;
 pub mod session;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::decide::Caller;
+use super::live::OpenStream;
 use super::settings::Settings;
 use super::state::State;
 use crate::oidc::ProviderError;
@@ -36,6 +38,8 @@ pub enum Endpoint {
     Backchannel,
     Frontchannel,
     Events,
+    /// Takes every method: the request is on its way to somewhere else.
+    Renew,
 }
 
 /// What an endpoint sees of the request's session.
@@ -64,7 +68,7 @@ pub enum Answer {
     /// As it is.
     Respond(LocalResponse),
     /// The event stream of this session.
-    Events(Arc<Session>),
+    Events(Arc<Session>, OpenStream),
     /// A refusal, with cookies to set.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -94,6 +98,7 @@ impl Endpoint {
             "/logout/backchannel" => Some(Self::Backchannel),
             "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
+            "/renew" => Some(Self::Renew),
             _ => None,
         }
     }
@@ -105,6 +110,7 @@ impl Endpoint {
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
+            Self::Renew => "GET, HEAD, POST, PUT, PATCH, DELETE",
         }
     }
 
@@ -123,7 +129,7 @@ impl Endpoint {
     }
 
     fn takes(self, method: &Method) -> bool {
-        self.methods().split(", ").any(|own| own == method.as_str())
+        self == Self::Renew || self.methods().split(", ").any(|own| own == method.as_str())
     }
 
     /// Serves one request.
@@ -139,9 +145,10 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Events => session::events(state, visitor),
             Self::Backchannel => backchannel::serve(state, request).await,
             Self::Frontchannel => frontchannel::serve(state, request, visitor),
-            Self::Events => session::events(visitor),
+            Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
 }
