@@ -312,16 +312,11 @@ impl World {
             self.progress(33).await;
             if self.plan.share == Share::Paused { redis.pause() } else { redis.stop() }
         }
-        match self.plan.share {
-            Share::Restarted => {
-                self.progress(66).await;
-                redis.restart().await;
-            }
-            Share::Paused => {
-                self.progress(66).await;
-                redis.go_on();
-            }
-            _ => {}
+        if matches!(self.plan.share, Share::Restarted | Share::Paused) {
+            // Where all wait for Redis, nothing goes forward before it is back.
+            let patience = if self.plan.waits_for_redis { 4 } else { 600 };
+            let _ = tokio::time::timeout(Duration::from_secs(patience), self.progress(66)).await;
+            if self.plan.share == Share::Paused { redis.go_on() } else { redis.restart().await }
         }
     }
 
