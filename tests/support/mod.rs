@@ -19,6 +19,7 @@ pub mod jose;
 pub mod leak;
 pub mod mutate;
 pub mod provider;
+pub mod redis;
 pub mod text;
 pub mod upstream;
 pub mod wire;
