@@ -25,6 +25,7 @@ use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
 use crate::session::settings::SameSite;
+use crate::session::vault::Vault;
 use crate::session::{Session, SessionId};
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
@@ -37,6 +38,7 @@ pub struct State {
     /// The session cookie is `SameSite=None`.
     pub embedded: bool,
     pub jar: Arc<Jar>,
+    pub vault: Arc<Vault>,
     pub logins: Arc<LoginCookies>,
     pub provider: Arc<Provider>,
     pub shared: Shared,
@@ -47,7 +49,7 @@ pub struct State {
 /// What a generation is made of, besides its settings.
 #[derive(Debug)]
 pub struct Parts {
-    pub jar: Arc<Jar>,
+    pub vault: Arc<Vault>,
     pub provider: Arc<Provider>,
     /// The names of the generation before: their addresses stay known.
     pub names: Vec<Arc<Name>>,
@@ -209,7 +211,8 @@ impl State {
     /// # Errors
     /// As [`RouteEntry::new`], with the route's path in front.
     pub fn new(settings: Settings, parts: Parts, shared: Shared) -> Result<Self, String> {
-        let Parts { jar, provider, names } = parts;
+        let Parts { vault, provider, names } = parts;
+        let jar = Arc::clone(vault.jar());
         let reserved = settings
             .routes
             .iter()
@@ -228,7 +231,7 @@ impl State {
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
         let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
         let embedded = jar.settings().same_site == SameSite::None;
-        Ok(Self { settings, routes, embedded, jar, logins, provider, shared, reserved })
+        Ok(Self { settings, routes, embedded, jar, vault, logins, provider, shared, reserved })
     }
 
     /// Whether a client's header could pass for one that we set.
