@@ -513,6 +513,58 @@ async fn another_replica_heals_a_lost_response() {
     assert_eq!(replicas.spent(), (1, 0));
 }
 
+/// RFR: a cookie from three generations ago, at a replica that saw none of them.
+#[tokio::test]
+async fn a_stale_cookie_is_followed_through_redis() {
+    let replicas = Replicas::start(2, &[]).await;
+    let browser = replicas.gateways[0].signed_in().await;
+    let ahead = browser.fork();
+    for _ in 0..3 {
+        replicas.expire();
+        // Its cookies are those of another tab whose answers the first one never sees.
+        assert!(replicas.is_live(&ahead.fetch("/api/x").await));
+    }
+    let answer = replicas.at(&browser, 1).fetch("/api/x").await;
+    assert!(replicas.is_live(&answer), "{answer:?}");
+    assert_eq!(replicas.spent(), (3, 0));
+}
+
+/// RFR-03: delivered: the result has to live for the grace time only.
+#[tokio::test]
+async fn a_delivered_result_is_cut_to_the_grace_time() {
+    let replicas = Replicas::start(1, &[("refresh.grace", "\"30s\"")]).await;
+    let browser = replicas.gateways[0].signed_in().await;
+    replicas.expire();
+    assert!(replicas.is_live(&browser.fetch("/api/x").await));
+    assert!(life_of(&replicas.redis, "h").await > 60_000, "nobody has shown the new cookie");
+    assert!(replicas.is_live(&browser.fetch("/api/x").await));
+    until("it is cut", || async { life_of(&replicas.redis, "h").await <= 30_000 }).await;
+}
+
+/// LOGOUT: a copy of the cookie is worthless at every replica after a logout at one, and after one that happened while
+/// Redis was away as soon as it is back.
+#[tokio::test]
+async fn a_logout_is_known_to_every_replica() {
+    let replicas = Replicas::start(2, &[]).await;
+    for away in [false, true] {
+        let browser = replicas.gateways[0].signed_in().await;
+        let copy = replicas.at(&browser.fork(), 1);
+        assert_eq!(copy.fetch("/api/x").await.status, 200);
+        if away {
+            replicas.redis.stop();
+            replicas.are_alone().await;
+        }
+        assert_eq!(browser.post("/auth/logout").await.status, 200);
+        if away {
+            assert_eq!(copy.fetch("/api/x").await.status, 200, "nobody has told it yet");
+            replicas.redis.restart().await;
+        }
+        until("the other replica knows", || async { copy.fork().send(Ask::fetch("/api/x")).await.status == 401 }).await;
+    }
+    let kept = replicas.gateways[0].metric("sidegate_redis_endings_total", &[("outcome", "kept")]);
+    assert!(kept >= 1.0);
+}
+
 /// OPS: Redis is stopped: each replica goes on by itself, nobody gets an error, and the cookie stays.
 #[tokio::test]
 async fn goes_on_without_redis_and_takes_it_up_again() {

@@ -65,9 +65,11 @@ pub(super) fn first(
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        streams: Arc::default(),
+        names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
-    State::new(config.gateway.clone(), Parts { vault, provider, names: Vec::new() }, shared)
+    State::new(config.gateway.clone(), Parts { vault, provider }, shared)
 }
 
 /// A generation that is ready to be put in place of another one.
@@ -85,7 +87,7 @@ pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> 
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
     let vault = vault(old.jar.renewed(config.session.clone(), config.keyring.clone()), &old.clock, store);
     let terms = terms(config, &provider, &vault, &old.metrics, &old.sub_hasher, store);
-    let parts = Parts { vault, provider, names: old.names() };
+    let parts = Parts { vault, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
 }
 

@@ -7,7 +7,6 @@ use super::raw::{ClientAuth, Dpop, OneOrMany, Par, Provider, RawConfig, Response
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
 
-    gaps.refuse(raw.server.h2c, "server.h2c");
     gaps.refuse(!raw.presets.is_empty(), "presets");
     match &raw.provider {
         Some(OneOrMany::One(provider)) => provider_gaps("provider", provider, &mut gaps),
@@ -56,7 +55,6 @@ fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     refuse(route.allow_hosts.is_some(), "allow_hosts");
     refuse(route.max_auth_age.is_some(), "max_auth_age");
     refuse(route.acr_values.is_some(), "acr_values");
-    refuse(route.rate_limit.is_some(), "rate_limit");
 }
 
 struct Gaps<'a>(&'a mut Findings);

@@ -17,6 +17,8 @@ use super::arrive::{Request, origin_form};
 use super::ctx::{Ctx, Forward, Label, Used};
 use super::decide::{Caller, Decision, Presence, Rules, decide};
 use super::endpoints::{self, Answer, Endpoint, Visitor, renew};
+use super::live::OpenStream;
+use super::rate;
 use super::routes::Matched;
 use super::settings::{Access, OnAnonymous};
 use super::state::{RouteEntry, State};
@@ -44,7 +46,7 @@ pub(super) enum Outcome {
     Forward(Box<Forward>),
     Respond(LocalResponse),
     /// The event stream of this session.
-    Events(Arc<UserSession>),
+    Events(Arc<UserSession>, OpenStream),
     /// A refusal, with cookies to set on it.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -154,7 +156,7 @@ impl Ctx {
         let visitor = Visitor { session, came, presented, caller, away };
         match endpoint.serve(state, &self.view(request), visitor).await {
             Answer::Respond(response) => Outcome::Respond(response),
-            Answer::Events(session) => Outcome::Events(session),
+            Answer::Events(session, open) => Outcome::Events(session, open),
             Answer::Refuse(problem, cookies) => {
                 Outcome::Refuse(with_login_url(problem, &ReturnTo::home(), &state.settings.prefix), cookies)
             }
@@ -211,7 +213,14 @@ impl Ctx {
             Some(opened) if opened.useless => state.jar.expire(&opened.presented),
             _ => Vec::new(),
         };
-        match decide(Rules::of(route, state.embedded), presence, caller, &request.head.method) {
+        let decision = decide(Rules::of(route, state.embedded), presence, caller, &request.head.method);
+        // What another site makes a browser send does not use up its user's share.
+        let foreign = matches!(&decision, Decision::Refuse(problem) if problem.code == Code::Csrf);
+        let user = opened.as_ref().and_then(|opened| opened.session.as_deref());
+        if let Some(problem) = (!foreign).then(|| self.too_many(&entry, user, request.now)).flatten() {
+            return problem.into();
+        }
+        match decision {
             Decision::ForwardAnonymous => self.forward(request, entry, None, expire),
             Decision::ForwardWithSession => match opened {
                 Some(Opened { away: Some(_), .. }) => endpoints::store_unavailable().into(),
@@ -221,6 +230,19 @@ impl Ctx {
             Decision::Preflight => Outcome::Respond(preflight(request.head, self.cors.as_ref())),
             decision => turned_away(state, request, decision, caller, return_to, expire),
         }
+    }
+
+    /// Whether the route's `rate_limit` is used up, for the session or else for the address. Nobody's on a unix socket.
+    fn too_many(&self, entry: &RouteEntry, user: Option<&UserSession>, now: Timestamp) -> Option<Problem> {
+        let limiter = entry.limiter.as_ref()?;
+        let caller = match user {
+            Some(user) => rate::Caller::Session(user.id),
+            None => rate::Caller::at(self.client?),
+        };
+        let wait = limiter.admit(caller, now).err()?;
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        let problem = Problem::new(Code::RateLimited, "Too many requests. Try again later.");
+        Some(problem.retry_after(u64::try_from(seconds).unwrap_or(u64::MAX)))
     }
 
     /// Freshens the session and forwards with it.

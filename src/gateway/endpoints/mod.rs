@@ -14,6 +14,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::decide::Caller;
+use super::live::OpenStream;
 use super::settings::Settings;
 use super::state::State;
 use crate::oidc::ProviderError;
@@ -70,7 +71,7 @@ pub enum Answer {
     /// As it is.
     Respond(LocalResponse),
     /// The event stream of this session.
-    Events(Arc<Session>),
+    Events(Arc<Session>, OpenStream),
     /// A refusal, with cookies to set.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -151,9 +152,9 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Events => session::events(state, visitor),
             Self::Backchannel => backchannel::serve(state, request).await,
             Self::Frontchannel => frontchannel::serve(state, request, visitor),
-            Self::Events => session::events(visitor),
             Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
