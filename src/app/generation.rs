@@ -20,6 +20,7 @@ use crate::refresh::policy;
 use crate::session::jar::Jar;
 use crate::session::model::{Handle, Session};
 use crate::session::vault::{Keeping, Vault};
+use crate::spans::{self, Kind, Span, Tracer};
 use crate::store::Store;
 use crate::telemetry::{SubHasher, audit};
 
@@ -34,8 +35,12 @@ pub(super) fn first(
     store: Option<&Arc<Store>>,
 ) -> Result<State, String> {
     let provider = {
-        let metrics = Arc::clone(&metrics);
+        let (metrics, timer) = (Arc::clone(&metrics), clock.clone());
         let observer = move |endpoint: &'static str, took| {
+            if let Some(caller) = spans::current() {
+                let began = timer.now() - took;
+                Span::new(&caller.child(), format!("provider {endpoint}"), Kind::Client, began, took).end();
+            }
             if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
                 metrics.observe_provider(*known, took);
             }
@@ -44,8 +49,8 @@ pub(super) fn first(
     };
     let vault = vault(Jar::new(config.session.clone(), config.keyring.clone()), clock, store);
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let refresh =
-        Coordinator::with_terms(terms(config, &provider, &vault, &metrics, &sub_hasher, store), clock.clone());
+    let first = terms(config, &provider, &vault, &metrics, &sub_hasher, clock, store);
+    let refresh = Coordinator::with_terms(first, clock.clone());
     let ends = Ends::new(
         Arc::clone(vault.jar()),
         Arc::clone(&refresh),
@@ -65,6 +70,7 @@ pub(super) fn first(
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        tracer: Tracer::new(clock.clone()),
         streams: Arc::default(),
         names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
@@ -86,7 +92,7 @@ pub(super) struct Next {
 pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> Result<Next, String> {
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
     let vault = vault(old.jar.renewed(config.session.clone(), config.keyring.clone()), &old.clock, store);
-    let terms = terms(config, &provider, &vault, &old.metrics, &old.sub_hasher, store);
+    let terms = terms(config, &provider, &vault, &old.metrics, &old.sub_hasher, &old.clock, store);
     let parts = Parts { vault, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
 }
@@ -102,10 +108,15 @@ fn terms(
     vault: &Arc<Vault>,
     metrics: &Arc<Metrics>,
     sub_hasher: &Arc<SubHasher>,
+    clock: &Clock,
     store: Option<&Arc<Store>>,
 ) -> Terms {
-    let told =
-        Told { metrics: Arc::clone(metrics), sub_hasher: Arc::clone(sub_hasher), issuer: config.oidc.issuer.clone() };
+    let told = Told {
+        metrics: Arc::clone(metrics),
+        sub_hasher: Arc::clone(sub_hasher),
+        issuer: config.oidc.issuer.clone(),
+        clock: clock.clone(),
+    };
     Terms {
         settings: config.refresh.clone(),
         grant: Arc::clone(provider) as _,
@@ -142,6 +153,7 @@ struct Told {
     metrics: Arc<Metrics>,
     sub_hasher: Arc<SubHasher>,
     issuer: String,
+    clock: Clock,
 }
 
 impl Told {
@@ -158,8 +170,21 @@ impl Observer for Told {
         if let Some(known) = RefreshOutcome::ALL.iter().find(|known| known.as_str() == outcome) {
             self.metrics.observe_refresh(*known, took);
         }
+        if let Some(context) = spans::current() {
+            Span::new(&context, "refresh", Kind::Internal, self.clock.now() - took, took)
+                .with("sidegate.outcome", outcome)
+                .failed(outcome != RefreshOutcome::Ok.as_str())
+                .end();
+        }
         let reason = (outcome != RefreshOutcome::Ok.as_str()).then_some(reason);
         audit::refresh(&self.origin(session), outcome, reason);
+    }
+
+    fn accompany(&self, flight: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        match spans::current() {
+            Some(request) => Box::pin(spans::within(Some(request.child()), flight)),
+            None => flight,
+        }
     }
 
     fn joined(&self) {

@@ -31,6 +31,7 @@ use crate::session::login_cookie::LoginCookies;
 use crate::session::settings::SameSite;
 use crate::session::vault::Vault;
 use crate::session::{Session, SessionId};
+use crate::spans::Tracer;
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
@@ -67,6 +68,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
+    pub tracer: Arc<Tracer>,
     /// Open event streams.
     pub streams: Arc<Streams>,
     /// What upstreams are reached by.

@@ -86,6 +86,11 @@ pub trait Observer: Send + Sync {
     fn stale_cookie(&self) {}
     /// It carried one whose token is unknown here.
     fn cookie_reuse(&self) {}
+    /// A flight leaves the request that started it for a task of its own, in which this is run. For whoever follows
+    /// what belongs together.
+    fn accompany(&self, flight: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        flight
+    }
     /// A session is over; once per session.
     fn session_ended(&self, _session: &Session, _reason: EndReason) {}
     /// The provider is spared from now on, or no longer: too many sessions in a row had no answer.
@@ -500,7 +505,8 @@ impl Coordinator {
                 began: Instant::now(),
                 sender: Some(sender),
             };
-            tokio::spawn(aloft.fly());
+            let observer = Arc::clone(&aloft.terms.observer);
+            tokio::spawn(observer.accompany(Box::pin(aloft.fly())));
         }
         (advice, landing)
     }
@@ -845,9 +851,10 @@ impl Drop for Aloft {
     }
 }
 
-/// With what an allocator adds, which has blocks of a few sizes.
+/// With what an allocator adds, which has blocks of a few sizes and pages that are not full: a quarter, by
+/// `tests/refresh_memory.rs`.
 fn rounded(bytes: usize) -> usize {
-    bytes + bytes / 8
+    bytes + bytes / 4
 }
 
 /// What a session occupies without its packed tokens, about.

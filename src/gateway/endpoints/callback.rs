@@ -18,6 +18,7 @@ use crate::oidc::types::Code as AuthorizationCode;
 use crate::session::login_cookie::{Attempt, Finish};
 use crate::session::vault::Unplaced;
 use crate::session::{Session, SessionId};
+use crate::spans;
 use crate::telemetry::audit;
 use crate::web::pages;
 use crate::web::path::CleanPath;
@@ -123,28 +124,35 @@ async fn redeem(
         let nonce_hash = attempt.nonce_hash();
         let (request_id, client) = (request.request_id.to_owned(), request.client);
         let (replaces, replaces_entry) = (attempt.replaces, attempt.replaces_entry);
-        move || async move {
-            let outcome = state.provider.redeem(&code, &context).await;
-            let outcome = match outcome {
-                Ok(login) => {
-                    let id = SessionId(random::bytes());
-                    let now = state.clock.now();
-                    let session =
-                        Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
-                    // Before anything says that the login succeeded.
-                    state.vault.place(session, now).await.map(Arc::new).map_err(|unplaced| match unplaced {
-                        Unplaced::TooLarge(sizes) => Failure::TooLarge(sizes.to_string()),
-                        Unplaced::Away => Failure::StoreAway,
-                    })
+        move || {
+            spans::carry(async move {
+                let outcome = match state.provider.redeem(&code, &context).await {
+                    Ok(login) => {
+                        let id = SessionId(random::bytes());
+                        let now = state.clock.now();
+                        let session = Session::begin(
+                            login,
+                            nonce_hash,
+                            id,
+                            state.jar.sealing_key_id(now),
+                            state.jar.settings(),
+                            now,
+                        );
+                        // Before anything says that the login succeeded.
+                        state.vault.place(session, now).await.map(Arc::new).map_err(|unplaced| match unplaced {
+                            Unplaced::TooLarge(sizes) => Failure::TooLarge(sizes.to_string()),
+                            Unplaced::Away => Failure::StoreAway,
+                        })
+                    }
+                    Err(error) => Err(Failure::Provider(error)),
+                };
+                if let (Ok(_), Some(entry)) = (&outcome, replaces_entry) {
+                    state.vault.remove_entry(entry).await;
                 }
-                Err(error) => Err(Failure::Provider(error)),
-            };
-            if let (Ok(_), Some(entry)) = (&outcome, replaces_entry) {
-                state.vault.remove_entry(entry).await;
-            }
-            let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
-            finish(&state, &outcome, replaces, from);
-            outcome
+                let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
+                finish(&state, &outcome, replaces, from);
+                outcome
+            })
         }
     };
     match state.attempts.once(attempt.id, request.now, exchange).await {
