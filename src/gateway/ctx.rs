@@ -15,9 +15,11 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
+use super::decide::Caller;
 use super::live::{self, Tied};
 use super::respond;
 use super::state::{Pick, RouteEntry, State, Target};
+use super::step_up::Wanted;
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
@@ -61,6 +63,8 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// The app refused the login that the request came with: what it wants.
+    pub step_up: Option<Wanted>,
     /// Set when the request is traced.
     pub traced: Option<Traced>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
@@ -142,6 +146,8 @@ pub struct Used {
     pub session: Arc<Session>,
     /// The idle time-out wants the last use sealed again.
     pub touch: bool,
+    /// Who sent the request.
+    pub caller: Caller,
 }
 
 impl Forward {
@@ -190,6 +196,7 @@ impl Ctx {
             form: Bytes::new(),
             body_bytes: 0,
             retried: false,
+            step_up: None,
             traced: None,
             tied: None,
             silence: None,
