@@ -2,7 +2,7 @@
 //! where going on without it is safe; never ignored. A line goes when its feature comes.
 
 use super::problem::Findings;
-use super::raw::{ClientAuth, Dpop, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken, Store};
+use super::raw::{ClientAuth, Dpop, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
@@ -16,7 +16,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         }
         None => {}
     }
-    gaps.refuse(raw.session.store == Store::Redis, "session.store");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);

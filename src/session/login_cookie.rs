@@ -50,6 +50,8 @@ pub struct Attempt {
     pub restarts: u8,
     /// The session that the browser had: the new one ends it.
     pub replaces: Option<SessionId>,
+    /// Where the store has that one.
+    pub replaces_entry: Option<Name>,
 }
 
 /// What a callback's `state` amounts to.
@@ -189,6 +191,7 @@ const ACR_VALUES: u8 = 7;
 const SILENT: u8 = 8;
 const RESTARTS: u8 = 9;
 const REPLACES: u8 = 10;
+const REPLACES_ENTRY: u8 = 11;
 
 impl Attempt {
     /// The first 16 bytes of SHA-256 of the nonce, for `Session::nonce_hash`.
@@ -219,6 +222,9 @@ impl Attempt {
         if let Some(replaces) = &self.replaces {
             put_tlv(&mut out, REPLACES, &replaces.0);
         }
+        if let Some(name) = &self.replaces_entry {
+            put_tlv(&mut out, REPLACES_ENTRY, &name.0);
+        }
         out
     }
 
@@ -230,7 +236,7 @@ impl Attempt {
         let text = |value: &[u8]| std::str::from_utf8(value).ok().map(str::to_owned);
         let (mut id, mut nonce, mut verifier, mut started) = (None, None, None, None);
         let (mut return_to, mut max_age, mut acr_values) = (None, None, None);
-        let (mut silent, mut restarts, mut replaces) = (false, None, None);
+        let (mut silent, mut restarts, mut replaces, mut replaces_entry) = (false, None, None, None);
         let mut last = 0;
         while let Some((tag, value)) = reader.field()? {
             if tag <= last {
@@ -248,6 +254,7 @@ impl Attempt {
                 SILENT => silent = true,
                 RESTARTS => restarts = value.first().copied(),
                 REPLACES => replaces = Some(SessionId(value.try_into().ok()?)),
+                REPLACES_ENTRY => replaces_entry = Some(Name(value.try_into().ok()?)),
                 _ => return None,
             }
         }
@@ -262,6 +269,7 @@ impl Attempt {
             silent,
             restarts: restarts?,
             replaces,
+            replaces_entry,
         })
     }
 }
