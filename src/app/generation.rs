@@ -40,6 +40,7 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
     let shared = Shared {
         refresh,
         attempts: Arc::new(Attempts::default()),
+        nonces: Arc::default(),
         metrics,
         clock: clock.clone(),
         sub_hasher,

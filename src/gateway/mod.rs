@@ -39,7 +39,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::Instant;
 
-use self::ctx::{Ctx, Phase};
+use self::ctx::{Again, Ctx, Phase};
 use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
@@ -127,7 +127,7 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        match &ctx.phase {
+        match &mut ctx.phase {
             Phase::Forward(forward) => upstream::rewrite(request, &ctx.state, forward, &ctx.request_id),
             Phase::Arrived | Phase::Answered => {
                 Error::e_explain(ErrorType::InternalError, "forwarding was not decided")
@@ -159,6 +159,14 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Phase::Forward(forward) = &ctx.phase
+            && upstream::wants_another_proof(&ctx.state, forward, response)
+            && forward.repeatable
+            && ctx.proof == Again::NotYet
+        {
+            ctx.proof = Again::Now;
+            return Err(Error::new_up(ErrorType::HTTPStatus(401)));
+        }
         ctx.upstream_answered.get_or_insert_with(Instant::now);
         ctx.tie(session, response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS
@@ -212,6 +220,11 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
+        if ctx.proof == Again::Now {
+            ctx.proof = Again::Done;
+            e.set_retry(true);
+            return e;
+        }
         // A kept-alive connection may have died under us: only what is safe to repeat is sent again, and once.
         let repeatable = matches!(&ctx.phase, Phase::Forward(forward) if forward.repeatable);
         let again = repeatable && client_reused && !ctx.retried && ctx.upstream_answered.is_none();

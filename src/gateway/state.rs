@@ -19,6 +19,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
 use crate::net::resolve::Name;
 use crate::oidc::Provider;
+use crate::oidc::dpop::Nonces;
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
@@ -56,6 +57,8 @@ pub struct Parts {
 pub struct Shared {
     pub refresh: Arc<Coordinator>,
     pub attempts: Arc<Attempts>,
+    /// What upstreams want to see in proofs of possession.
+    pub nonces: Arc<Nonces>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,

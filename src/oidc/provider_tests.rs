@@ -102,6 +102,7 @@ fn login() -> RedeemContext {
         verifier: PkceVerifier::new("v"),
         max_age: None,
         acr_values: None,
+        dpop: None,
         now: NOW,
     }
 }
@@ -399,6 +400,7 @@ async fn authorization_url_needs_metadata() {
         nonce: Nonce::new("n"),
         verifier: PkceVerifier::new("v"),
         login_params: Vec::new(),
+        dpop: None,
     };
     let url = rig.provider.authorization_url(&request).await.unwrap();
     assert!(url.starts_with(&format!("{}/authorize?response_type=code&", rig.server.origin)));

@@ -16,6 +16,7 @@ pub mod gateway;
 pub mod inside;
 pub mod jose;
 pub mod leak;
+pub mod mutual_tls;
 pub mod provider;
 pub mod text;
 pub mod upstream;

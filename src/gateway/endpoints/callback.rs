@@ -116,6 +116,7 @@ async fn redeem(
             verifier: attempt.verifier.clone(),
             max_age: attempt.max_age,
             acr_values: attempt.acr_values.clone(),
+            dpop: attempt.dpop.clone(),
             now,
         };
         let nonce_hash = attempt.nonce_hash();
