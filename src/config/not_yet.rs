@@ -3,7 +3,7 @@
 
 use super::parse::is_basic_raw;
 use super::problem::Findings;
-use super::raw::{Dpop, Layout, OneOrMany, Provider, RawConfig, ResponseMode, Route, RouteToken, Store};
+use super::raw::{Layout, OneOrMany, Provider, RawConfig, ResponseMode, Route, RouteToken, Store};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
@@ -35,9 +35,7 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
 
 fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
-    refuse(provider.dpop == Dpop::Require, "dpop");
     refuse(provider.response_mode == ResponseMode::FormPost, "response_mode");
-    refuse(provider.profile.is_some(), "profile");
     refuse(provider.dialect.as_ref().is_some_and(|dialect| !is_basic_raw(dialect)), "dialect");
     refuse(provider.tenant.is_some(), "tenant");
     refuse(provider.allowed_tenants.is_some(), "allowed_tenants");

@@ -490,6 +490,12 @@ impl Provider {
                 "provider.par",
                 "the provider takes pushed authorization requests (PAR) only: set par = \"auto\"".to_owned(),
             ),
+            Par::Auto if metadata.par_required && !offers_par => warn(
+                "provider.par",
+                "the provider takes pushed authorization requests (PAR) only, and tells no endpoint for them: no login \
+                 can start; set endpoints.pushed_authorization_request"
+                    .to_owned(),
+            ),
             Par::Require if !offers_par => warn(
                 "provider.par",
                 "the provider offers no pushed authorization requests (PAR), so no login can start; set par = \"auto\", \

@@ -460,7 +460,7 @@ async fn judging_online() {
         ("provider.scopes", "offline_access"),
         ("provider.id_token_alg", "RS256"),
         ("provider.issuer", "S256"),
-        ("provider.issuer", "PAR"),
+        ("provider.par", "PAR"),
         ("provider.client_auth", "client_secret_basic"),
         ("provider.id_token_alg", "no key"),
     ] {

@@ -211,9 +211,11 @@ pub fn sha256(bytes: &[u8]) -> Vec<u8> {
     ring::digest::digest(&ring::digest::SHA256, bytes).as_ref().to_vec()
 }
 
-/// `at_hash` and `c_hash` of OpenID Connect Core section 3.1.3.6, for the 256-bit algorithms.
-pub fn half_hash(text: &str) -> String {
-    b64u(&sha256(text.as_bytes())[..16])
+/// `at_hash` and `c_hash` of OpenID Connect Core section 3.1.3.6; Ed25519 hashes with SHA-512.
+pub fn half_hash(text: &str, alg: &str) -> String {
+    let way = if alg == "EdDSA" { &ring::digest::SHA512 } else { &ring::digest::SHA256 };
+    let hash = ring::digest::digest(way, text.as_bytes());
+    b64u(&hash.as_ref()[..hash.as_ref().len() / 2])
 }
 
 /// Header and payload of a compact JWS, unverified.

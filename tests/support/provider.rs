@@ -485,6 +485,10 @@ impl Inner {
         if faults.contains(&Some(Fault::SigSmallKey)) {
             keys.push(state.small.jwk());
         }
+        if switches.id_token_alg == "PS256" {
+            let rsa = keys.iter_mut().filter(|key| key["kty"] == "RSA" && key["use"] == "sig");
+            rsa.for_each(|key| key["alg"] = "PS256".into());
+        }
         if switches.without_kid {
             keys.iter_mut().filter_map(Value::as_object_mut).for_each(|k| drop(k.shift_remove("kid")));
         }
@@ -1383,7 +1387,7 @@ impl Inner {
         let s = &state.sessions[session];
         let mut claims = json!({
             "iss": self.issuer, "sub": s.sub, "aud": switches.client_id, "exp": now + switches.id_lifetime, "iat": now,
-            "auth_time": s.auth_time, "sid": s.sid, "at_hash": jose::half_hash(access),
+            "auth_time": s.auth_time, "sid": s.sid, "at_hash": jose::half_hash(access, switches.id_token_alg),
             "name": switches.name, "email": switches.email, "preferred_username": "alice",
         });
         if let Some(nonce) = s.nonce.as_ref().filter(|_| !at_refresh || switches.nonce_at_refresh) {
