@@ -22,6 +22,9 @@ use tempfile::TempDir;
 use toml::Table;
 use url::Url;
 
+/// What a test does to the provider.
+type Change = fn(&mut Switches);
+
 /// What the upstream found in proofs.
 #[derive(Debug, Default)]
 struct Seen {
@@ -322,7 +325,7 @@ async fn discovery_issuer_mismatch() {
 /// test-ensure-authorization-response-with-invalid-state-fails, -invalid-missing-state-fails: no token call.
 #[tokio::test]
 async fn wrong_authorization_answers_stop_before_the_token_call() {
-    let cases: [(&str, fn(&mut Switches)); 5] = [
+    let cases: [(&str, Change); 5] = [
         ("iss", |s| s.iss_parameter = IssParameter::Is("https://other.example".to_owned())),
         ("remove iss", |s| s.iss_parameter = IssParameter::Missing),
         ("remove iss, not announced", |s| {
