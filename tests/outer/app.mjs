@@ -1,5 +1,8 @@
 // What stands behind the gateway: a page for everybody, a page for members, and an API that checks the access token.
+import { readFile } from 'node:fs/promises';
 import { close, listen } from './servers.mjs';
+
+const EXAMPLE = new URL('../../examples/one-refresh-for-all-tabs.js', import.meta.url);
 
 /** `introspect` turns an access token into its account, or undefined. */
 export async function startApp(introspect) {
@@ -17,6 +20,10 @@ export async function startApp(introspect) {
     if (pathname.startsWith('/api/')) {
       const account = await introspect(token);
       return account ? json(response, 200, { account }) : json(response, 401, { error: 'invalid_token' });
+    }
+    if (pathname === '/one-refresh-for-all-tabs.js') {
+      response.writeHead(200, { 'content-type': 'text/javascript' });
+      return response.end(await readFile(EXAMPLE));
     }
     if (pathname.startsWith('/account/')) return html(response, 'Account');
     if (authorization) trespasses.push(request.url);

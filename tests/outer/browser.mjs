@@ -29,9 +29,12 @@ export async function openPage(t, browser, options = {}) {
   return page;
 }
 
-/** Ten fetches at once by the page's script: their status codes. */
+/** Ten fetches at once by the page's script: their status codes. Each has a query of its own: a browser fetches one URL once at a time. */
 export function tenAtOnce(page, url) {
-  return page.evaluate((target) => Promise.all(Array.from({ length: 10 }, () => fetch(target).then(({ status }) => status))), url);
+  return page.evaluate((target) => {
+    const once = () => fetch(`${target}?${crypto.randomUUID()}`).then(({ status }) => status);
+    return Promise.all(Array.from({ length: 10 }, once));
+  }, url);
 }
 
 /** What the session endpoint tells the page's script. */

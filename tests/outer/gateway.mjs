@@ -4,23 +4,29 @@ import { randomBytes } from 'node:crypto';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { freePort } from './servers.mjs';
+import { close, freePort, startDistributor } from './servers.mjs';
 import { start } from './binary.mjs';
 
-/** `client` is what the provider was told about us. */
-export async function startGateway({ port, issuer, upstream, client }) {
+/**
+ * `client` is what the provider was told about us. With several replicas a distributor has the port. `session` and `more`
+ * are lines of configuration, the first for [session].
+ */
+export async function startGateway({ port, issuer, upstream, client, replicas = 1, session = '', more = '' }) {
   const folder = await mkdtemp(path.join(tmpdir(), 'sidegate-outer-'));
   const secret = (name, content) => writeFile(path.join(folder, name), content, { mode: 0o600 });
-  const admin = await freePort();
+  const listeners = [];
+  for (let number = 0; number < replicas; number += 1) {
+    listeners.push({ listen: replicas === 1 ? port : await freePort(), admin: await freePort() });
+  }
   const credentials = [`client_auth = "${client.token_endpoint_auth_method}"`];
   await secret('session-key', randomBytes(32).toString('base64url'));
   if (client.client_secret) {
     await secret('client-secret', client.client_secret);
     credentials.push(`client_secret_file = "${folder}/client-secret"`);
   }
-  await writeFile(path.join(folder, 'sidegate.toml'), `
+  const configuration = ({ listen, admin }) => `
 [server]
-listen = "127.0.0.1:${port}"
+listen = "127.0.0.1:${listen}"
 public_url = "http://localhost:${port}"
 shutdown_delay = "0s"
 
@@ -38,6 +44,9 @@ userinfo = true
 
 [session]
 key_files = ["${folder}/session-key"]
+${session}
+
+${more}
 
 [[route]]
 path = "/api/"
@@ -52,18 +61,21 @@ upstream = "${upstream}"
 path = "/"
 upstream = "${upstream}"
 access = "public"
-`);
+`;
 
-  const launch = async () => {
-    const started = start(['run', '-c', 'sidegate.toml'], folder);
-    await started.ready(`http://127.0.0.1:${admin}/readyz`);
+  const launch = () => Promise.all(listeners.map(async (at, number) => {
+    const file = `sidegate-${number}.toml`;
+    await writeFile(path.join(folder, file), configuration(at));
+    const started = start(['run', '-c', file], folder);
+    await started.ready(`http://127.0.0.1:${at.admin}/readyz`);
     return started;
-  };
-  let process = await launch().catch(async (error) => {
+  }));
+  let processes = await launch().catch(async (error) => {
     await rm(folder, { recursive: true });
     throw error;
   });
-  const log = () => process.stdout.map((line) => JSON.parse(line));
+  const distributor = replicas > 1 && await startDistributor(port, listeners.map(({ listen }) => listen));
+  const log = () => processes.flatMap(({ stdout }) => stdout.map((line) => JSON.parse(line)));
 
   return {
     origin: `http://localhost:${port}`,
@@ -71,16 +83,18 @@ access = "public"
     events: (name) => log().filter(({ event }) => event === name),
     /** A restart with another client secret; the session key stays. */
     restartWithClientSecret: async (content) => {
-      await process.stop();
+      await Promise.all(processes.map((process) => process.stop()));
       await secret('client-secret', content);
-      process = await launch();
+      processes = await launch();
     },
     /** Ends it gracefully; everything it said on stdout was JSON, and none of it holds a secret. */
     stop: async (secrets) => {
       try {
-        await process.stop();
+        await Promise.all(processes.map((process) => process.stop()));
+        if (distributor) await close(distributor);
         log();
-        for (const value of secrets) assert.ok(!process.output().includes(value), 'a secret stands in the log');
+        const output = processes.map((process) => process.output()).join('\n');
+        for (const value of secrets) assert.ok(!output.includes(value), 'a secret stands in the log');
       } finally {
         await rm(folder, { recursive: true });
       }

@@ -14,7 +14,7 @@ const ACCOUNTS = {
 
 /** Starts the provider with one client, given as client metadata (RFC 7591). */
 export async function startProvider(client) {
-  const counts = { authorizations: 0, grants: {} };
+  const counts = { authorizations: 0, refusals: 0, grants: {} };
   // The issuer holds the port, so the port comes first.
   let handle = () => {};
   const serve = (request, response) => handle(request, response);
@@ -47,6 +47,7 @@ export async function startProvider(client) {
     if (ctx.oidc?.route === 'token') {
       const grant = ctx.oidc.params?.grant_type ?? 'unknown';
       counts.grants[grant] = (counts.grants[grant] ?? 0) + 1;
+      if (ctx.status >= 400) counts.refusals += 1;
     }
   });
   handle = oidc.callback();
@@ -57,6 +58,8 @@ export async function startProvider(client) {
     authorizations: () => counts.authorizations,
     /** How many token requests of this grant type arrived, refused ones included. */
     grants: (type) => counts.grants[type] ?? 0,
+    /** How many token requests were refused: a refresh token that comes twice is, and ends the whole grant. */
+    refusals: () => counts.refusals,
     /** The account that a live access token belongs to. */
     introspect: async (token) => {
       const found = token && await oidc.AccessToken.find(token);

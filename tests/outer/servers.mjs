@@ -27,3 +27,18 @@ export async function freePort() {
   await once(server, 'close');
   return port;
 }
+
+/** Hands each request to one of these ports, at random, as a load balancer without affinity does. */
+export function startDistributor(port, ports) {
+  return listen((request, response) => {
+    const { method, url: path, headers } = request;
+    const target = { host: '127.0.0.1', port: ports[Math.floor(Math.random() * ports.length)], method, path, headers, agent: false };
+    const passed = http.request(target, (answer) => {
+      response.writeHead(answer.statusCode, answer.rawHeaders);
+      answer.pipe(response);
+    });
+    passed.on('error', () => response.destroy());
+    response.on('close', () => passed.destroy());
+    request.pipe(passed);
+  }, port);
+}

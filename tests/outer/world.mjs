@@ -8,8 +8,11 @@ import { until } from './wait.mjs';
 // With characters that HTTP Basic and forms must encode (RFC 6749 section 2.3.1).
 const CLIENT_SECRET = 'a secret: 100% +long/enough=for&HMAC';
 
-/** Starts all three, and ends them with the test `t`. `providerUp: false`: the provider is down at first. */
-export async function openWorld(t, { clientAuth = 'client_secret_basic', providerUp = true } = {}) {
+/**
+ * Starts all three, and ends them with the test `t`. `providerUp: false`: the provider is down at first. `gateway`: what
+ * `startGateway` takes besides.
+ */
+export async function openWorld(t, { clientAuth = 'client_secret_basic', providerUp = true, gateway: more = {} } = {}) {
   const port = await freePort();
   const origin = `http://localhost:${port}`;
   const client = registration(origin, clientAuth);
@@ -18,7 +21,7 @@ export async function openWorld(t, { clientAuth = 'client_secret_basic', provide
   if (!providerUp) await provider.goDown();
   const app = await startApp(provider.introspect);
   t.after(() => app.stop());
-  const gateway = await startGateway({ port, issuer: provider.issuer, upstream: app.origin, client });
+  const gateway = await startGateway({ port, issuer: provider.issuer, upstream: app.origin, client, ...more });
   t.after(() => gateway.stop([...app.tokens(), CLIENT_SECRET]));
   return { provider, app, gateway, clientSecret: CLIENT_SECRET };
 }

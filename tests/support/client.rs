@@ -746,8 +746,12 @@ impl Browser {
 
     /// Sends a request with the cookies of this moment; its answer is read later, or never.
     pub async fn launch(&self, ask: &Ask) -> InFlight {
-        let chain = [self.resolve(&ask.url)];
-        self.launch_hop(ask, &chain).await.unwrap_or_else(|failed| panic!("cannot send: {:?}", failed.error))
+        self.try_launch(ask).await.unwrap_or_else(|failed| panic!("cannot send: {:?}", failed.error))
+    }
+
+    /// The same, where it may be that nobody listens.
+    pub async fn try_launch(&self, ask: &Ask) -> Result<InFlight, Box<Response>> {
+        self.launch_hop(ask, &[self.resolve(&ask.url)]).await
     }
 
     /// Stores the cookies of an answer, and the answer in the history.

@@ -10,6 +10,7 @@
     reason = "test code: a broken double must stop the test at once"
 )]
 
+pub mod burst;
 pub mod client;
 pub mod exact;
 pub mod gateway;

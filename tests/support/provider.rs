@@ -15,6 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 pub use fault::{Fault, LogoutFault, Verdict};
 pub use modules::{Expect, MODULES, Module};
@@ -59,6 +60,8 @@ pub struct Inner {
 pub struct Call {
     /// From 0, in the order of arrival.
     pub order: usize,
+    /// When it had arrived.
+    pub at: Instant,
     pub endpoint: Endpoint,
     pub method: String,
     pub target: String,
@@ -701,6 +704,7 @@ impl Inner {
             order = calls.len();
             calls.push(Call {
                 order,
+                at: Instant::now(),
                 endpoint,
                 method: request.method.clone(),
                 target: request.target.clone(),
@@ -713,7 +717,12 @@ impl Inner {
             });
         });
         self.pass(endpoint, grants, Moment::Before).await;
-        let outage = self.switches.lock().next_outage(endpoint, grants);
+        let (outage, latency) = {
+            let mut switches = self.switches.lock();
+            let latency = if grants == Grants::Refresh { text::draw(switches.refresh_latency.clone()) } else { 0 };
+            (switches.next_outage(endpoint, grants), Duration::from_millis(latency))
+        };
+        self.take_time(latency / 2).await;
         let act = || self.act(endpoint, request, &form);
         let outcome = match outage {
             None => Outcome::Answer(act()),
@@ -748,6 +757,11 @@ impl Inner {
                 tokio::time::sleep(by).await;
                 Outcome::Answer(act())
             }
+            Some(Outage::Late(by)) => {
+                let answer = act();
+                tokio::time::sleep(by).await;
+                Outcome::Answer(answer)
+            }
             Some(Outage::Drip) => Outcome::Drip,
             Some(Outage::Huge(bytes)) => {
                 Outcome::Answer(Answer::json(200, format!("{{\"filler\":\"{}\"}}", "x".repeat(bytes))))
@@ -760,8 +774,15 @@ impl Inner {
             Some(Outage::Answer(answer)) => Outcome::Answer(answer),
             Some(Outage::Raw(bytes)) => Outcome::Raw(bytes),
         };
+        self.take_time(latency / 2).await;
         self.pass(endpoint, grants, Moment::After).await;
         (order, outcome)
+    }
+
+    async fn take_time(&self, time: Duration) {
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
     }
 
     async fn pass(&self, endpoint: Endpoint, grants: Grants, moment: Moment) {

@@ -19,6 +19,13 @@ pub fn random(n: usize) -> Vec<u8> {
     bytes
 }
 
+/// A random number of that range; its start when the range is empty.
+pub fn draw(range: std::ops::Range<u64>) -> u64 {
+    let number = random(8).into_iter().fold(0, |number, byte| number << 8 | u64::from(byte));
+    let width = range.end.saturating_sub(range.start).max(1);
+    range.start + number % width
+}
+
 /// A unique text of letters and digits that starts with `label`.
 pub fn mark(label: &str) -> String {
     format!("{label}{}", hex(&random(12)))

@@ -1,10 +1,11 @@
 //! What a test may change about the provider.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::super::text::{Pairs, mark};
+use super::super::text::{Pairs, draw, mark};
 use super::super::wire::Answer;
 use super::fault::Fault;
 
@@ -95,6 +96,8 @@ pub enum Outage {
     StallAfterCommit,
     /// The ordinary answer, this much later.
     Slow(Duration),
+    /// The work is done at once, but the answer comes this much later.
+    Late(Duration),
     /// The head, then one blank every 20 ms, without end.
     Drip,
     /// 200 and this many bytes of JSON.
@@ -388,6 +391,10 @@ pub struct Switches {
     // The rest.
     pub userinfo: Userinfo,
     pub logout_return: LogoutReturn,
+    /// What befalls a refresh for which no outage was planned, now and then: so many in a hundred, each.
+    pub refresh_mishaps: Vec<(u8, Outage)>,
+    /// How long a refresh takes, in milliseconds, drawn anew for each; the work is done in the middle of it.
+    pub refresh_latency: Range<u64>,
     pub(super) outages: Vec<Planned>,
 }
 
@@ -459,6 +466,8 @@ impl Default for Switches {
             kills_access_token: false,
             userinfo: Userinfo::Json,
             logout_return: LogoutReturn::Right,
+            refresh_mishaps: Vec::new(),
+            refresh_latency: 0..0,
             outages: Vec::new(),
         }
     }
@@ -503,8 +512,20 @@ impl Switches {
         let fits = |p: &Planned| {
             p.endpoint == endpoint && (p.grants == Grants::Any || p.grants == grants) && p.times != Some(0)
         };
-        let planned = self.outages.iter_mut().find(|p| fits(p))?;
-        planned.times = planned.times.map(|n| n - 1);
-        Some(planned.outage.clone())
+        if let Some(planned) = self.outages.iter_mut().find(|p| fits(p)) {
+            planned.times = planned.times.map(|n| n - 1);
+            return Some(planned.outage.clone());
+        }
+        if grants != Grants::Refresh {
+            return None;
+        }
+        let mut drawn = draw(0..100);
+        for (percent, outage) in &self.refresh_mishaps {
+            match drawn.checked_sub(u64::from(*percent)) {
+                Some(rest) => drawn = rest,
+                None => return Some(outage.clone()),
+            }
+        }
+        None
     }
 }
