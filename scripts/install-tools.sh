@@ -33,6 +33,8 @@ look_for() {
         need redis-server redis-server redis-server valkey-server
         need Chromium chromium chromium chromium-browser google-chrome
         need npm npm npm
+        # Not on everybody's path, where Debian puts it.
+        PATH=$PATH:/usr/sbin need nginx nginx-light nginx
         node_is_new_enough || { missing+=('Node.js 20 or newer'); packages+=(nodejs); }
         ;;
       *)

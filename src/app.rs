@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 
 use self::reload::Reloader;
 use crate::admin::readiness::{Condition, Readiness};
+use crate::admin::revoke::{self, Order, Revoke};
 use crate::admin::{AdminService, AdminState};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat, Reading};
@@ -35,6 +36,8 @@ use crate::gateway::state::State;
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
 use crate::net::accept::{AcceptService, Entrance, bind};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
+use crate::session::endings::Whose;
+use crate::session::store::By;
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
 use crate::telemetry;
 
@@ -93,7 +96,11 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
         let admin = AdminState {
             metrics: assembly.metrics(),
             readiness: Arc::clone(&assembly.readiness),
-            config: Arc::new(move || in_force.load().effective()),
+            config: {
+                let in_force = Arc::clone(&in_force);
+                Arc::new(move || in_force.load().effective())
+            },
+            revoke: revocation(in_force, &assembly.state),
         };
         let admin = AdminService::new(listener, admin).map_err(|error| StartError(format!("admin.listen: {error}")))?;
         tracing::info!(target: "sidegate", event = "listening", addr = %admin.address(), kind = "admin");
@@ -299,6 +306,25 @@ impl Service for Assembly {
     }
 }
 
+/// What `POST /revoke` does; it is there while the configuration in force names a token file.
+fn revocation(in_force: Arc<ArcSwap<Config>>, state: &Arc<ArcSwap<State>>) -> Arc<Revoke> {
+    let state = Arc::clone(state);
+    let end = move |order: &Order<'_>| {
+        let state = state.load();
+        let issuer = state.provider.settings().issuer.as_str();
+        if order.issuer.is_some_and(|given| given != issuer) {
+            return false;
+        }
+        let whose = match order.whose {
+            revoke::Whose::Subject(subject) => Whose::Subject { issuer, subject },
+            revoke::Whose::ProviderSession(sid) => Whose::ProviderSession { issuer, sid },
+        };
+        state.ends.end_outside(&[whose], By::Operator);
+        true
+    };
+    Arc::new(Revoke::new(move || in_force.load().admin.token_file.clone(), end))
+}
+
 fn server_conf(threads: usize) -> ServerConf {
     ServerConf {
         // The process ends when the last request has; waiting is `shutdown`'s business.
@@ -357,6 +383,7 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
         let state = state.load_full();
         state.refresh.sweep();
         state.attempts.sweep(state.clock.now());
+        state.ends.sweep();
         let stats = state.refresh.stats();
         state.metrics.set_handoff(stats.entries, stats.bytes);
     }

@@ -8,11 +8,12 @@ mod support;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use support::client::{Ask, Browser, Initiator, Response, SameSite};
 use support::gateway::{Gateway, set};
 use support::inside::Inside;
 use support::jose::{self, Key};
 use support::mutual_tls::{self, MutualTls};
-use support::provider::{ClientAuth, Endpoint, Outage, Par, ProviderDouble};
+use support::provider::{Authorization, ClientAuth, Endpoint, Outage, Par, ProviderDouble};
 use support::text::{get, unb64u};
 use support::upstream::Upstream;
 use tempfile::TempDir;
@@ -310,6 +311,80 @@ async fn requests_are_signed_where_that_is_demanded() {
     let answer = gateway.browser().start_login("/").await;
     assert_eq!(answer.status, 502);
     assert!(answer.text().contains("provider_refused"));
+}
+
+// -- Answers by form -----------------------------------------------------------------------------------------------
+
+/// A login by form_post, up to the page that the provider sends: its form.
+async fn form_of(browser: &Browser) -> Vec<(String, String)> {
+    let start = browser.start_login("/account?x=1").await;
+    let attempt = start.set_cookies().into_iter().find(|cookie| cookie.name.contains("-login-")).unwrap();
+    assert!(attempt.same_site == SameSite::None && attempt.secure && attempt.http_only, "{}", attempt.line);
+    let page = browser.send(Ask::navigate(start.location().unwrap()).stay()).await;
+    let value = |field: &str, name: &str| {
+        let rest = field.split_once(&format!("{name}=\"")).unwrap().1;
+        rest.split('"').next().unwrap().replace("&amp;", "&")
+    };
+    page.text().split("<input ").skip(1).map(|field| (value(field, "name"), value(field, "value"))).collect()
+}
+
+async fn post(browser: &Browser, provider: &ProviderDouble, fields: &[(String, String)]) -> Response {
+    let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let ask = Ask::navigate(&browser.url("/auth/callback")).form(&fields).stay();
+    browser.send(ask.from(Initiator::Origin(provider.issuer.clone()))).await
+}
+
+/// RFC9700-16, RFC9700-02, oidcc-client-test-form-post-error: the answer by POST, under the same rules as by redirect.
+#[tokio::test]
+async fn answers_come_by_form() {
+    let rig = Rig::new().await;
+    let gateway = rig
+        .gateway(|config| {
+            set(config, "server.public_url", "\"https://app.example.test\"");
+            set(config, "provider.response_mode", "\"form_post\"");
+        })
+        .await;
+    let browser = gateway.browser();
+    let fields = form_of(&browser).await;
+    let done = post(&browser, &rig.provider, &fields).await;
+    assert_eq!((done.status, done.location()), (303, Some("/account?x=1#")), "{done:?}");
+    assert_eq!(browser.session().await["authenticated"], true);
+    assert_eq!(rig.provider.violations(), Vec::<String>::new());
+    let exchanges = rig.provider.code_exchanges();
+
+    // Another browser, no state, a token by the front channel, no form: nothing is redeemed.
+    let stranger = gateway.browser();
+    let fields = form_of(&browser).await;
+    assert_eq!(post(&stranger, &rig.provider, &fields).await.status, 200, "a stale attempt: the hop page");
+    let without = |name: &str| fields.iter().filter(|(known, _)| known != name).cloned().collect::<Vec<_>>();
+    assert_eq!(post(&browser, &rig.provider, &without("state")).await.status, 400);
+    let token = [fields.clone(), vec![("id_token".to_owned(), "a.b.c".to_owned())]].concat();
+    assert_eq!(post(&browser, &rig.provider, &token).await.status, 400);
+    let json = Ask::navigate(&browser.url("/auth/callback")).method("POST").body("application/json", "{}").stay();
+    assert_eq!(browser.send(json).await.status, 400);
+    let large = Ask::navigate(&browser.url("/auth/callback"))
+        .method("POST")
+        .body("application/x-www-form-urlencoded", "x".repeat(70_000))
+        .stay();
+    assert_eq!(browser.send(large).await.status, 413);
+    assert_eq!(rig.provider.code_exchanges(), exchanges);
+
+    // An error is a page, and no loop.
+    rig.provider.set(|s| s.authorization = Authorization::error("login_required"));
+    let fields = form_of(&stranger).await;
+    let refused = post(&stranger, &rig.provider, &fields).await;
+    assert_eq!((refused.status, refused.location()), (400, None));
+    assert!(refused.text().contains("login_refused"));
+}
+
+/// A POST that nobody asked for is not taken.
+#[tokio::test]
+async fn without_form_post_the_callback_takes_no_post() {
+    let rig = Rig::new().await;
+    let gateway = rig.gateway(|_| {}).await;
+    let browser = gateway.browser();
+    let refused = post(&browser, &rig.provider, &[("code".to_owned(), "x".to_owned())]).await;
+    assert_eq!((refused.status, refused.header("allow")), (405, Some("GET")));
 }
 
 // -- Configuration -------------------------------------------------------------------------------------------------

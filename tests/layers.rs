@@ -29,7 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["crypto", "gateway", "net", "oidc", "refresh", "secret", "session", "store", "web"]),
     ("demo", &["clock", "config", "crypto"]),
     ("gateway", &["clock", "crypto", "metrics", "net", "oidc", "refresh", "session", "telemetry", "web"]),
-    ("admin", &["metrics", "shutdown"]),
+    ("admin", &["metrics", "secret", "shutdown", "web"]),
     ("net", &["web"]),
     ("store", &["clock", "crypto", "refresh", "secret", "session"]),
     ("refresh", &["clock", "crypto", "oidc", "session"]),

@@ -1,9 +1,10 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics`, `/config`.
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, `/config`, `/revoke`.
 //!
-//! A server of its own, of the smallest kind: it reads one head of bounded size in bounded time, answers from memory and
+//! A server of its own, of the smallest kind: it reads one request of bounded size in bounded time, answers from memory and
 //! closes. So it stays up when the gateway is busy, and a probe never waits for a session, a provider or an upstream.
 
 pub mod readiness;
+pub mod revoke;
 
 use std::fmt;
 use std::io;
@@ -23,6 +24,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::metrics::{self, Metrics};
 use readiness::Readiness;
+use revoke::Revoke;
 
 /// For the whole head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +34,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(1);
 const HEAD_BYTES: usize = 8 * 1024;
 const HEAD_FIELDS: usize = 64;
+/// Of the one form that is taken.
+const BODY_BYTES: usize = 8 * 1024;
+/// For it.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Enough for probes, several scrapers and an operator; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
 /// After an `accept` that failed for want of descriptors or memory.
@@ -44,6 +50,7 @@ pub struct AdminState {
     pub readiness: Arc<Readiness>,
     /// The effective configuration as JSON, secrets masked.
     pub config: Arc<dyn Fn() -> String + Send + Sync>,
+    pub revoke: Arc<Revoke>,
 }
 
 impl fmt::Debug for AdminState {
@@ -131,7 +138,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, state: &AdminSt
         return;
     };
     let (answer, send_body) = match head {
-        Head::Request { method, target } => (answer(state, &method, &target), method != "HEAD"),
+        Head::Request(head) => (respond(state, &head, &mut stream, &mut buffer).await, head.method != "HEAD"),
         Head::Malformed => (Answer::empty(StatusCode::BAD_REQUEST), true),
         Head::TooLarge => (Answer::empty(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE), true),
     };
@@ -155,9 +162,46 @@ async fn discard<S: AsyncRead + Unpin>(stream: &mut S) {
 /// The head of a request, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
 enum Head {
-    Request { method: String, target: String },
+    Request(RequestHead),
     Malformed,
     TooLarge,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct RequestHead {
+    method: String,
+    target: String,
+    authorization: Vec<String>,
+    content_type: Vec<String>,
+    /// None: not announced, or not as one number.
+    content_length: Option<usize>,
+}
+
+impl RequestHead {
+    /// Paths are compared as they come: no decoding, no dot segments, so nothing else can mean one of them.
+    fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+
+    fn read(request: &httparse::Request<'_, '_>) -> Option<Self> {
+        let values = |name: &str| -> Vec<String> {
+            let fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+            fields.map(|field| String::from_utf8_lossy(field.value).trim().to_owned()).collect()
+        };
+        let lengths = values("content-length");
+        let content_length = match lengths.as_slice() {
+            [] if values("transfer-encoding").is_empty() => Some(0),
+            [length] => length.bytes().all(|byte| byte.is_ascii_digit()).then(|| length.parse().ok()).flatten(),
+            _ => None,
+        };
+        Some(Self {
+            method: request.method?.to_owned(),
+            target: request.path?.to_owned(),
+            authorization: values("authorization"),
+            content_type: values("content-type"),
+            content_length,
+        })
+    }
 }
 
 async fn read_head<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Head> {
@@ -168,13 +212,11 @@ async fn read_head<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) 
         let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
         match request.parse(buffer) {
-            Ok(httparse::Status::Complete(_)) => {
-                return Ok(match (request.method, request.path) {
-                    (Some(method), Some(target)) => {
-                        Head::Request { method: method.to_owned(), target: target.to_owned() }
-                    }
-                    _ => Head::Malformed,
-                });
+            Ok(httparse::Status::Complete(length)) => {
+                let head = RequestHead::read(&request).map_or(Head::Malformed, Head::Request);
+                // What is left is the beginning of the body.
+                let _ = buffer.split_to(length);
+                return Ok(head);
             }
             Ok(httparse::Status::Partial) if buffer.len() > HEAD_BYTES => return Ok(Head::TooLarge),
             Ok(httparse::Status::Partial) => {}
@@ -189,7 +231,7 @@ async fn read_head<S: AsyncRead + Unpin>(stream: &mut S, buffer: &mut BytesMut) 
 struct Answer {
     status: StatusCode,
     media_type: &'static str,
-    allow: Option<&'static str>,
+    extra: Option<(&'static str, &'static str)>,
     body: String,
 }
 
@@ -197,7 +239,7 @@ impl Answer {
     const TEXT: &str = "text/plain; charset=utf-8";
 
     fn new(status: StatusCode, media_type: &'static str, body: impl Into<String>) -> Self {
-        Self { status, media_type, allow: None, body: body.into() }
+        Self { status, media_type, extra: None, body: body.into() }
     }
 
     /// The status in words.
@@ -206,34 +248,50 @@ impl Answer {
         Self::new(status, Self::TEXT, format!("{}\n", reason.to_ascii_lowercase()))
     }
 
+    fn not_allowed(allow: &'static str) -> Self {
+        Self { extra: Some(("Allow", allow)), ..Self::empty(StatusCode::METHOD_NOT_ALLOWED) }
+    }
+
     fn encode(&self, send_body: bool) -> BytesMut {
         let head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-             X-Content-Type-Options: nosniff\r\nConnection: close\r\n",
+            "HTTP/1.1 {} {}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n",
             self.status.as_u16(),
             self.status.canonical_reason().unwrap_or_default(),
-            self.media_type,
-            self.body.len(),
         );
-        let mut message = BytesMut::with_capacity(head.len() + self.body.len() + 32);
+        // 204 has no body, and says nothing of one (RFC 9110 section 8.6).
+        let has_body = self.status != StatusCode::NO_CONTENT;
+        let mut message = BytesMut::with_capacity(head.len() + self.body.len() + 128);
         message.put_slice(head.as_bytes());
-        if let Some(allow) = self.allow {
-            message.put_slice(b"Allow: ");
-            message.put_slice(allow.as_bytes());
-            message.put_slice(b"\r\n");
+        if has_body {
+            let content = format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.media_type, self.body.len());
+            message.put_slice(content.as_bytes());
+        }
+        if let Some((name, value)) = self.extra {
+            message.put_slice(format!("{name}: {value}\r\n").as_bytes());
         }
         message.put_slice(b"\r\n");
-        if send_body {
+        if send_body && has_body {
             message.put_slice(self.body.as_bytes());
         }
         message
     }
 }
 
-/// Paths are compared as they come: no decoding, no dot segments, so nothing else can mean one of them.
-fn answer(state: &AdminState, method: &str, target: &str) -> Answer {
-    let path = target.split('?').next().unwrap_or_default();
-    let show: fn(&AdminState) -> Answer = match path {
+async fn respond<S: AsyncRead + Unpin>(
+    state: &AdminState,
+    head: &RequestHead,
+    stream: &mut S,
+    buffer: &mut BytesMut,
+) -> Answer {
+    if head.path() == "/revoke" && state.revoke.is_on() {
+        end_sessions(&state.revoke, head, stream, buffer).await
+    } else {
+        show(state, head)
+    }
+}
+
+fn show(state: &AdminState, head: &RequestHead) -> Answer {
+    let show: fn(&AdminState) -> Answer = match head.path() {
         "/livez" => |_| Answer::new(StatusCode::OK, Answer::TEXT, "ok\n"),
         "/readyz" => |state| {
             if state.readiness.is_ready() {
@@ -246,10 +304,46 @@ fn answer(state: &AdminState, method: &str, target: &str) -> Answer {
         "/config" => |state| Answer::new(StatusCode::OK, "application/json", (state.config)()),
         _ => return Answer::empty(StatusCode::NOT_FOUND),
     };
-    if method == "GET" || method == "HEAD" {
-        show(state)
-    } else {
-        Answer { allow: Some("GET, HEAD"), ..Answer::empty(StatusCode::METHOD_NOT_ALLOWED) }
+    if head.method == "GET" || head.method == "HEAD" { show(state) } else { Answer::not_allowed("GET, HEAD") }
+}
+
+/// Who does not show the token learns nothing but that.
+async fn end_sessions<S: AsyncRead + Unpin>(
+    revoke: &Revoke,
+    head: &RequestHead,
+    stream: &mut S,
+    buffer: &mut BytesMut,
+) -> Answer {
+    if head.method != "POST" {
+        return Answer::not_allowed("POST");
+    }
+    if !revoke.allows(&head.authorization) {
+        tracing::warn!(target: "sidegate", event = "revoke", outcome = "refused", reason = "token");
+        return Answer { extra: Some(("WWW-Authenticate", "Bearer")), ..Answer::empty(StatusCode::UNAUTHORIZED) };
+    }
+    let form = match head.content_type.as_slice() {
+        [media_type] => media_type.split(';').next().unwrap_or_default().trim(),
+        _ => "",
+    };
+    let length = match head.content_length {
+        Some(length) if length > BODY_BYTES => return Answer::empty(StatusCode::PAYLOAD_TOO_LARGE),
+        Some(length) if form.eq_ignore_ascii_case("application/x-www-form-urlencoded") => length,
+        _ => return Answer::empty(StatusCode::BAD_REQUEST),
+    };
+    let read = async {
+        while buffer.len() < length {
+            if stream.read_buf(buffer).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+        }
+        Ok(())
+    };
+    if !matches!(timeout(BODY_TIMEOUT, read).await, Ok(Ok(()))) {
+        return Answer::empty(StatusCode::BAD_REQUEST);
+    }
+    match buffer.get(..length) {
+        Some(form) if revoke.carry_out(form) => Answer::empty(StatusCode::NO_CONTENT),
+        _ => Answer::empty(StatusCode::BAD_REQUEST),
     }
 }
 
@@ -264,7 +358,7 @@ mod tests {
         let readiness = Readiness::new(phase.subscribe(), None);
         readiness.set_listening();
         let config = Arc::new(|| r#"{"server":{}}"#.to_owned());
-        AdminState { metrics: Metrics::new(), readiness, config }
+        AdminState { metrics: Metrics::new(), readiness, config, revoke: Arc::new(Revoke::new(|| None, |_| false)) }
     }
 
     /// The service as the server runs it; stops when the returned sender is dropped or told so.

@@ -9,6 +9,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::crypto::random;
 use crate::gateway::attempts::Attempts;
+use crate::gateway::ends::Ends;
 use crate::gateway::state::{Parts, Shared, State};
 use crate::metrics::{EndReason, Metrics, ProviderEndpoint, RefreshOutcome};
 use crate::oidc::Provider;
@@ -36,11 +37,15 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
     let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
     let refresh = Coordinator::with_terms(terms(config, &provider, &jar, &metrics, &sub_hasher), clock.clone());
+    let ends =
+        Ends::new(Arc::clone(&jar), Arc::clone(&refresh), Arc::clone(&metrics), Arc::clone(&sub_hasher), clock.clone());
     let via = format!("1.1 sidegate-{}", random::base64url::<6>());
     let shared = Shared {
         refresh,
+        ends: Arc::new(ends),
         attempts: Arc::new(Attempts::default()),
         nonces: Arc::default(),
+        brought: Arc::default(),
         metrics,
         clock: clock.clone(),
         sub_hasher,

@@ -151,6 +151,7 @@ impl Reloader {
         self.shutdown.set_times(config.server.shutdown_delay, config.server.shutdown_drain);
         telemetry::reconfigure(&log_settings(&config));
         old.refresh.replace_terms(next.terms);
+        old.ends.replace_jar(Arc::clone(&next.state.jar));
         self.state.store(Arc::new(next.state));
         self.generations.send_modify(|generation| *generation += 1);
         for key in kept {

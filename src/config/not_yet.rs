@@ -3,7 +3,7 @@
 
 use super::parse::is_basic_raw;
 use super::problem::Findings;
-use super::raw::{Layout, OneOrMany, Provider, RawConfig, ResponseMode, Route, RouteToken, Store};
+use super::raw::{Layout, OneOrMany, Provider, RawConfig, Route, RouteToken, Store};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
@@ -24,8 +24,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     gaps.mention(raw.refresh.leeway.is_some(), "refresh.leeway");
     gaps.mention(raw.refresh.rotation.is_some(), "refresh.rotation");
     gaps.mention(raw.refresh.kills_access_token.is_some(), "refresh.kills_access_token");
-    gaps.refuse(raw.logout.backchannel, "logout.backchannel");
-    gaps.refuse(raw.logout.frontchannel, "logout.frontchannel");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
     for (index, route) in raw.route.iter().enumerate() {
@@ -35,7 +33,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
 
 fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
-    refuse(provider.response_mode == ResponseMode::FormPost, "response_mode");
     refuse(provider.dialect.as_ref().is_some_and(|dialect| !is_basic_raw(dialect)), "dialect");
     refuse(provider.tenant.is_some(), "tenant");
     refuse(provider.allowed_tenants.is_some(), "allowed_tenants");

@@ -159,6 +159,7 @@ impl Parser {
                 raw::SameSite::Lax => session::settings::SameSite::Lax,
                 raw::SameSite::None => session::settings::SameSite::None,
             },
+            form_post: oidc.form_post,
             partitioned: raw.session.partitioned,
             public: public.clone(),
             issuer: oidc.issuer.clone(),
@@ -184,7 +185,9 @@ impl Parser {
             logout: logout?,
             expose: claims,
             trusted_proxies: server.trusted_proxies.clone(),
+            replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
+            form_post: oidc.form_post,
         };
         Some(Config {
             server,
@@ -511,6 +514,7 @@ impl Parser {
             redirect_uri: format!("{}{prefix}/callback", public.as_str()),
             post_logout_redirect_uri: format!("{}{prefix}/logout/return", public.as_str()),
             logout_at_provider: raw.logout.provider,
+            logout_style: oidc::settings::LogoutStyle::Oidc,
             revoke: raw.logout.revoke,
         })
     }
@@ -1052,7 +1056,12 @@ impl Parser {
         }
         let clear = logout.clear_site_data.iter().map(|what| format!("{:?}", what.as_str())).collect::<Vec<_>>();
         let clear_site_data = if clear.is_empty() { None } else { HeaderValue::try_from(clear.join(", ")).ok() };
-        Some(gateway::settings::Logout { return_to: path.clone(), clear_site_data })
+        Some(gateway::settings::Logout {
+            return_to: path.clone(),
+            clear_site_data,
+            backchannel: logout.backchannel,
+            frontchannel: logout.frontchannel,
+        })
     }
 
     fn claims(&mut self, claims: &raw::Claims) -> Vec<String> {

@@ -111,6 +111,11 @@ impl Keyring {
         &self.first
     }
 
+    /// The ids of all keys, the sealing one first.
+    pub fn ids(&self) -> impl Iterator<Item = KeyId> {
+        std::iter::once(&self.first).chain(&self.older).map(Key::id)
+    }
+
     /// The key of that id.
     pub fn find(&self, id: KeyId) -> Option<&Key> {
         std::iter::once(&self.first).chain(&self.older).find(|key| key.id() == id)

@@ -190,6 +190,11 @@ impl Sealer {
         self.ring.load().sealing(now).id()
     }
 
+    /// The ids of all keys that open.
+    pub fn key_ids(&self) -> Vec<KeyId> {
+        self.ring.load().keys.ids().collect()
+    }
+
     /// How many characters a plaintext of that many bytes makes.
     pub const fn sealed_len(plain: usize) -> usize {
         let blob = HEADER + (plain / BLOCK + 1) * BLOCK + TAG;

@@ -111,6 +111,7 @@ impl Ctx {
             query: request.query.as_deref(),
             host: &request.host,
             headers: &request.head.headers,
+            form: &self.form,
             client: self.client,
             request_id: &self.request_id,
             now: request.now,
@@ -136,7 +137,7 @@ fn peer_ip(session: &Session) -> Option<IpAddr> {
 }
 
 /// The path and query of a request target; the authority of an absolute one was compared with `Host` by `net`.
-fn origin_form(target: &str) -> &str {
+pub(super) fn origin_form(target: &str) -> &str {
     let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
     match rest {
         Some(rest) => rest.find(['/', '?']).and_then(|at| rest.get(at..)).unwrap_or("/"),

@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -50,6 +51,8 @@ pub struct Ctx {
     /// The `code` of the problem that was answered.
     pub code: Option<&'static str>,
     pub phase: Phase,
+    /// The body of a request to an endpoint that takes a form.
+    pub form: Bytes,
     /// Bytes of the request body so far, for `max_body`.
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
@@ -102,6 +105,8 @@ pub struct Forward {
     pub event_stream: bool,
     /// GET or HEAD without a body: may be sent again when a kept-alive connection was dead.
     pub repeatable: bool,
+    /// May be sent again, once, after the app refused the token.
+    pub replayable: bool,
     /// Cookies to expire on the answer.
     pub expire: Vec<HeaderValue>,
     pub forwarded_for: String,
@@ -156,6 +161,7 @@ impl Ctx {
             sub_hash: None,
             code: None,
             phase: Phase::Arrived,
+            form: Bytes::new(),
             body_bytes: 0,
             retried: false,
             proof: Again::NotYet,

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, header};
+use pingora::http::ResponseHeader;
 
 use super::arrive::Request;
 use super::ctx::{Ctx, Forward, Phase, Used};
 use super::serve::Outcome;
+use super::settings::Token;
 use super::state::RouteEntry;
-use super::upstream;
+use super::{replay, upstream};
 use crate::crypto::random;
+use crate::refresh::coordinator::Freshened;
+use crate::refresh::policy::Demand;
 use crate::session::Session as UserSession;
 use crate::web::{fetch, forwarded};
 
@@ -42,6 +46,9 @@ impl Ctx {
             upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
             event_stream,
             repeatable: safe && bodiless,
+            replayable: self.state.settings.replay_refused
+                && entry.settings.token == Token::Access
+                && replay::is_replayable(&head.method, &head.headers),
             forwarded_for: request.peer.map_or_else(
                 || "unknown".to_owned(),
                 |peer| forwarded::forwarded_for(peer, &head.headers, &self.state.settings.trusted_proxies),
@@ -59,6 +66,36 @@ impl Ctx {
         }))
     }
 
+    /// After the app refused the token: a newer one, and true, when the request should be sent again with it. What
+    /// cannot be had leaves the app's answer as it is.
+    pub(super) async fn renew_refused_token(&mut self, response: &ResponseHeader) -> bool {
+        let Phase::Forward(forward) = &mut self.phase else { return false };
+        let Some(used) = &mut forward.session else { return false };
+        if response.status.is_success() {
+            self.state.brought.forget(&used.session);
+        }
+        if !forward.replayable || !replay::refuses_token(response.status, &response.headers) {
+            return false;
+        }
+        // Once: whatever the second try brings goes to the browser.
+        forward.replayable = false;
+        let state = &self.state;
+        if state.brought.is_fresh_from_refusal(&used.session, state.clock.now()) {
+            return false;
+        }
+        let Freshened::Use { session, .. } = state.refresh.freshen(Arc::clone(&used.session), Demand::Now).await else {
+            return false;
+        };
+        if session.generation <= used.session.generation {
+            return false;
+        }
+        let Ok(credential) = upstream::credential(&forward.route.settings, &session) else { return false };
+        state.brought.remember(&session, state.clock.now());
+        used.session = session;
+        forward.credential = credential;
+        true
+    }
+
     /// The cookies that go out on whatever answer goes out.
     pub(super) fn late_cookies(&self) -> Vec<HeaderValue> {
         let Phase::Forward(forward) = &self.phase else { return Vec::new() };
@@ -71,7 +108,7 @@ impl Ctx {
     /// worked another request may have refreshed the session, or ended it.
     pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
         let state = &self.state;
-        if state.refresh.is_ended(used.session.id) || state.refresh.is_behind(&used.session) {
+        if state.ends.is_over(&used.session) || state.refresh.is_behind(&used.session) {
             return Vec::new();
         }
         let newest = state.refresh.newest(used.session.id);

@@ -76,7 +76,7 @@ pub fn tie(state: &Arc<State>, session: &Arc<UserSession>, control: &Arc<Control
 fn is_over(state: &State, session: &UserSession, now: Timestamp) -> bool {
     let newest = state.refresh.newest(session.id);
     let newest = newest.as_deref().unwrap_or(session);
-    state.refresh.is_ended(session.id) || newest.ends(state.jar.settings()) <= now
+    state.ends.is_over(newest) || newest.ends(state.jar.settings()) <= now
 }
 
 /// Serves server-sent events until the session or the connection ends.

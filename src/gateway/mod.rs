@@ -11,11 +11,13 @@ pub mod ctx;
 pub mod decide;
 pub mod downstream;
 pub mod endpoints;
+pub mod ends;
 pub mod explain;
 mod forward;
 pub mod live;
 mod record;
 pub mod refusals;
+pub mod replay;
 pub mod rescue;
 pub mod respond;
 pub mod routes;
@@ -44,6 +46,9 @@ use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
 use crate::web::problem::{Code, Problem};
+
+/// Not a failure: the app refused the token, a newer one is there, and the request is sent again.
+const TOKEN_RENEWED: ErrorType = ErrorType::Custom("TokenRenewed");
 
 /// The request handler that Pingora drives.
 #[derive(Debug)]
@@ -161,13 +166,16 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if let Phase::Forward(forward) = &ctx.phase
             && upstream::wants_another_proof(&ctx.state, forward, response)
-            && forward.repeatable
+            && (forward.repeatable || forward.replayable)
             && ctx.proof == Again::NotYet
         {
             ctx.proof = Again::Now;
             return Err(Error::new_up(ErrorType::HTTPStatus(401)));
         }
         ctx.upstream_answered.get_or_insert_with(Instant::now);
+        if ctx.renew_refused_token(response).await {
+            return Err(Error::new_up(TOKEN_RENEWED));
+        }
         ctx.tie(session, response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS
             && !downstream::is_valid_switch(session.req_header(), response)
@@ -222,6 +230,12 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         if ctx.proof == Again::Now {
             ctx.proof = Again::Done;
+            e.set_retry(true);
+            return e;
+        }
+        if *e.etype() == TOKEN_RENEWED {
+            // The next try is a request of its own.
+            ctx.upstream_answered = None;
             e.set_retry(true);
             return e;
         }

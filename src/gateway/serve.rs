@@ -5,12 +5,14 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
-use super::arrive::Request;
+use super::arrive::{Request, origin_form};
 use super::ctx::{Ctx, Forward, Label, Used};
 use super::decide::{Caller, Decision, Presence, Rules, decide};
 use super::endpoints::{self, Answer, Endpoint, Visitor};
@@ -32,6 +34,8 @@ use crate::web::{fetch, pages};
 
 /// More than any form that our endpoints take.
 const ENDPOINT_BODY: u64 = 64 * 1024;
+/// For the whole of it.
+const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `request_filter` comes to.
 pub(super) enum Outcome {
@@ -62,7 +66,14 @@ struct Opened {
 
 impl Ctx {
     /// Everything up to the decision, and the decision.
-    pub(super) async fn serve(&mut self, session: &Session) -> Outcome {
+    pub(super) async fn serve(&mut self, session: &mut Session) -> Outcome {
+        if let Err(problem) = self.read_form(session).await {
+            // Read all the same: the answer has the form and the id that the request asks for.
+            return match self.arrive(session) {
+                Ok(_) => problem.into(),
+                Err(problem) => problem.into(),
+            };
+        }
         let request = match self.arrive(session) {
             Ok(request) => request,
             Err(problem) if problem.code == Code::HeadersTooLarge => {
@@ -79,10 +90,47 @@ impl Ctx {
         }
     }
 
+    /// Reads the body, whole, of a request to an endpoint that takes a form.
+    async fn read_form(&mut self, session: &mut Session) -> Result<(), Problem> {
+        let head = session.req_header();
+        let target = std::str::from_utf8(head.raw_path()).map(origin_form).unwrap_or_default();
+        let path = target.split('?').next().unwrap_or_default();
+        let endpoint = below(path, &self.state.settings.prefix).and_then(Endpoint::find);
+        let settings = &self.state.settings;
+        let reads = |endpoint: Endpoint| endpoint.reads_form(settings) && endpoint.is_on(&self.state.settings);
+        if head.method != Method::POST || !endpoint.is_some_and(reads) {
+            return Ok(());
+        }
+        let large = || Problem::new(Code::BodyTooLarge, "The request body is larger than this path takes.");
+        if too_large(Some(ENDPOINT_BODY), &head.headers).is_some() {
+            return Err(large());
+        }
+        if head.headers.contains_key(header::EXPECT) {
+            let _ = session.as_downstream_mut().write_continue_response().await;
+        }
+        let mut form = BytesMut::new();
+        let read = async {
+            while let Some(piece) = session.as_downstream_mut().read_request_body().await.map_err(|_| ())? {
+                form.extend_from_slice(&piece);
+                if u64::try_from(form.len()).is_ok_and(|length| length > ENDPOINT_BODY) {
+                    return Ok(false);
+                }
+            }
+            Ok::<_, ()>(true)
+        };
+        match tokio::time::timeout(FORM_TIMEOUT, read).await {
+            Ok(Ok(true)) => self.form = form.freeze(),
+            Ok(Ok(false)) => return Err(large()),
+            Ok(Err(())) => return Err(Problem::new(Code::BadRequest, "The request body did not arrive.")),
+            Err(_) => return Err(Problem::new(Code::RequestTimeout, "The request body did not arrive in time.")),
+        }
+        Ok(())
+    }
+
     /// One of our own endpoints.
     async fn endpoint(&mut self, state: &Arc<State>, request: &Request<'_>, rest: &str) -> Outcome {
         self.route = Label::None(NoRoute::Endpoint);
-        let endpoint = Endpoint::find(rest);
+        let endpoint = Endpoint::find(rest).filter(|endpoint| endpoint.is_on(&state.settings));
         let caller = self.caller(request, false, endpoint == Some(Endpoint::Events));
         if caller.preflight {
             return Outcome::Respond(preflight(request.head, self.cors.as_ref()));
@@ -205,6 +253,14 @@ impl Ctx {
             }
             Freshened::Refused => return endpoints::session::refused().into(),
         };
+        // The refresh may have taken its time, and somebody ended the session meanwhile.
+        if state.ends.was_ended_outside(&fresh) {
+            let expire = state.jar.expire(&opened.presented);
+            if route.access == Access::Optional {
+                return self.forward(request, entry, None, expire);
+            }
+            return over(state, request, &entry, caller, return_to, expire);
+        }
         let forbidden = !meets(&route.require, &fresh);
         let touch = state.jar.needs_touch(&fresh, request.now);
         let used = Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch };
@@ -225,8 +281,15 @@ impl Ctx {
                 let session = match self.state.refresh.recognise(&came) {
                     Recognised::Current => Arc::clone(&came),
                     Recognised::Newer(newest) => newest,
-                    Recognised::Ended | Recognised::Reused { .. } => return useless(presented),
+                    Recognised::Reused { ends: true } => {
+                        self.state.ends.spread(came.id);
+                        return useless(presented);
+                    }
+                    Recognised::Ended | Recognised::Reused { ends: false } => return useless(presented),
                 };
+                if self.state.ends.was_ended_outside(&session) {
+                    return useless(presented);
+                }
                 self.sub_hash = Some(self.state.sub_hash(&session.subject));
                 Opened { presented, came: Some(came), session: Some(session), useless: false }
             }

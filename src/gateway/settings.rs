@@ -25,8 +25,12 @@ pub struct Settings {
     pub expose: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// After the app refused a token: refresh, and send the request once more if that does no harm.
+    pub replay_refused: bool,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
+    /// The provider answers by POST to the callback.
+    pub form_post: bool,
 }
 
 /// What a head may be, for HTTP/2: an HTTP/1.1 head is judged by `net` while it is read.
@@ -61,6 +65,10 @@ pub struct Logout {
     pub return_to: String,
     /// The value of `Clear-Site-Data`; none when the list is empty.
     pub clear_site_data: Option<HeaderValue>,
+    /// `<prefix>/logout/backchannel` is there.
+    pub backchannel: bool,
+    /// `<prefix>/logout/frontchannel` is there.
+    pub frontchannel: bool,
 }
 
 /// One `[[route]]`.

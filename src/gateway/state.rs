@@ -13,6 +13,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::attempts::Attempts;
+use super::ends::Ends;
+use super::replay::Brought;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
@@ -56,9 +58,11 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct Shared {
     pub refresh: Arc<Coordinator>,
+    pub ends: Arc<Ends>,
     pub attempts: Arc<Attempts>,
     /// What upstreams want to see in proofs of possession.
     pub nonces: Arc<Nonces>,
+    pub brought: Arc<Brought>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
@@ -235,10 +239,9 @@ impl State {
         self.reserved.binary_search_by(|known| headers::cmp_folded(known, name.as_str())).is_ok()
     }
 
-    /// Ends a session of which only the id is known, here and now.
+    /// Ends a session of which only the id is known, here and on all replicas.
     pub fn end_session(&self, id: SessionId, reason: EndReason, origin: &audit::Origin<'_>) {
-        let until = self.clock.now() + self.jar.settings().max_age;
-        self.refresh.end(id, until);
+        self.ends.end(id);
         self.metrics.observe_session_ended(reason);
         audit::session_ended(origin, reason.as_str());
     }

@@ -183,17 +183,17 @@ fn check_times(claims: &Claims, settings: &Settings, now: Timestamp) -> Result<(
     Ok(())
 }
 
-fn skew(settings: &Settings) -> u64 {
+pub(super) fn skew(settings: &Settings) -> u64 {
     u64::try_from(settings.clock_skew.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A text claim: absent is fine, another type is not.
-fn text<'a>(claims: &'a Claims, name: &'static str) -> Result<Option<&'a str>, Fault> {
+pub(super) fn text<'a>(claims: &'a Claims, name: &'static str) -> Result<Option<&'a str>, Fault> {
     claims.get(name).map(|value| value.as_str().ok_or(Fault(name))).transpose()
 }
 
 /// A time claim in milliseconds: absent is fine, another type or an absurd number is not.
-fn time(claims: &Claims, name: &'static str) -> Result<Option<u64>, Fault> {
+pub(super) fn time(claims: &Claims, name: &'static str) -> Result<Option<u64>, Fault> {
     claims.get(name).map(|value| numeric_date(value).ok_or(Fault(name))).transpose()
 }
 

@@ -17,13 +17,14 @@ use super::client::{CallError, Client, Credential, Observer, SetupError};
 use super::dpop::DpopKey;
 use super::error::{Fault, ProviderError};
 use super::id_token::{self, LoginExpectation};
+use super::json;
 use super::jwks::{FetchKeys, KeySet, Keys};
-use super::jwt::{Claims, Verified, numeric_date};
+use super::jwt::{Claims, Unverified, Verified, numeric_date};
+use super::logout::{self, LogoutToken};
 use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Par, RequestObject, Settings};
 use super::token::{self, Answer, Form, TokenAnswer, TokenType};
 use super::types::{Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet};
-use super::{json, logout};
 use crate::clock::{Clock, Timestamp};
 
 /// The first and the longest pause between two attempts to read the metadata.
@@ -146,7 +147,9 @@ impl Provider {
         let same_source = old.issuer == settings.issuer
             && old.discovery_url == settings.discovery_url
             && old.backchannel_base_url == settings.backchannel_base_url
-            && old.endpoints == settings.endpoints;
+            && old.endpoints == settings.endpoints
+            // It decides between the endpoints and their aliases.
+            && old.client_certificate.is_some() == settings.client_certificate.is_some();
         let next = Self::with_client(settings, self.clock.clone(), client);
         if same_source {
             next.known.store(self.known.load_full());
@@ -421,10 +424,27 @@ impl Provider {
 
     /// Where to send the browser so that the provider's session ends too; none when that is off or not offered.
     pub fn end_session_url(&self, id_token_hint: Option<&IdToken>) -> Option<String> {
-        let endpoint = self.known().filter(|_| self.settings.logout_at_provider)?.end_session.clone()?;
+        if !self.settings.logout_at_provider {
+            return None;
+        }
+        let own = || self.settings.endpoints.end_session.clone();
+        let endpoint = self.known().map_or_else(own, |metadata| metadata.end_session.clone())?;
         let mut state = [0; 16];
         let state = SystemRandom::new().fill(&mut state).ok().map(|()| URL_SAFE_NO_PAD.encode_to_string(state));
-        Some(logout::end_session_url(&endpoint, &self.settings, id_token_hint, state.as_deref()))
+        logout::end_session_url(&endpoint, &self.settings, id_token_hint, state.as_deref())
+    }
+
+    /// Verifies a logout token (OpenID Connect Back-Channel Logout 1.0 section 2.6). Whether it came before is not
+    /// known here.
+    ///
+    /// # Errors
+    /// `Invalid` when it does not hold; else the provider's keys are not to be had.
+    pub async fn verify_logout_token(&self, token: &str) -> Result<LogoutToken, ProviderError> {
+        // What is no token at all is told so without asking the provider for anything.
+        Unverified::parse(token)?.require(self.settings.id_token_alg)?;
+        let metadata = self.metadata().await?;
+        let verified = self.verify(&metadata, token).await?;
+        Ok(logout::check_logout_token(&verified, &self.settings, self.clock.now())?)
     }
 
     /// For `check --online`: reads metadata and keys now and compares them with the settings.
@@ -462,13 +482,34 @@ impl Provider {
         findings
     }
 
+    /// What no metadata tells, and a user should see to at the provider.
+    pub fn advice(&self) -> Vec<String> {
+        if !self.settings.scopes.iter().any(|scope| scope == "offline_access") {
+            return Vec::new();
+        }
+        let client = &self.settings.client_id;
+        vec![
+            format!(
+                "allow refresh tokens (offline access) for the client {client:?} at the provider: without one a session \
+                 ends with its access token"
+            ),
+            "if the provider rotates refresh tokens, let it take a spent one again for some seconds (leeway, reuse \
+             interval, overlap): an answer that gets lost then ends no session; say so here by refresh.leeway"
+                .to_owned(),
+        ]
+    }
+
     /// What the provider says it does not support.
     fn judge(&self, metadata: &ProviderMetadata) -> Vec<Finding> {
         let settings = &self.settings;
         let mut findings = Vec::new();
         let mut warn = |key, text| findings.push(Finding { fatal: false, key, text });
         for scope in settings.scopes.iter().filter(|scope| metadata.denies_scope(scope)) {
-            let left_out = if scope == "offline_access" { ": it is left out" } else { "" };
+            let left_out = if scope == "offline_access" {
+                ": it is left out; see whether this client may have refresh tokens there in another way"
+            } else {
+                ""
+            };
             warn("provider.scopes", format!("the provider does not list the scope {scope:?} as supported{left_out}"));
         }
         let lacks = |list: &Option<Vec<String>>, name: &str| {

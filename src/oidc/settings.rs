@@ -85,6 +85,20 @@ pub struct Endpoints {
     pub pushed_authorization_request: Option<Url>,
 }
 
+/// How the browser leaves the provider: what the end-session endpoint wants to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogoutStyle {
+    /// OpenID Connect RP-Initiated Logout: `id_token_hint`, `client_id`, `post_logout_redirect_uri`, `state`.
+    #[default]
+    Oidc,
+    /// Amazon Cognito: `client_id`, `logout_uri`.
+    Cognito,
+    /// Auth0's `/v2/logout`: `client_id`, `returnTo`.
+    Auth0V2,
+    /// There is nothing of the kind: logout ends here.
+    None,
+}
+
 /// `[provider]`. `Debug` names the provider only: fixed parameters may hold what a provider takes for a credential.
 #[derive(Clone)]
 pub struct Settings {
@@ -135,6 +149,7 @@ pub struct Settings {
     pub post_logout_redirect_uri: String,
     /// Try RP-initiated logout.
     pub logout_at_provider: bool,
+    pub logout_style: LogoutStyle,
     /// Revoke tokens at logout (RFC 7009).
     pub revoke: bool,
 }

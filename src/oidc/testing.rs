@@ -14,7 +14,7 @@ use url::Url;
 
 use super::jwt::Algorithm;
 use super::metadata::ProviderMetadata;
-use super::settings::{ClientAuth, Endpoints, Par, RequestObject, Settings};
+use super::settings::{ClientAuth, Endpoints, LogoutStyle, Par, RequestObject, Settings};
 use crate::secret::Secret;
 
 pub(crate) fn settings(issuer: &str) -> Settings {
@@ -49,6 +49,7 @@ pub(crate) fn settings(issuer: &str) -> Settings {
         redirect_uri: "https://app.example/auth/callback".to_owned(),
         post_logout_redirect_uri: "https://app.example/auth/logout/return".to_owned(),
         logout_at_provider: true,
+        logout_style: LogoutStyle::Oidc,
         revoke: true,
     }
 }

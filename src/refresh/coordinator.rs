@@ -291,6 +291,19 @@ impl Coordinator {
         self.tell(Change::Ended(id));
     }
 
+    /// Ends a session of whose end somebody else has told us; true for the first who says so, if it was not told before.
+    pub fn end_once(&self, id: SessionId, until: Timestamp) -> bool {
+        let now = self.clock.now();
+        let first = self.shard(id).is_some_and(|shard| {
+            let engine = &mut shard.lock().engine;
+            let first = engine.tell(id, now);
+            engine.tombstone(id, until);
+            first
+        });
+        self.tell(Change::Ended(id));
+        first
+    }
+
     /// A session came whose time had passed. Told once, and not of an old cookie of one that goes on.
     pub fn came_too_late(&self, session: &Session, reason: EndReason) {
         let now = self.clock.now();

@@ -14,9 +14,11 @@ use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
 
 use super::codec::{self, PackedToken};
+use super::endings::Whose;
 use super::lifecycle::{self, State};
 use super::model::{Handle, Session};
 use super::settings::{SameSite, Settings};
+use super::store::Name;
 use crate::clock::Timestamp;
 use crate::crypto::keyring::{KeyId, Keyring};
 use crate::crypto::seal::{Binding, Opened as Unsealed, Purpose, Sealer};
@@ -284,6 +286,32 @@ impl Jar {
         self.sealer.index(KeyId(session.index_key), &parts).first_chunk().copied().map(Handle)
     }
 
+    /// The names by which an ending may mean this session, under its own `index_key`: every replica that opens it has
+    /// that key.
+    pub fn names_of(&self, session: &Session) -> [Name; 3] {
+        let (issuer, subject) = (self.settings.issuer.as_str(), session.subject.as_str());
+        let at_provider = match &session.provider_sid {
+            Some(sid) => Whose::ProviderSession { issuer, sid },
+            None => Whose::SubjectWithoutSid { issuer, subject },
+        };
+        let all = [Whose::Session(session.id), at_provider, Whose::Subject { issuer, subject }];
+        all.map(|whose| self.name(KeyId(session.index_key), &whose))
+    }
+
+    /// The names to end sessions by, under every key of the ring: whose index key is which is not known.
+    pub fn names(&self, whose: &Whose<'_>) -> Vec<Name> {
+        self.sealer.key_ids().into_iter().map(|key| self.name(key, whose)).collect()
+    }
+
+    fn name(&self, key: KeyId, whose: &Whose<'_>) -> Name {
+        let client = self.settings.client_id.as_bytes();
+        let (kind, issuer, value) = whose.parts();
+        let length = |part: &[u8]| (part.len() as u64).to_be_bytes();
+        let parts: [&[u8]; 7] = [b"end1", &[kind], &length(client), client, &length(issuer), issuer, value];
+        let name = self.sealer.index(key, &parts);
+        Name(name.first_chunk().copied().unwrap_or_default())
+    }
+
     /// The key that seals now, for a new generation's `index_key`.
     pub fn sealing_key_id(&self, now: Timestamp) -> u16 {
         self.sealer.sealing_key_id(now).0
@@ -457,9 +485,9 @@ impl Names {
     }
 }
 
-/// The provider's redirect is cross-site: a Strict cookie would stay behind.
+/// The provider's redirect is cross-site: a Strict cookie would stay behind, and a Lax one with a POST.
 pub(super) fn login_same_site(settings: &Settings) -> SameSite {
-    if settings.same_site == SameSite::None { SameSite::None } else { SameSite::Lax }
+    if settings.same_site == SameSite::None || settings.form_post { SameSite::None } else { SameSite::Lax }
 }
 
 /// A `Set-Cookie` value with a life in seconds, or one that removes the cookie.

@@ -1,6 +1,7 @@
 //! What a session is, and how it survives in cookies. Never makes a network call.
 
 pub mod codec;
+pub mod endings;
 pub mod jar;
 pub mod lifecycle;
 pub mod login_cookie;

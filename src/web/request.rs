@@ -20,6 +20,8 @@ pub struct RequestView<'a> {
     pub host: &'a str,
     /// All fields as they came.
     pub headers: &'a HeaderMap,
+    /// The body, at an endpoint that takes a form; else empty.
+    pub form: &'a [u8],
     /// The rightmost untrusted hop; none on a unix socket.
     pub client: Option<IpAddr>,
     /// The id that the log, the upstream and a problem document share.

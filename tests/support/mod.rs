@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod inside;
 pub mod jose;
 pub mod leak;
+pub mod mutate;
 pub mod mutual_tls;
 pub mod provider;
 pub mod text;

@@ -561,20 +561,31 @@ impl Inner {
 
     /// A logout token for a session; `None` leaves the claim out.
     pub fn logout_token(&self, sub: Option<&str>, sid: Option<&str>, fault: Option<LogoutFault>) -> String {
+        let mut claims = self.logout_claims();
+        for (name, value) in [("sub", sub), ("sid", sid)] {
+            if let Some(value) = value {
+                claims.insert(name.to_owned(), value.into());
+            }
+        }
+        self.logout_token_of("logout+jwt", claims, fault)
+    }
+
+    /// What a logout token says besides whom it is about.
+    pub fn logout_claims(&self) -> Map<String, Value> {
         let (now, client_id) = (self.now(), self.client_id());
-        let mut claims = json!({
+        let claims = json!({
             "iss": self.issuer, "aud": client_id, "iat": now, "exp": now + 120, "jti": mark("jti-"),
             "events": {"http://schemas.openid.net/event/backchannel-logout": {}},
         });
-        for (name, value) in [("sub", sub), ("sid", sid)] {
-            if let Some(value) = value {
-                claims[name] = value.into();
-            }
-        }
         let Value::Object(claims) = claims else { unreachable!("an object") };
+        claims
+    }
+
+    /// A token of these claims.
+    pub fn logout_token_of(&self, typ: &str, claims: Map<String, Value>, fault: Option<LogoutFault>) -> String {
         let switches = self.switches.lock().clone();
         let state = self.state.lock();
-        let draft = self.draft(&state, &switches, "logout+jwt", claims);
+        let draft = self.draft(&state, &switches, typ, claims);
         match fault {
             Some(fault) => draft.with_logout(fault),
             None => draft.finish(),

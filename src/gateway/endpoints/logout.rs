@@ -40,9 +40,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     }
     let mut location = None;
     if let Some(session) = &visitor.session {
-        // Until no generation of it can open: an older one may have a later end than the newest, whose refreshes are
-        // used up.
-        state.refresh.end(session.id, session.created + state.jar.settings().max_age);
+        state.ends.end(session.id);
         state.metrics.observe_session_ended(EndReason::Logout);
         audit::logout(&origin(request, Some(state.sub_hash(&session.subject))));
         revoke(state, session).await;

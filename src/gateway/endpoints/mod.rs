@@ -1,15 +1,18 @@
 //! sidegate's own endpoints, below the prefix: `RequestView` in, `LocalResponse` out.
 
+pub mod backchannel;
 pub mod callback;
+pub mod frontchannel;
 pub mod login;
 pub mod logout;
 pub mod session;
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 
 use super::decide::Caller;
+use super::settings::Settings;
 use super::state::State;
 use crate::oidc::ProviderError;
 use crate::session::Session;
@@ -29,6 +32,8 @@ pub enum Endpoint {
     Refresh,
     Logout,
     LogoutReturn,
+    Backchannel,
+    Frontchannel,
     Events,
 }
 
@@ -85,30 +90,44 @@ impl Endpoint {
             "/refresh" => Some(Self::Refresh),
             "/logout" => Some(Self::Logout),
             "/logout/return" => Some(Self::LogoutReturn),
+            "/logout/backchannel" => Some(Self::Backchannel),
+            "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
             _ => None,
         }
     }
 
-    /// Its methods, as `Allow` lists them.
-    pub fn methods(self) -> &'static str {
+    /// Its methods, as `Allow` lists them. The provider's answer comes by POST only where it was asked to (`form_post`).
+    pub fn methods(self, settings: &Settings) -> &'static str {
         match self {
-            Self::Login | Self::Callback | Self::Events => "GET",
+            Self::Callback if settings.form_post => "GET, POST",
+            Self::Login | Self::Callback | Self::Frontchannel | Self::Events => "GET",
             Self::Session | Self::LogoutReturn => "GET, HEAD",
-            Self::Refresh => "POST",
+            Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
         }
     }
 
-    fn takes(self, method: &Method) -> bool {
-        self.methods().split(", ").any(|own| own == method.as_str())
+    /// Whether the configuration has it: what is switched off is not there.
+    pub fn is_on(self, settings: &Settings) -> bool {
+        match self {
+            Self::Backchannel => settings.logout.backchannel,
+            Self::Frontchannel => settings.logout.frontchannel,
+            _ => true,
+        }
+    }
+
+    /// Whether it reads a form from the request's body.
+    pub fn reads_form(self, settings: &Settings) -> bool {
+        self == Self::Backchannel || (self == Self::Callback && settings.form_post)
     }
 
     /// Serves one request.
     pub async fn serve(self, state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-        if !self.takes(request.method) {
+        let methods = self.methods(&state.settings);
+        if !methods.split(", ").any(|own| own == request.method.as_str()) {
             let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
-            return problem.allow(self.methods().to_owned()).into();
+            return problem.allow(methods.to_owned()).into();
         }
         match self {
             Self::Login => login::serve(state, request, visitor).await,
@@ -117,6 +136,8 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Backchannel => backchannel::serve(state, request).await,
+            Self::Frontchannel => frontchannel::serve(state, request, visitor),
             Self::Events => session::events(visitor),
         }
     }

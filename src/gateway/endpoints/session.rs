@@ -54,6 +54,7 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
                 Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
             Answer::Refuse(problem, mended(state, request, &visitor.presented, stale, &last))
         }
+        Freshened::Use { session: fresh, .. } if state.ends.is_over(&fresh) => over(),
         Freshened::Use { session: fresh, changed } => {
             let cookies = mended(state, request, &visitor.presented, changed, &fresh);
             LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
