@@ -16,7 +16,6 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
@@ -35,7 +34,7 @@ use crate::gateway::refusals::Wording;
 use crate::gateway::state::State;
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
 use crate::net::accept::{AcceptService, Entrance, bind};
-use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
+use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
 use crate::session::endings::Whose;
 use crate::session::store::By;
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
@@ -160,11 +159,10 @@ impl Assembly {
         let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.net.keepalive);
+        // Refused by the gateway, in its own words.
+        options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
-        let mut h2 = default_h2_options();
-        // Beyond twice the limit a head is not even read; below it the refusal is ours, and clears the cookies.
-        h2.max_header_list_size(u32::try_from(config.server.net.header_bytes.saturating_mul(2)).unwrap_or(u32::MAX));
-        proxy.h2_options = Some(h2);
+        proxy.h2_options = Some(http2_options(&config.server.net));
         let connections = Connections::new(Arc::new(Gauges {
             metrics: Arc::clone(&state.load().metrics),
             shutdown: Arc::clone(shutdown),
@@ -232,6 +230,7 @@ impl Assembly {
     }
 
     fn start_background(&self) -> Vec<JoinHandle<()>> {
+        let names = Arc::clone(&self.state.load().names);
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
         let reloader = Arc::clone(&self.reloader);
@@ -239,7 +238,10 @@ impl Assembly {
         reload::expect_signal();
         vec![
             self.of_each_generation("provider", |state| Arc::clone(&state.provider).keep_ready()),
-            self.of_each_generation("resolve", |state| resolve::keep_fresh(state.names())),
+            keep("resolve", move || {
+                let names = Arc::clone(&names);
+                async move { names.keep_fresh().await }
+            }),
             keep("sweep", move || sweep(Arc::clone(&swept))),
             keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
             keep("reload", move || Arc::clone(&reloader).watch()),

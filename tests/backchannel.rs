@@ -268,6 +268,36 @@ async fn bcl_10_the_body_is_bounded() {
     assert!(!rig.alive(&browser).await);
 }
 
+/// BCL-10, DOS: who sends one bad token after the other is turned away for a while, before any signature is looked at;
+/// front-channel requests are limited as such. Good tokens are not counted.
+#[tokio::test]
+async fn bcl_10_a_flood_is_turned_away() {
+    let rig = Rig::start().await;
+    let (browser, sid) = rig.signed_in().await;
+    for _ in 0..150 {
+        assert_eq!(rig.send(&rig.provider.logout_token(None, Some("unheard-of"), None)).await.status, 200);
+    }
+    let bad = rig.provider.logout_token(None, Some(&sid), Some(LogoutFault::WrongAud));
+    let mut answers = Vec::new();
+    for _ in 0..120 {
+        let reply = rig.send(&bad).await;
+        answers.push((reply.status, header(&reply, "retry-after").is_some()));
+    }
+    answers.dedup();
+    assert_eq!(answers, [(400, false), (429, true)]);
+    rig.gateway.advance(&rig.provider, 60);
+    let query = text::form(&[("iss", rig.provider.issuer.as_str()), ("sid", "unheard-of")]);
+    let mut answers = Vec::new();
+    for _ in 0..80 {
+        answers.push(browser.send(Ask::frame(&format!("/auth/logout/frontchannel?{query}"))).await.status);
+    }
+    answers.dedup();
+    assert_eq!(answers, [200, 429]);
+    assert!(rig.alive(&browser).await);
+    assert_eq!(rig.send(&rig.provider.logout_token(None, Some(&sid), None)).await.status, 200);
+    assert!(!rig.alive(&browser).await);
+}
+
 /// BCL-05, ASVS-7.4.1: `sid` ends one session, `sub` alone all of the user, and nobody else's.
 #[tokio::test]
 async fn bcl_05_the_right_sessions_and_only_those() {

@@ -413,8 +413,6 @@ fn what_this_version_lacks_is_refused_or_said_aloud() {
         let text = Desk::with(from, to).complaint();
         assert!(text.contains(&format!("{key}: is not yet supported")), "{to}: {text}");
     }
-    let said = warnings(&Desk::with("[session]", "[session]\nlayout = \"split\"").config());
-    assert!(said.contains("session.layout: has no effect in this version yet"), "{said}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

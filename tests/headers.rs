@@ -141,7 +141,7 @@ async fn hdr_02_the_client_cannot_take_away_what_we_add() {
 
 /// HDR-01, HDR-10: hop-by-hop fields of the upstream stop here, and what it tells of the inside.
 #[tokio::test]
-async fn hdr_10_response_fields_of_one_hop_stop_here() {
+async fn pitfall_07_response_fields_of_one_hop_stop_here() {
     let rig = Rig::start(all_kinds).await;
     let on = |answer: Answer| rig.upstream.on("/x", Script::Answer(answer.with("X-Stay", "1")));
     for (name, value) in [
@@ -268,7 +268,7 @@ async fn bff_27_the_route_says_which_token_and_how() {
 
 /// HDR-03, HDR-05: an identity cannot be claimed, on no kind of route, in no spelling.
 #[tokio::test]
-async fn hdr_03_identity_cannot_be_claimed() {
+async fn pitfall_03_identity_cannot_be_claimed() {
     let rig = Rig::start(all_kinds).await;
     let session = rig.provider.last_session();
     let sent: [&Fields<'_>; 11] = [
@@ -365,7 +365,7 @@ async fn hdr_04_names_that_fold_are_dropped() {
 
 /// HDR-06, BFF-32: what an untrusted peer says of its origin is gone, the truth is added.
 #[tokio::test]
-async fn hdr_06_forwarding_fields() {
+async fn pitfall_08_forwarding_fields() {
     let rig = Rig::start(all_kinds).await;
     let upstream = rig.upstream.url().replace("http://", "");
     let host = rig.gateway.host().to_owned();
@@ -403,7 +403,7 @@ async fn hdr_06_forwarding_fields() {
 
 /// HDR-06: a trusted peer's chain is believed and extended, nothing else of it.
 #[tokio::test]
-async fn hdr_06_the_chain_of_a_trusted_proxy() {
+async fn pitfall_25_the_chain_of_a_trusted_proxy() {
     let rig = Rig::start(|config, up| {
         all_kinds(config, up);
         set(config, "server.trusted_proxies", "['127.0.0.0/8', '10.0.0.0/8']");

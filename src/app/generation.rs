@@ -49,9 +49,11 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        streams: Arc::default(),
+        names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
-    State::new(config.gateway.clone(), Parts { jar, provider, names: Vec::new() }, shared)
+    State::new(config.gateway.clone(), Parts { jar, provider }, shared)
 }
 
 /// A generation that is ready to be put in place of another one.
@@ -69,7 +71,7 @@ pub(super) fn next(config: &Config, old: &State) -> Result<Next, String> {
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
     let jar = Arc::new(old.jar.renewed(config.session.clone(), config.keyring.clone()));
     let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher);
-    let parts = Parts { jar, provider, names: old.names() };
+    let parts = Parts { jar, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
 }
 
@@ -143,5 +145,13 @@ impl Observer for Told {
             self.metrics.observe_session_ended(*known);
         }
         audit::session_ended(&self.origin(session), reason.word());
+    }
+
+    fn spared(&self, spared: bool) {
+        if spared {
+            tracing::warn!(target: "sidegate", event = "provider_spared", "five sessions in a row had no answer");
+        } else {
+            tracing::info!(target: "sidegate", event = "provider_answers");
+        }
     }
 }

@@ -3,12 +3,11 @@
 
 use super::parse::is_basic_raw;
 use super::problem::Findings;
-use super::raw::{Layout, OneOrMany, Provider, RawConfig, Route, RouteToken, Store};
+use super::raw::{OneOrMany, Provider, RawConfig, Route, RouteToken, Store};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
 
-    gaps.refuse(raw.server.h2c, "server.h2c");
     gaps.refuse(!raw.presets.is_empty(), "presets");
     match &raw.provider {
         Some(OneOrMany::One(provider)) => provider_gaps("provider", provider, &mut gaps),
@@ -19,11 +18,7 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         None => {}
     }
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
-    gaps.mention(raw.session.layout == Layout::Split, "session.layout");
     gaps.mention(raw.redis.is_some(), "redis");
-    gaps.mention(raw.refresh.leeway.is_some(), "refresh.leeway");
-    gaps.mention(raw.refresh.rotation.is_some(), "refresh.rotation");
-    gaps.mention(raw.refresh.kills_access_token.is_some(), "refresh.kills_access_token");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
     for (index, route) in raw.route.iter().enumerate() {
@@ -53,7 +48,6 @@ fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     refuse(route.allow_hosts.is_some(), "allow_hosts");
     refuse(route.max_auth_age.is_some(), "max_auth_age");
     refuse(route.acr_values.is_some(), "acr_values");
-    refuse(route.rate_limit.is_some(), "rate_limit");
 }
 
 struct Gaps<'a>(&'a mut Findings);

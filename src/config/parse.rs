@@ -161,6 +161,11 @@ impl Parser {
             },
             form_post: oidc.form_post,
             partitioned: raw.session.partitioned,
+            layout: match raw.session.layout {
+                raw::Layout::Single => session::settings::Layout::Single,
+                raw::Layout::Split => session::settings::Layout::Split,
+            },
+            prefix: raw.endpoints.prefix.clone(),
             public: public.clone(),
             issuer: oidc.issuer.clone(),
             client_id: oidc.client_id.clone(),
@@ -921,6 +926,13 @@ impl Parser {
                 raw::OnReuse::Reauthenticate => refresh::OnReuse::Reauthenticate,
                 raw::OnReuse::Revoke => refresh::OnReuse::Revoke,
             },
+            rotation: refresh.rotation.map(|rotation| match rotation {
+                raw::Rotation::None => refresh::settings::Rotation::None,
+                raw::Rotation::Single => refresh::settings::Rotation::Single,
+                raw::Rotation::Maybe => refresh::settings::Rotation::Maybe,
+            }),
+            leeway: refresh.leeway.as_ref().map(duration).unwrap_or_default(),
+            kills_access_token: refresh.kills_access_token.unwrap_or_default(),
             replica: (!raw.server.single_replica).then(|| u64::from_be_bytes(crate::crypto::random::bytes())),
         }
     }

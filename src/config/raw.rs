@@ -921,7 +921,7 @@ pub struct RateLimit {
     pub requests: u32,
     /// … in this time.
     pub per: DurationText,
-    /// So many at once.
+    /// So many at once; as many as `requests` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub burst: Option<u32>,

@@ -1,6 +1,7 @@
 //! `[[route]]`: each route by itself, then all against each other.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue, Method};
@@ -10,7 +11,7 @@ use super::parse::{Parser, duration, each, is_local, is_token};
 use super::problem::shown;
 use super::raw;
 use crate::gateway::settings::{
-    Access, OnAnonymous, Route, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
+    Access, OnAnonymous, Rate, Route, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
 };
 
 /// Headers that frame a message or name its target: no claim, token or fixed value may stand there.
@@ -123,7 +124,22 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
         },
         max_token_age: raw.max_token_age.as_ref().map(duration),
         upstream_tls: upstream_tls(parser, &key("upstream_tls"), raw.upstream_tls.as_ref()),
+        rate_limit: raw.rate_limit.as_ref().and_then(|raw| rate_limit(parser, &key("rate_limit"), raw)),
     })
+}
+
+fn rate_limit(parser: &mut Parser, at: &str, raw: &raw::RateLimit) -> Option<Rate> {
+    let per = parser.positive(&join(at, "per"), &raw.per);
+    let mut some = |name: &str, number: u32| {
+        let number = NonZeroU32::new(number);
+        if number.is_none() {
+            parser.found.problem(join(at, name), "must be at least 1");
+        }
+        number
+    };
+    let (requests, burst) =
+        (some("requests", raw.requests), some("burst", raw.burst.unwrap_or_else(|| raw.requests.max(1))));
+    Some(Rate { requests: requests?, per, burst: burst? })
 }
 
 /// Canonical, as requests are compared: what is written otherwise would never match.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! offset  size  field
-//!      0     1  type and version: 0x11 session, 0x21 login attempt, 0x31 marker, 0x41 `state`
+//!      0     1  type and version: 0x11 session, 0x21 login attempt, 0x31 marker, 0x41 `state`,
+//!               0x51 tokens apart, 0x61 pass
 //!      1     1  flags, all zero; unknown ones are refused
 //!      2     2  key id
 //!      4    12  derivation salt
@@ -60,6 +61,10 @@ pub enum Purpose {
     Marker = 0x31,
     /// The `state` parameter.
     State = 0x41,
+    /// The tokens that the `split` layout keeps apart from their session.
+    Apart = 0x51,
+    /// The way to such tokens and back.
+    Pass = 0x61,
 }
 
 /// The place where blobs open; anywhere else they are garbage.

@@ -9,17 +9,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::Result;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
 use super::live::{self, Tied};
 use super::respond;
-use super::state::{RouteEntry, State, Target};
+use super::state::{Pick, RouteEntry, State, Target};
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
+use crate::net::dial::Silence;
 use crate::session::Session;
 use crate::session::jar::Presented;
 use crate::telemetry::{SubHash, audit};
@@ -61,6 +62,14 @@ pub struct Ctx {
     pub proof: Again,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
     pub tied: Option<Tied>,
+    /// Watches over the upstream's silence.
+    pub silence: Option<Silence>,
+    /// The client has sent all of its request.
+    pub request_over: bool,
+    /// The head of the final answer came.
+    pub answering: bool,
+    /// The answer's end is the connection's, which proves nothing.
+    pub until_close: bool,
 }
 
 /// A repetition that happens at most once.
@@ -101,7 +110,9 @@ pub struct Forward {
     /// The origin that the latest proof of possession was made for.
     pub proven_for: Option<String>,
     pub upgrade: bool,
-    /// Expects a stream of events: silence is no error.
+    /// A call of gRPC, which needs HTTP/2 and its trailers all the way; gRPC-web does not.
+    pub grpc: bool,
+    /// The client would take events: with an upstream that speaks HTTP/2 the only hint that silence is natural.
     pub event_stream: bool,
     /// GET or HEAD without a body: may be sent again when a kept-alive connection was dead.
     pub repeatable: bool,
@@ -111,8 +122,10 @@ pub struct Forward {
     pub expire: Vec<HeaderValue>,
     pub forwarded_for: String,
     pub traceparent: Option<String>,
-    /// Which of the route's upstreams, and which of its addresses, this try takes.
+    /// Where this try begins to look among the route's upstreams and their addresses.
     pub turn: usize,
+    /// Where this try goes.
+    pub pick: Option<Pick>,
     /// Connects that failed so far.
     pub failed: usize,
 }
@@ -132,8 +145,19 @@ pub struct Used {
 impl Forward {
     /// The upstream of this try.
     pub fn target(&self) -> Option<&Target> {
-        let targets = &self.route.targets;
-        targets.get(self.turn % targets.len().max(1))
+        self.route.targets.get(self.pick?.index)
+    }
+
+    /// Takes note of whether this try's upstream could be connected to.
+    pub fn took(&self, connected: bool) {
+        if let Some(pick) = self.pick {
+            self.route.took(pick, connected);
+        }
+    }
+
+    /// The upstream of this try is spoken to in HTTP/2.
+    pub fn over_http2(&self) -> bool {
+        self.target().is_some_and(|target| target.http2 || (self.grpc && target.tls))
     }
 
     /// Moves on to the next address; false when every one was tried.
@@ -166,6 +190,10 @@ impl Ctx {
             retried: false,
             proof: Again::NotYet,
             tied: None,
+            silence: None,
+            request_over: false,
+            answering: false,
+            until_close: false,
         }
     }
 
@@ -211,6 +239,30 @@ impl Ctx {
         }
     }
 
+    /// How long the upstream may be silent from here on depends on what it answers.
+    pub fn watch_answer(&mut self, request: &RequestHeader, response: &ResponseHeader) {
+        let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        let Some(silence) = &self.silence else { return };
+        if response.status.is_informational() && !switching {
+            return silence.heard();
+        }
+        self.answering = true;
+        let media_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        if switching || media_type.is_some_and(is_quiet) {
+            silence.pause();
+        } else {
+            silence.listen();
+        }
+        let framed = response.headers.contains_key(header::CONTENT_LENGTH)
+            || response.headers.contains_key(header::TRANSFER_ENCODING);
+        let bodiless = request.method == Method::HEAD
+            || matches!(
+                response.status,
+                StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        self.until_close = !framed && !bodiless;
+    }
+
     /// The request that an audit event belongs to.
     pub fn origin(&self) -> audit::Origin<'_> {
         audit::Origin { request_id: Some(&self.request_id), client: self.client, sub_hash: self.sub_hash }
@@ -230,4 +282,11 @@ impl Label {
             Self::Route(entry) => &entry.settings.path,
         }
     }
+}
+
+/// Media types of answers in which silence is natural.
+fn is_quiet(media_type: &str) -> bool {
+    ["text/event-stream", "application/grpc"]
+        .iter()
+        .any(|kind| media_type.get(..kind.len()).is_some_and(|start| start.eq_ignore_ascii_case(kind)))
 }

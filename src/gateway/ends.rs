@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::limiter::Limiter;
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics};
 use crate::refresh::coordinator::Coordinator;
@@ -26,8 +27,18 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// How far another replica's clock may be ahead of ours. An id is never used again, so too late does no harm.
 const AHEAD: Duration = Duration::from_secs(60);
 
+/// Logout tokens that do not hold, which one client may send at once, and how often after that. Good ones are not
+/// counted: a provider may have many sessions to end.
+const REFUSED: (u32, Duration) = (100, Duration::from_millis(100));
+/// Front-channel requests of one client. They cost memory although nothing proves who asks.
+const UNPROVEN: (u32, Duration) = (50, Duration::from_millis(200));
+
 /// See the module.
 pub struct Ends {
+    /// Of clients that send logout tokens which do not hold.
+    pub refused: Limiter,
+    /// Of clients that ask by the front channel.
+    pub unproven: Limiter,
     endings: Endings,
     /// A reload puts another one in place.
     jar: ArcSwap<Jar>,
@@ -54,7 +65,8 @@ impl Ends {
         clock: Clock,
     ) -> Self {
         let (endings, jar) = (Endings::default(), ArcSwap::new(jar));
-        Self { endings, jar, refresh, metrics, sub_hasher, clock, replicas: OnceLock::new() }
+        let (refused, unproven) = (Limiter::new(REFUSED.0, REFUSED.1), Limiter::new(UNPROVEN.0, UNPROVEN.1));
+        Self { refused, unproven, endings, jar, refresh, metrics, sub_hasher, clock, replicas: OnceLock::new() }
     }
 
     /// Names sessions by another jar from now on.

@@ -34,16 +34,19 @@ impl Ctx {
             },
             None => None,
         };
-        let event_stream = head
-            .headers
-            .get(header::ACCEPT)
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|accept| accept.contains("text/event-stream"));
+        let says = |name, wanted: &[&str]| {
+            let value = head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let kind = value.split(';').next().unwrap_or_default().trim();
+            wanted.iter().any(|wanted| kind.eq_ignore_ascii_case(wanted))
+        };
+        let grpc = says(header::CONTENT_TYPE, &["application/grpc", "application/grpc+proto", "application/grpc+json"]);
+        let event_stream = says(header::ACCEPT, &["text/event-stream"]);
         let safe = matches!(head.method, Method::GET | Method::HEAD);
         let bodiless =
             !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
         Outcome::Forward(Box::new(Forward {
             upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
+            grpc,
             event_stream,
             repeatable: safe && bodiless,
             replayable: self.state.settings.replay_refused
@@ -55,6 +58,7 @@ impl Ctx {
             ),
             traceparent: traceparent(&head.headers),
             turn: entry.turn(),
+            pick: None,
             failed: 0,
             path: request.path.clone(),
             query: request.query.clone(),
@@ -108,19 +112,19 @@ impl Ctx {
     /// worked another request may have refreshed the session, or ended it.
     pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
         let state = &self.state;
-        if state.ends.is_over(&used.session) || state.refresh.is_behind(&used.session) {
+        if state.ends.is_over(&used.session) {
             return Vec::new();
         }
-        let newest = state.refresh.newest(used.session.id);
-        let newest = newest.filter(|newest| newest.generation >= used.session.generation);
-        let newest = newest.as_ref().unwrap_or(&used.session);
-        if newest.generation <= used.presented_generation && !used.touch {
-            return Vec::new();
+        let Some(newest) = state.refresh.outgoing(&used.session, self.started.elapsed()) else { return Vec::new() };
+        // The browser has arrived.
+        let mut cookies: Vec<_> = state.jar.unmark(&used.presented).into_iter().collect();
+        if newest.generation > used.presented_generation || used.touch {
+            let now = state.clock.now();
+            let mut touched = UserSession::clone(&newest);
+            touched.touch(now);
+            cookies.extend(state.seal(&touched, &used.presented, now, &self.request_id));
         }
-        let now = state.clock.now();
-        let mut touched = UserSession::clone(newest);
-        touched.touch(now);
-        state.seal(&touched, &used.presented, now, &self.request_id)
+        cookies
     }
 }
 

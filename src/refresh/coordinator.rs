@@ -6,19 +6,21 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::Settings;
+use super::breaker::{Breaker, Turn};
 use super::engine::{Advice, Engine, FlightId, Landing, Load, Outcome, Recognised, Step};
 use super::policy::{self, Demand, Due, EndReason, Facts};
+use super::settings::{Rotation, Settings};
 use super::shared::{self, Away, Claim, Held, OnError, Owner, Rung, Shared};
 use crate::clock::{Clock, Timestamp};
+use crate::crypto::random;
 use crate::oidc::ProviderError;
 use crate::oidc::provider::{Grant, RefreshExpectation};
 use crate::oidc::types::{RefreshToken, TokenSet};
@@ -33,6 +35,8 @@ const SHARD_MIN: usize = 64 * 1024;
 const TOMBSTONES: usize = 128 * 1024;
 /// Token requests at once.
 const TRIES_AT_ONCE: usize = 256;
+/// Generations that a cookie may be behind in what other replicas hold: each is a conversation with the store.
+const HOPS: usize = 4;
 /// The reason of a result that another replica came by.
 const ADOPTED: &str = "adopted";
 /// Changes that a listener may be behind.
@@ -41,6 +45,8 @@ const CHANGES: usize = 1024;
 const WAITERS: usize = 10_000;
 /// Tries after the first one, when nothing happened at the provider.
 const RETRIES: u32 = 2;
+/// Tries with a token of which it is not known whether it is spent. Beyond the second only while a leeway runs.
+const DOUBTFUL_TRIES: u32 = 6;
 /// The pause before the first of them when the provider names none; doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// The longest `Retry-After` that is honoured.
@@ -76,6 +82,8 @@ pub trait Observer: Send + Sync {
     fn cookie_reuse(&self) {}
     /// A session is over; once per session.
     fn session_ended(&self, _session: &Session, _reason: EndReason) {}
+    /// The provider is spared from now on, or no longer: too many sessions in a row had no answer.
+    fn spared(&self, _spared: bool) {}
 }
 
 /// What a request gets.
@@ -87,6 +95,8 @@ pub enum Freshened {
     Over { reason: EndReason },
     /// The session is good until its token ends, but the newer token that was asked for cannot be had.
     Exhausted { session: Arc<Session>, reason: EndReason },
+    /// The session goes on with its refresh token, which is in a cookie that did not come along.
+    Bring,
     /// The provider does not answer, or too many wait for it. The session is kept.
     Unavailable { retry_after: Duration },
     /// The provider refuses our client. The session is kept.
@@ -136,6 +146,10 @@ pub struct Coordinator {
     clock: Clock,
     shards: Box<[Mutex<Shard>]>,
     tries: Semaphore,
+    breaker: Mutex<Breaker>,
+    /// Tells this process's locks from others', with `claims`.
+    instance: u64,
+    claims: AtomicU64,
     waiters: AtomicUsize,
     aloft: watch::Sender<usize>,
     changes: broadcast::Sender<Change>,
@@ -186,6 +200,9 @@ impl Coordinator {
             Mutex::new(Shard { engine, flights: HashMap::new() })
         };
         Arc::new(Self {
+            breaker: Mutex::new(Breaker::new(terms.settings.timeout)),
+            instance: terms.settings.replica.unwrap_or_else(|| u64::from_be_bytes(random::bytes())),
+            claims: AtomicU64::new(0),
             terms: ArcSwap::from_pointee(terms),
             clock,
             shards: std::iter::repeat_with(shard).take(count).collect(),
@@ -214,32 +231,66 @@ impl Coordinator {
     /// refresh.
     pub async fn freshen(self: &Arc<Self>, session: Arc<Session>, demand: Demand) -> Freshened {
         let facts = Facts::of(&session);
-        let (advice, landing) = self.advise(&session, &facts, demand);
-        if advice.successor.is_some() {
-            self.observer().stale_cookie();
-            if advice.unknown {
-                self.observer().cookie_reuse();
+        let mut deadline = None;
+        let mut answer = self.freshen_once(&session, &facts, demand, &mut deadline, true).await;
+        // What another replica made of the token may have been spent in its turn: on, as the browser's cookie leads.
+        for _ in 1..HOPS {
+            match &answer {
+                Freshened::Use { session: next, changed: true } if self.falls_short(next, demand) => {}
+                _ => break,
             }
+            answer = self.freshen_once(&session, &facts, demand, &mut deadline, false).await;
+        }
+        answer
+    }
+
+    /// Whether a newer generation is still not what the request needs, and there may be a newer one.
+    fn falls_short(&self, session: &Session, demand: Demand) -> bool {
+        let (facts, now) = (Facts::of(session), self.clock.now());
+        let old = match demand {
+            Demand::IfDue | Demand::Now => false,
+            Demand::OlderThan(limit) => now.since(facts.issued) > limit,
+        };
+        let terms = self.terms.load();
+        (old || policy::due(&facts, &terms.settings, now) == Due::Over)
+            && policy::renewable(&facts, &terms.settings, now).is_ok()
+    }
+
+    async fn freshen_once(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        facts: &Facts,
+        demand: Demand,
+        deadline: &mut Option<Instant>,
+        first: bool,
+    ) -> Freshened {
+        let (advice, landing) = self.advise(session, facts, demand);
+        if first && advice.successor.is_some() {
+            self.observer().stale_cookie();
+        }
+        if first && advice.forked {
+            self.observer().cookie_reuse();
         }
         let changed = advice.successor.is_some();
-        let session = advice.successor.unwrap_or(session);
+        let session = advice.successor.unwrap_or_else(|| Arc::clone(session));
         let landing = match advice.step {
             Step::Forward => return Freshened::Use { session, changed },
             Step::Over(reason) => return Freshened::Over { reason },
             Step::Exhausted(reason) => return Freshened::Exhausted { session, reason },
+            Step::Bring => return Freshened::Bring,
             Step::Config => Some(Landing::Refused),
             Step::BackOff { until } => Some(Landing::Unavailable { until }),
-            Step::Start(_) => self.land(landing).await,
-            Step::Join(_) => {
-                self.observer().joined();
-                self.land(landing).await
+            Step::Start(_) | Step::Join(_) => {
+                if matches!(advice.step, Step::Join(_)) {
+                    self.observer().joined();
+                }
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.terms.load().settings.wait);
+                self.land(landing, deadline).await
             }
         };
         let now = self.clock.now();
         match landing {
-            Some(Landing::Renewed(_)) if self.is_ended_at(session.id, now) => {
-                Freshened::Over { reason: EndReason::Ended }
-            }
+            Some(Landing::Renewed(_)) if self.is_ended(session.id) => Freshened::Over { reason: EndReason::Ended },
             Some(Landing::Renewed(next)) => Freshened::Use { session: next, changed: true },
             Some(Landing::Over(reason)) => Freshened::Over { reason },
             // No result: what is still good goes on, unless better was asked for.
@@ -257,7 +308,10 @@ impl Coordinator {
     /// What is known of a session that a request presents.
     pub fn recognise(&self, session: &Session) -> Recognised {
         let Some(shard) = self.shard(session.id) else { return Recognised::Current };
-        let recognised = shard.lock().engine.recognise(&Facts::of(session), self.clock.now());
+        let recognised = {
+            let (mut shard, now) = self.enter(shard);
+            shard.engine.recognise(&Facts::of(session), now)
+        };
         match recognised {
             // Counted where it is used.
             Recognised::Newer(_) => {}
@@ -275,18 +329,37 @@ impl Coordinator {
 
     /// The newest generation known, for a response that is about to leave: it must not carry an older one.
     pub fn newest(&self, id: SessionId) -> Option<Arc<Session>> {
-        self.shard(id)?.lock().engine.newest(id, self.clock.now())
+        let (shard, now) = self.enter(self.shard(id)?);
+        shard.engine.newest(id, now)
+    }
+
+    /// Whose cookie an answer may carry that is about to leave, so long after its request came: the newest generation
+    /// known, at least `used`. None when the session is over or has gone on without it. That is also to be feared of an
+    /// answer that took longer than `grace`: other replicas may have gone on, and what they knew of the generations before
+    /// is gone. Nothing is lost by it, for who still has the older cookie finds its successor here.
+    pub fn outgoing(&self, used: &Arc<Session>, age: Duration) -> Option<Arc<Session>> {
+        if self.is_ended(used.id) || self.is_behind(used) {
+            return None;
+        }
+        let newest = self.newest(used.id).filter(|newest| newest.generation >= used.generation);
+        let newest = newest.unwrap_or_else(|| Arc::clone(used));
+        let grace = self.terms.load().settings.grace;
+        let late = age > grace && self.clock.now().since(newest.issued) > grace;
+        (!late).then_some(newest)
     }
 
     /// The session's generation was given up long ago: a slow response must not set its cookie again.
     pub fn is_behind(&self, session: &Session) -> bool {
-        self.shard(session.id).is_some_and(|shard| shard.lock().engine.is_behind(&Facts::of(session)))
+        self.shard(session.id).is_some_and(|shard| {
+            let (mut shard, now) = self.enter(shard);
+            shard.engine.is_behind(&Facts::of(session), now)
+        })
     }
 
     /// Ends a session until then: no cookie of it is used or set any more.
     pub fn end(&self, id: SessionId, until: Timestamp) {
         if let Some(shard) = self.shard(id) {
-            shard.lock().engine.tombstone(id, until);
+            self.enter(shard).0.engine.tombstone(id, until);
         }
         self.tell(Change::Ended(id));
     }
@@ -306,9 +379,9 @@ impl Coordinator {
 
     /// A session came whose time had passed. Told once, and not of an old cookie of one that goes on.
     pub fn came_too_late(&self, session: &Session, reason: EndReason) {
-        let now = self.clock.now();
         let first = self.shard(session.id).is_some_and(|shard| {
-            let engine = &mut shard.lock().engine;
+            let (mut shard, now) = self.enter(shard);
+            let engine = &mut shard.engine;
             // A late copy of the cookie says nothing of a session that has gone on.
             let gone_on = |newest: Arc<Session>| newest.generation > session.generation;
             !engine.newest(session.id, now).is_some_and(gone_on) && engine.tell(session.id, now)
@@ -330,14 +403,17 @@ impl Coordinator {
 
     /// The session was ended here.
     pub fn is_ended(&self, id: SessionId) -> bool {
-        self.is_ended_at(id, self.clock.now())
+        self.shard(id).is_some_and(|shard| {
+            let (shard, now) = self.enter(shard);
+            shard.engine.is_ended(id, now)
+        })
     }
 
     /// Drops what is past its time. To be called every few seconds: what nobody asks for again is freed only here.
     pub fn sweep(&self) {
-        let now = self.clock.now();
         for shard in &self.shards {
-            shard.lock().engine.sweep(now);
+            let (mut shard, now) = self.enter(shard);
+            shard.engine.sweep(now);
         }
     }
 
@@ -364,10 +440,12 @@ impl Coordinator {
         facts: &Facts,
         demand: Demand,
     ) -> (Advice, Option<watch::Receiver<Option<Landing>>>) {
-        let forward = Advice { successor: None, unknown: false, insists: false, step: Step::Forward };
+        let forward = Advice { successor: None, forked: false, insists: false, step: Step::Forward };
         let Some(shard) = self.shard(session.id) else { return (forward, None) };
-        let now = self.clock.now();
-        let glance = shard.lock().engine.glance(facts, demand, now);
+        let glance = {
+            let (mut shard, now) = self.enter(shard);
+            shard.engine.glance(facts, demand, now)
+        };
         if let Some(advice) = glance {
             return (advice, None);
         }
@@ -377,8 +455,9 @@ impl Coordinator {
         let mut landing = None;
         let mut sender = None;
         let advice = {
-            let mut shard = shard.lock();
-            let advice = shard.engine.present(facts, handle, demand, now);
+            let (mut shard, now) = self.enter(shard);
+            let may_start = self.waiters.load(Ordering::Relaxed) < WAITERS;
+            let advice = shard.engine.present(facts, handle, demand, may_start, now);
             match advice.step {
                 Step::Start(flight) => {
                     let (sends, receives) = watch::channel(None);
@@ -415,18 +494,33 @@ impl Coordinator {
         (advice, landing)
     }
 
-    /// Waits for a flight, at most `wait`.
-    async fn land(&self, receiver: Option<watch::Receiver<Option<Landing>>>) -> Option<Landing> {
+    /// Waits for a flight.
+    async fn land(&self, receiver: Option<watch::Receiver<Option<Landing>>>, until: Instant) -> Option<Landing> {
         let mut receiver = receiver?;
         let waiting = Waiting::enter(&self.waiters)?;
-        let wait = self.terms.load().settings.wait;
-        let landed = timeout(wait, receiver.wait_for(Option::is_some)).await;
+        let landed = timeout_at(until, receiver.wait_for(Option::is_some)).await;
         drop(waiting);
         landed.ok()?.ok()?.clone()
     }
 
-    fn is_ended_at(&self, id: SessionId, now: Timestamp) -> bool {
-        self.shard(id).is_some_and(|shard| shard.lock().engine.is_ended(id, now))
+    /// Locks a shard, and tells the time there.
+    fn enter<'a>(&self, shard: &'a Mutex<Shard>) -> (MutexGuard<'a, Shard>, Timestamp) {
+        let (now, astray) = self.clock.read();
+        let mut shard = shard.lock();
+        shard.engine.follow(astray);
+        (shard, now)
+    }
+
+    /// Different for every claim of every process.
+    fn owner(&self) -> Owner {
+        let claim = self.claims.fetch_add(1, Ordering::Relaxed);
+        (u128::from(self.instance) << 64 | u128::from(claim)).to_be_bytes()
+    }
+
+    fn told(&self, turn: Option<Turn>) {
+        if let Some(turn) = turn {
+            self.observer().spared(turn == Turn::Opened);
+        }
     }
 
     /// Session ids are random and sealed: any bytes of them spread well, and nobody can choose theirs.
@@ -478,9 +572,11 @@ struct Aloft {
 
 impl Aloft {
     async fn fly(mut self) {
+        // A token whose key left the ring has a name in this process only.
+        let named = self.terms.handles.handle(&self.session).is_some();
         let (outcome, reason) = match &self.terms.shared {
-            None => self.spend(None).await,
-            Some((shared, on_error)) => self.spend_or_adopt(&**shared, *on_error).await,
+            Some((shared, on_error)) if named => self.spend_or_adopt(&**shared, *on_error).await,
+            _ => self.spend(None).await,
         };
         self.land(outcome, reason);
     }
@@ -489,10 +585,13 @@ impl Aloft {
     async fn spend_or_adopt(&self, shared: &dyn Shared, on_error: OnError) -> (Outcome, &'static str) {
         let settings = &self.terms.settings;
         let handle = self.flight.handle();
-        match shared::claim(shared, handle, settings.timeout, self.began + settings.wait).await {
+        // Longer than anybody waits: when the lock of a process that died runs out, a leeway may still be running, and who
+        // comes again finds the result.
+        let patience = self.began + settings.wait.max(shared::lock_life(settings.timeout) + AGAIN);
+        match shared::claim(shared, handle, self.coordinator.owner(), settings.timeout, patience).await {
             Ok(Claim::Ours(mut held)) => {
                 let (outcome, reason) = self.spend(Some((shared, &mut held))).await;
-                self.tell_replicas(shared, held.owner, outcome, reason).await
+                self.tell_replicas(shared, Some(held.owner), outcome, reason).await
             }
             Ok(Claim::Settled(Rung::Renewed(sealed))) => match self.adopt(&sealed) {
                 Some(outcome) => (outcome, ADOPTED),
@@ -501,7 +600,11 @@ impl Aloft {
             Ok(Claim::Settled(_)) => (Outcome::Dead("dead_elsewhere"), "dead_elsewhere"),
             Ok(Claim::Patience) => (Outcome::Retry { after: None }, "slow_elsewhere"),
             Err(Away) => match on_error {
-                OnError::Local => self.spend(None).await,
+                // The store may be back by now: a success has to be there for the others, and theirs for us.
+                OnError::Local => {
+                    let (outcome, reason) = self.spend(None).await;
+                    self.tell_replicas(shared, None, outcome, reason).await
+                }
                 OnError::Wait => (Outcome::Retry { after: None }, "store_away"),
             },
         }
@@ -511,7 +614,7 @@ impl Aloft {
     async fn tell_replicas(
         &self,
         shared: &dyn Shared,
-        owner: Owner,
+        owner: Option<Owner>,
         outcome: Outcome,
         reason: &'static str,
     ) -> (Outcome, &'static str) {
@@ -537,7 +640,11 @@ impl Aloft {
             Outcome::Mismatch(_) => {
                 let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
             }
-            Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Config => shared.unlock(handle, owner).await,
+            Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Config => {
+                if let Some(owner) = owner {
+                    shared.unlock(handle, owner).await;
+                }
+            }
         }
         (outcome, reason)
     }
@@ -551,12 +658,12 @@ impl Aloft {
             return None;
         }
         let handle = handle(handles, &next);
-        let weight = weight(&next) + sealed.len();
+        let weight = rounded(weight(&next) + sealed.len());
         Some(Outcome::Renewed { next: Arc::new(next), handle, weight })
     }
 
     /// Spends the refresh token. Only a try of which the provider knows nothing is made again at leisure; one whose
-    /// outcome is unknown once, at once: if the provider has a leeway it runs now.
+    /// outcome is unknown once, at once, and then for as long as the leeway runs that the provider is known to have.
     async fn spend(&self, mut lock: Option<(&dyn Shared, &mut Held)>) -> (Outcome, &'static str) {
         let Some(text) = self.session.refresh_token.as_ref().and_then(|token| token.unpack()) else {
             return (Outcome::Dead("no_refresh_token"), "no_refresh_token");
@@ -569,12 +676,15 @@ impl Aloft {
             nonce_hash: self.session.nonce_hash,
             dpop: self.session.dpop.clone(),
         };
-        let deadline = self.began + settings.wait;
+        let deadline = Instant::now() + settings.wait;
         let mut retries = 0;
-        let mut in_doubt = false;
+        let mut doubts = 0;
+        let mut first_sent = None;
+        // Then a token is as good after a lost answer as before.
+        let rotates_not = settings.rotation == Some(Rotation::None);
         loop {
             let Ok(permit) = timeout_at(deadline, self.coordinator.tries.acquire()).await else {
-                let outcome = if in_doubt { Outcome::Ambiguous } else { Outcome::Retry { after: None } };
+                let outcome = if doubts > 0 { Outcome::Ambiguous } else { Outcome::Retry { after: None } };
                 return (outcome, "overloaded");
             };
             if let Some((shared, held)) = &mut lock
@@ -582,30 +692,70 @@ impl Aloft {
             {
                 return (Outcome::Retry { after: None }, "lock_lost");
             }
+            let admitted = self.coordinator.breaker.lock().admit(Instant::now());
+            if let Err(pause) = admitted {
+                let outcome = if doubts > 0 { Outcome::Ambiguous } else { Outcome::Retry { after: Some(pause) } };
+                return (outcome, "provider_spared");
+            }
             let now = self.coordinator.clock.now();
+            let sent = *first_sent.get_or_insert_with(Instant::now);
             let answer = timeout(settings.timeout, self.terms.grant.refresh(&token, &expect, now)).await;
             drop(permit);
-            match answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" })) {
+            let answer = answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" }));
+            self.report(&answer);
+            match answer {
                 Ok(tokens) => return (self.renewed(tokens, &token), "ok"),
                 Err(ProviderError::Dead { reason }) => return (Outcome::Dead(reason), reason),
                 Err(ProviderError::Invalid { reason }) => return (Outcome::Mismatch(reason), reason),
                 Err(ProviderError::Refused { reason }) => return (Outcome::Config, reason),
-                Err(ProviderError::Ambiguous { reason }) => {
-                    if std::mem::replace(&mut in_doubt, true) {
+                Err(ProviderError::Ambiguous { reason }) if !rotates_not => {
+                    doubts += 1;
+                    let pause = if doubts == 1 { Duration::ZERO } else { RETRY_PAUSE.saturating_mul(1 << doubts) };
+                    let forgiven = doubts < DOUBTFUL_TRIES && Instant::now() + pause < sent + settings.leeway;
+                    if doubts > 1 && !forgiven {
                         return (Outcome::Ambiguous, reason);
                     }
+                    sleep(pause).await;
+                    let known = self.coordinator.newest(self.flight.session());
+                    if known.is_some_and(|newest| newest.generation > self.session.generation) {
+                        return (Outcome::Ambiguous, "overtaken");
+                    }
+                    if let Some((shared, _)) = &lock
+                        && let Ok(Rung::Renewed(sealed)) = shared.read(self.flight.handle()).await
+                        && let Some(outcome) = self.adopt(&sealed)
+                    {
+                        return (outcome, ADOPTED);
+                    }
                 }
-                Err(ProviderError::Unavailable { reason, retry_after }) => {
-                    let after = retry_after.map(|after| after.min(RETRY_AFTER_MAX));
+                Err(error @ (ProviderError::Ambiguous { .. } | ProviderError::Unavailable { .. })) => {
+                    let after = match error {
+                        ProviderError::Unavailable { retry_after, .. } => retry_after,
+                        _ => None,
+                    };
+                    let after = after.map(|after| after.min(RETRY_AFTER_MAX));
                     let pause = after.unwrap_or_else(|| RETRY_PAUSE.saturating_mul(1 << retries));
                     if retries == RETRIES || Instant::now() + pause >= deadline {
-                        return (Outcome::Retry { after }, reason);
+                        return (Outcome::Retry { after }, error.reason());
                     }
                     retries += 1;
                     sleep(pause).await;
                 }
             }
         }
+    }
+
+    /// Tells the breaker. A provider that asks for patience is there; one that says 5xx is not.
+    fn report(&self, answer: &Result<TokenSet, ProviderError>) {
+        let absent = match answer {
+            Err(ProviderError::Unavailable { reason, .. }) => *reason != "rate_limited",
+            Err(ProviderError::Ambiguous { .. }) => true,
+            Ok(_) | Err(_) => false,
+        };
+        let turn = {
+            let mut breaker = self.coordinator.breaker.lock();
+            if absent { breaker.failed(self.flight.session(), Instant::now()) } else { breaker.answered() }
+        };
+        self.coordinator.told(turn);
     }
 
     fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
@@ -615,7 +765,7 @@ impl Aloft {
         let refresh_token = longest(tokens.refresh_token.as_ref().map(|token| token.expose()), spent.expose().len());
         let now = clock.now();
         let next = self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now);
-        let weight = weight(&next) + id_token + refresh_token;
+        let weight = rounded(weight(&next) + id_token + refresh_token);
         let handle = handle(handles, &next);
         Outcome::Renewed { next: Arc::new(next), handle, weight }
     }
@@ -635,11 +785,10 @@ impl Aloft {
             Outcome::Ambiguous => "ambiguous",
             Outcome::Config => "config",
         };
-        let (clock, observer) = (&self.coordinator.clock, &self.terms.observer);
-        let now = clock.now();
+        let observer = Arc::clone(&self.terms.observer);
         let Some(shard) = self.coordinator.shard(self.flight.session()) else { return };
         let (landing, told) = {
-            let mut shard = shard.lock();
+            let (mut shard, now) = self.coordinator.enter(shard);
             let landing = shard.engine.settled(self.flight, outcome, now);
             shard.flights.remove(&self.flight);
             let told = matches!(landing, Landing::Over(_)) && shard.engine.tell(self.flight.session(), now);
@@ -670,6 +819,11 @@ impl Drop for Aloft {
     }
 }
 
+/// With what an allocator adds, which has blocks of a few sizes.
+fn rounded(bytes: usize) -> usize {
+    bytes + bytes / 8
+}
+
 /// What a session occupies without its packed tokens, about.
 fn weight(session: &Session) -> usize {
     fn json(value: &serde_json::Value) -> usize {
@@ -682,7 +836,10 @@ fn weight(session: &Session) -> usize {
         size_of::<serde_json::Value>() + inner
     }
     let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    let claims: usize = session.claims.iter().map(|(name, value)| 32 + name.len() + json(value)).sum();
+    // A node of the map has room for eleven, and is at least half full but for the only one.
+    let node = 16 + 11 * (size_of::<String>() + size_of::<serde_json::Value>());
+    let texts: usize = session.claims.iter().map(|(name, value)| 16 + name.len() + json(value)).sum();
+    let claims = session.claims.len().div_ceil(6) * node + texts;
     size_of::<Session>()
         + session.access_token.expose().len()
         + session.subject.len()

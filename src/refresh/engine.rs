@@ -42,8 +42,11 @@ const SOFT_PAUSE_MAX: Duration = Duration::from_secs(30);
 const STREAK: Duration = Duration::from_secs(60);
 /// The least time that a session ended by a bad answer stays ended.
 const ENDED_FOR: Duration = Duration::from_secs(24 * 3600);
-/// What one entry costs besides the session that it holds: the line, the map and the queue, rounded up.
-const ENTRY: usize = 256;
+/// A wall clock that is set by less than this changes nothing of what is kept.
+const JUMP_MIN: u64 = 2_000;
+/// What one entry costs besides the session that it holds: the line, the map and the queue, with what the allocator and
+/// half-empty tables take.
+const ENTRY: usize = 480;
 
 /// One spending of one refresh token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,9 +73,9 @@ impl FlightId {
 pub struct Advice {
     /// A newer generation than the presented one: everything below is about it, and the browser gets its cookie.
     pub successor: Option<Arc<Session>>,
-    /// `successor` was found by its generation, not by the presented token, of which nothing is known here: it was
-    /// acknowledged and its grace is over, or another replica renewed it.
-    pub unknown: bool,
+    /// The presented token is not the one that this generation has here: its successor's grace is over, or two replicas
+    /// refreshed one generation, or somebody has a copy of the cookie.
+    pub forked: bool,
     /// The request asked for a newer token than it has: going on with the old one is no answer to it.
     pub insists: bool,
     /// The next step.
@@ -86,6 +89,8 @@ pub enum Step {
     Forward,
     /// Spend the refresh token, exactly once, and report by [`Engine::settled`].
     Start(FlightId),
+    /// The refresh token has to be spent, but the request did not bring it.
+    Bring,
     /// Somebody is spending it: wait for that result.
     Join(FlightId),
     /// The provider failed a moment ago.
@@ -167,6 +172,8 @@ pub struct Engine {
     numbers: u64,
     /// The most tombstones.
     tombstones: usize,
+    /// By how many milliseconds the wall clock has been set, as far as it was followed.
+    astray: i64,
 }
 
 impl fmt::Debug for Engine {
@@ -178,7 +185,33 @@ impl fmt::Debug for Engine {
 impl Engine {
     /// An engine that knows nothing. `settings.memory` bounds this engine, tombstones apart.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, lines: HashMap::new(), ledger: Ledger::default(), numbers: 0, tombstones: usize::MAX }
+        Self {
+            settings,
+            lines: HashMap::new(),
+            ledger: Ledger::default(),
+            numbers: 0,
+            tombstones: usize::MAX,
+            astray: 0,
+        }
+    }
+
+    /// The wall clock was set, by so many milliseconds in all: what is kept for a while is kept for that while
+    /// nevertheless, and an hour that is jumped over makes no cookie a reused one. Tombstones stay: they last until the
+    /// session's end, which is a time of the wall clock.
+    pub fn follow(&mut self, astray: i64) {
+        let by = astray.saturating_sub(self.astray);
+        if by.unsigned_abs() < JUMP_MIN {
+            return;
+        }
+        self.astray = astray;
+        for entry in self.lines.values_mut().flat_map(|line| &mut line.entries) {
+            entry.since = entry.since.shifted(by);
+            entry.until = entry.until.shifted(by);
+            if let State::BackOff { hard, soft, .. } = &mut entry.state {
+                *hard = hard.shifted(by);
+                *soft = soft.shifted(by);
+            }
+        }
     }
 
     /// Bounds the number of tombstones. They have a bound of their own, so that no amount of refreshes lets a session
@@ -244,24 +277,40 @@ impl Engine {
         }
     }
 
-    /// A request presents a session whose refresh token is named `handle`.
-    pub fn present(&mut self, facts: &Facts, handle: Handle, demand: Demand, now: Timestamp) -> Advice {
+    /// A request presents a session whose refresh token is named `handle`. `may_start`: there is room for one more that
+    /// waits.
+    pub fn present(
+        &mut self,
+        facts: &Facts,
+        handle: Handle,
+        demand: Demand,
+        may_start: bool,
+        now: Timestamp,
+    ) -> Advice {
         if let Some(advice) = self.glance(facts, demand, now) {
             return advice;
         }
-        let found = self.lines.get(&facts.id).and_then(|line| line.walk(facts, handle));
+        let line = self.lines.get(&facts.id);
+        let forked = line.is_some_and(|line| line.is_fork(facts, handle));
+        if forked && self.settings.fork_is_reuse() && self.settings.on_reuse != OnReuse::Ignore {
+            if self.settings.on_reuse == OnReuse::Revoke {
+                self.end(facts.id, now + self.settings.recovery.max(ENDED_FOR), false);
+            }
+            return Advice { forked, ..Advice::of(Step::Over(EndReason::Reuse)) };
+        }
+        let found = line.and_then(|line| line.walk(facts, handle));
         let (facts, handle) = found.as_ref().map_or((*facts, handle), |found| (Facts::of(&found.next), found.handle));
         let insists = match demand {
             Demand::IfDue => false,
             Demand::Now => found.is_none(),
             Demand::OlderThan(limit) => now.since(facts.issued) > limit,
         };
-        let step = self.step(&facts, handle, insists, now);
-        let unknown = found.as_ref().is_some_and(|found| found.unknown);
-        Advice { successor: found.map(|found| found.next), unknown, insists, step }
+        let step = self.step(&facts, handle, insists, may_start, now);
+        let forked = forked || found.as_ref().is_some_and(|found| found.unknown);
+        Advice { successor: found.map(|found| found.next), forked, insists, step }
     }
 
-    fn step(&mut self, facts: &Facts, handle: Handle, insists: bool, now: Timestamp) -> Step {
+    fn step(&mut self, facts: &Facts, handle: Handle, insists: bool, may_start: bool, now: Timestamp) -> Step {
         let due = policy::due(facts, &self.settings, now);
         if due == Due::Not && !insists {
             return Step::Forward;
@@ -271,9 +320,8 @@ impl Engine {
         let state = self.lines.get(&facts.id).and_then(|line| line.find(handle)).map(|entry| &entry.state);
         let mut failures = 0;
         match state {
-            Some(State::Flying { .. } | State::Config | State::Renewed { .. } | State::Spent) if goes_on => {
-                return Step::Forward;
-            }
+            Some(State::Config | State::Renewed { .. } | State::Spent) if goes_on => return Step::Forward,
+            Some(State::Flying { .. }) if goes_on && !self.settings.kills_access_token => return Step::Forward,
             Some(State::Flying { number, .. }) => {
                 return Step::Join(FlightId { session: facts.id, handle, number: *number });
             }
@@ -287,6 +335,9 @@ impl Engine {
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
+            Ok(()) if (facts.elsewhere || !may_start) && goes_on => Step::Forward,
+            Ok(()) if facts.elsewhere => Step::Bring,
+            Ok(()) if !may_start => Step::BackOff { until: now + PAUSE },
             Ok(()) => Step::Start(self.start(facts, handle, failures, now)),
             Err(_) if goes_on => Step::Forward,
             Err(reason) if usable => Step::Exhausted(reason),
@@ -300,7 +351,7 @@ impl Engine {
         let line = self.lines.entry(facts.id).or_default();
         line.id = Some(facts.id);
         line.remove(handle, &mut self.ledger);
-        line.entries.push(Entry {
+        line.push(Entry {
             handle,
             generation: facts.generation,
             state: State::Flying { number, failures },
@@ -316,6 +367,7 @@ impl Engine {
 
     /// A flight is over. Says what that means to those who wait; once per flight.
     pub fn settled(&mut self, flight: FlightId, outcome: Outcome, now: Timestamp) -> Landing {
+        self.prune(flight.session, now);
         let Some(line) = self.lines.get_mut(&flight.session) else { return Landing::Unavailable { until: now } };
         let flying = line.find(flight.handle).and_then(|entry| match entry.state {
             State::Flying { number, failures } if number == flight.number => Some((entry.generation, failures)),
@@ -326,10 +378,18 @@ impl Engine {
         if line.mark.as_ref().is_some_and(|mark| mark.ended && mark.until > now) {
             return Landing::Over(EndReason::Ended);
         }
+        // No result, but a request has meanwhile brought what another replica made of it, and it went on from there.
+        let newer = line.newest().filter(|newest| newest.generation > generation);
+        if let (Outcome::Dead(_) | Outcome::Ambiguous | Outcome::Retry { .. }, Some(newer)) = (&outcome, newer) {
+            return Landing::Renewed(newer.clone());
+        }
         let (state, until, weight, landing) = match outcome {
             Outcome::Renewed { next, handle, weight } if next.generation > generation => {
                 let landing = Landing::Renewed(next.clone());
+                // Of no use to anybody when both of its tokens are over.
+                let life = next.refresh_expires.zip(next.access_expires).map(|(refresh, access)| refresh.max(access));
                 let until = now + self.settings.recovery;
+                let until = life.map_or(until, |life| until.min(life));
                 (State::Renewed { next, handle, acknowledged: false }, until, weight, landing)
             }
             Outcome::Dead(reason) => {
@@ -355,7 +415,7 @@ impl Engine {
             self.ledger.results += 1;
         }
         let entry = Entry { handle: flight.handle, generation, state, since: now, until, weight, place: Some(place) };
-        self.lines.entry(flight.session).or_default().entries.push(entry);
+        self.lines.entry(flight.session).or_default().push(entry);
         self.shed(place);
         landing
     }
@@ -389,7 +449,8 @@ impl Engine {
     }
 
     /// The generation was given up long ago: its cookie must not be set again.
-    pub fn is_behind(&self, facts: &Facts) -> bool {
+    pub fn is_behind(&mut self, facts: &Facts, now: Timestamp) -> bool {
+        self.prune(facts.id, now);
         self.lines.get(&facts.id).is_some_and(|line| line.is_reuse(facts))
     }
 
@@ -476,7 +537,7 @@ impl Engine {
 
 impl Advice {
     const fn of(step: Step) -> Self {
-        Self { successor: None, unknown: false, insists: false, step }
+        Self { successor: None, forked: false, insists: false, step }
     }
 }
 
@@ -569,6 +630,12 @@ impl Line {
         self.entries.is_empty() && self.mark.is_none()
     }
 
+    /// Nearly every line has one entry: room for more is made when they come.
+    fn push(&mut self, entry: Entry) {
+        self.entries.reserve_exact(1);
+        self.entries.push(entry);
+    }
+
     fn is_ended(&self) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.ended)
     }
@@ -583,6 +650,12 @@ impl Line {
         self.entries.iter().find(|entry| entry.handle == handle)
     }
 
+    /// Another token of the presented generation is known: what came of the one before it.
+    fn is_fork(&self, facts: &Facts, handle: Handle) -> bool {
+        let mut siblings = self.entries.iter().filter_map(Entry::result);
+        siblings.any(|(next, own)| next.generation == facts.generation && own != handle)
+    }
+
     fn newest(&self) -> Option<&Arc<Session>> {
         let results = self.entries.iter().filter_map(Entry::result);
         results.map(|(next, _)| next).max_by_key(|next| next.generation)
@@ -590,7 +663,7 @@ impl Line {
 
     /// From a spent token to the newest generation that came of it. A token of which no result is known, but whose
     /// generation is behind, is not spent either: at a provider that watches for reuse that would end the session.
-    /// (What `on_reuse` says is decided on [`Advice::unknown`].)
+    /// (What `on_reuse` says is decided on [`Advice::forked`].)
     fn walk(&self, facts: &Facts, handle: Handle) -> Option<Found> {
         let mut found = None;
         let mut at = handle;
@@ -647,15 +720,7 @@ impl Line {
                 ledger.strike(&older);
             }
             let place = Some(ledger.enter(Rank::Acknowledged, (id, Some(handle)), ENTRY));
-            self.entries.push(Entry {
-                handle,
-                generation,
-                state: State::Spent,
-                since: now,
-                until,
-                weight: ENTRY,
-                place,
-            });
+            self.push(Entry { handle, generation, state: State::Spent, since: now, until, weight: ENTRY, place });
         }
         if let Some(mark) = self.mark.take_if(|mark| mark.until <= now) {
             ledger.leave(mark.place, ENTRY);

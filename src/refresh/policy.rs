@@ -70,6 +70,8 @@ pub struct Facts {
     pub access_expires: Option<Timestamp>,
     /// It has a refresh token.
     pub refreshable: bool,
+    /// Which this request did not bring.
+    pub elsewhere: bool,
     /// When the refresh token ends, if the provider told.
     pub refresh_expires: Option<Timestamp>,
 }
@@ -83,7 +85,8 @@ impl Facts {
             previous: session.previous,
             issued: session.issued,
             access_expires: session.access_expires,
-            refreshable: session.refresh_token.is_some(),
+            refreshable: session.has_refresh_token(),
+            elsewhere: session.refresh_token.is_none() && session.elsewhere.is_some(),
             refresh_expires: session.refresh_expires,
         }
     }
@@ -117,7 +120,8 @@ pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
         // A fifth at most, so that a token of short life is not renewed all its life.
         let window = settings.before_expiry.min(expires.since(facts.issued) / 5);
         let window = window.mul_f64(eagerness(settings.replica, facts.id));
-        if expires.since(now) <= window {
+        // Requests that are on their way with the old token would fail.
+        if left <= window && !settings.kills_access_token {
             return Due::Early;
         }
     }
@@ -166,6 +170,7 @@ mod tests {
             issued: T0,
             access_expires: life.map(|secs| T0 + Duration::from_secs(secs)),
             refreshable: true,
+            elsewhere: false,
             refresh_expires: None,
         }
     }
@@ -195,6 +200,35 @@ mod tests {
         assert_eq!(due(&facts(None), &settings, T0 + Duration::from_secs(29)), Due::Not);
         assert_eq!(due(&facts(None), &settings, T0 + Duration::from_secs(30)), Due::Early);
         assert_eq!(due(&facts(Some(10)), &settings, T0 + Duration::from_secs(30)), Due::Over);
+    }
+
+    #[test]
+    fn a_token_that_dies_with_its_refresh_is_used_to_its_end() {
+        let settings = Settings { kills_access_token: true, ..settings() };
+        assert_eq!(due(&facts(Some(3600)), &settings, T0 + Duration::from_secs(3598)), Due::Not);
+        assert_eq!(due(&facts(Some(3600)), &settings, T0 + Duration::from_secs(3599)), Due::Over);
+    }
+
+    /// RFR-09, R8: replicas do not speak to each other, and yet seldom begin at one moment.
+    #[test]
+    fn replicas_become_eager_at_different_moments() {
+        let eager_from = |replica, session: u8| {
+            let settings = Settings { replica: Some(replica), ..settings() };
+            let facts = Facts { id: SessionId([session; 16]), ..facts(Some(3600)) };
+            (0..3600).find(|at| due(&facts, &settings, T0 + Duration::from_secs(*at)) != Due::Not).unwrap_or(3600)
+        };
+        let moments: Vec<Vec<u64>> =
+            (0..40).map(|session| [11, 22, 33].map(|replica| eager_from(replica, session)).to_vec()).collect();
+        assert!(moments.iter().flatten().all(|at| (3540..3600).contains(at)), "within the window: {moments:?}");
+        let apart = |times: &&Vec<u64>| {
+            let mut sorted = (*times).clone();
+            sorted.sort_unstable();
+            sorted.windows(2).all(|pair| matches!(pair, [a, b] if b - a >= 1))
+        };
+        assert!(moments.iter().filter(apart).count() >= 34, "of 40 sessions: {moments:?}");
+        let firsts: std::collections::BTreeSet<u64> =
+            moments.iter().filter_map(|times| times.first().copied()).collect();
+        assert!(firsts.len() > 15, "one replica is not eager at one moment for all: {firsts:?}");
     }
 
     /// RFR-09: a clock that goes back finds a token of the future: nothing to do, so nothing to do again and again.

@@ -23,15 +23,38 @@ pub struct Settings {
     pub max_refreshes: u64,
     /// What a cookie gets that comes back after its successor was in use.
     pub on_reuse: OnReuse,
+    /// Whether the provider gives a new refresh token with every refresh; none when nobody said.
+    pub rotation: Option<Rotation>,
+    /// How long the provider still honours a spent refresh token.
+    pub leeway: Duration,
+    /// A refresh ends the access token before it: it is not refreshed early, and not used while that is done.
+    pub kills_access_token: bool,
     /// Tells replicas apart, so that they become eager at different moments; none when there is only one.
     pub replica: Option<u64>,
 }
 
 impl Settings {
+    /// Whether two different refresh tokens of one session and generation can only mean that somebody has a copy. With
+    /// several processes they do not: each may have refreshed the same generation at a provider that allows it.
+    pub fn fork_is_reuse(&self) -> bool {
+        self.replica.is_none() && self.leeway.is_zero() && self.rotation == Some(Rotation::Single)
+    }
+
     /// What one of so many engines goes by: its part of the memory.
     pub(super) fn share(&self, count: usize) -> Self {
         Self { memory: self.memory / count.max(1), ..self.clone() }
     }
+}
+
+/// `rotation`: what becomes of a refresh token that is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// It goes on.
+    None,
+    /// It is spent, and a new one is given.
+    Single,
+    /// Either.
+    Maybe,
 }
 
 /// `on_reuse`: an old cookie came back after `grace`. A browser does not do that, a thief or a restored profile may.

@@ -13,7 +13,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::{Instant, sleep};
 
-use crate::crypto::random;
 use crate::session::model::Handle;
 pub use crate::session::store::Away;
 
@@ -60,6 +59,11 @@ pub enum OnError {
 
 /// How long the lock outlives one try: the answer has to be written while it is held.
 const LOCK_SLACK: Duration = Duration::from_secs(7);
+/// How long a lock is held if its holder is never heard of again.
+pub(super) fn lock_life(timeout: Duration) -> Duration {
+    timeout + LOCK_SLACK
+}
+
 /// What must be left of the lock, beyond one try, for the token request to go out.
 const SEND_SLACK: Duration = Duration::from_secs(1);
 /// How long a "dead" is believed by all.
@@ -98,7 +102,7 @@ pub(super) struct Held {
 
 impl Held {
     fn new(owner: Owner, asked: Instant, timeout: Duration) -> Self {
-        let life = timeout + LOCK_SLACK;
+        let life = lock_life(timeout);
         Self { owner, until: asked + life, life, timeout }
     }
 
@@ -116,30 +120,37 @@ impl Held {
     }
 }
 
+/// What waiters add to a pause, so that they do not look again all at once: up to a quarter, drawn from the owner's
+/// name, which is different for each.
+fn jittered(pause: Duration, owner: Owner, poll: u32) -> Duration {
+    let drawn = owner.iter().fold(poll, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+    pause + pause.mul_f32(f32::from(drawn.to_be_bytes()[3]) / 1024.0)
+}
+
 /// Takes the lock, or waits until there is a result, or becomes the holder once the first one has vanished.
 pub(super) async fn claim(
     shared: &dyn Shared,
     handle: Handle,
+    owner: Owner,
     timeout: Duration,
     deadline: Instant,
 ) -> Result<Claim, Away> {
-    let owner: Owner = random::bytes();
     let mut pauses = POLLS.iter().copied();
-    loop {
+    for poll in 0.. {
         let asked = Instant::now();
-        match shared.lock(handle, owner, timeout + LOCK_SLACK).await? {
+        match shared.lock(handle, owner, lock_life(timeout)).await? {
             Rung::Absent => return Ok(Claim::Ours(Held::new(owner, asked, timeout))),
             Rung::Locked => {}
             settled => return Ok(Claim::Settled(settled)),
         }
-        let [jitter] = random::bytes::<1>();
         let pause = pauses.next().or(POLLS.last().copied()).unwrap_or_default();
-        let pause = pause + pause.mul_f32(f32::from(jitter) / 1024.0);
+        let pause = jittered(pause, owner, poll);
         if Instant::now() + pause >= deadline {
             return Ok(Claim::Patience);
         }
         sleep(pause).await;
     }
+    Ok(Claim::Patience)
 }
 
 /// Who is told "dead" looks for a success of somebody else's first: a lock can be lost when the store fails over, and

@@ -1,5 +1,6 @@
 //! What a session is, and how it survives in cookies. Never makes a network call.
 
+pub mod apart;
 pub mod codec;
 pub mod endings;
 pub mod jar;

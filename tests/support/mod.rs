@@ -14,6 +14,7 @@ pub mod burst;
 pub mod client;
 pub mod exact;
 pub mod gateway;
+pub mod http2;
 pub mod inside;
 pub mod jose;
 pub mod leak;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{StatusCode, header};
 
-use super::{Answer, provider_problem};
+use super::{Answer, provider_problem, too_often};
 use crate::gateway::state::State;
 use crate::oidc::ProviderError;
 use crate::oidc::logout::Ends;
@@ -17,13 +17,19 @@ use crate::web::response::LocalResponse;
 
 /// Ends the sessions that a logout token names. Nothing but the token counts: no cookie, no origin, no other header.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>) -> Answer {
+    if let Some(wait) = state.ends.refused.wait(request.client, request.now) {
+        return too_often(wait).into();
+    }
     let token = match form_token(request) {
         Ok(token) => state.provider.verify_logout_token(&token).await,
         Err(reason) => Err(ProviderError::Invalid { reason }),
     };
     let token = match token {
         Ok(token) => token,
-        Err(error) => return refused(request, &error),
+        Err(error) => {
+            state.ends.refused.count(request.client, request.now);
+            return refused(request, &error);
+        }
     };
     let issuer = state.provider.settings().issuer.as_str();
     // A provider that missed our answer sends the token again; the sessions are over, so the answer is the same.

@@ -5,13 +5,16 @@ pub mod callback;
 pub mod frontchannel;
 pub mod login;
 pub mod logout;
+pub mod renew;
 pub mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::decide::Caller;
+use super::live::OpenStream;
 use super::settings::Settings;
 use super::state::State;
 use crate::oidc::ProviderError;
@@ -35,6 +38,8 @@ pub enum Endpoint {
     Backchannel,
     Frontchannel,
     Events,
+    /// Takes every method: the request is on its way to somewhere else.
+    Renew,
 }
 
 /// What an endpoint sees of the request's session.
@@ -63,7 +68,7 @@ pub enum Answer {
     /// As it is.
     Respond(LocalResponse),
     /// The event stream of this session.
-    Events(Arc<Session>),
+    Events(Arc<Session>, OpenStream),
     /// A refusal, with cookies to set.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -93,6 +98,7 @@ impl Endpoint {
             "/logout/backchannel" => Some(Self::Backchannel),
             "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
+            "/renew" => Some(Self::Renew),
             _ => None,
         }
     }
@@ -105,6 +111,7 @@ impl Endpoint {
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
+            Self::Renew => "GET, HEAD, POST, PUT, PATCH, DELETE",
         }
     }
 
@@ -122,12 +129,15 @@ impl Endpoint {
         self == Self::Backchannel || (self == Self::Callback && settings.form_post)
     }
 
+    fn takes(self, method: &Method, settings: &Settings) -> bool {
+        self == Self::Renew || self.methods(settings).split(", ").any(|own| own == method.as_str())
+    }
+
     /// Serves one request.
     pub async fn serve(self, state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-        let methods = self.methods(&state.settings);
-        if !methods.split(", ").any(|own| own == request.method.as_str()) {
+        if !self.takes(request.method, &state.settings) {
             let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
-            return problem.allow(methods.to_owned()).into();
+            return problem.allow(self.methods(&state.settings).to_owned()).into();
         }
         match self {
             Self::Login => login::serve(state, request, visitor).await,
@@ -136,9 +146,10 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Events => session::events(state, visitor),
             Self::Backchannel => backchannel::serve(state, request).await,
             Self::Frontchannel => frontchannel::serve(state, request, visitor),
-            Self::Events => session::events(visitor),
+            Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
 }
@@ -151,6 +162,12 @@ fn origin<'a>(request: &RequestView<'a>, sub_hash: Option<SubHash>) -> audit::Or
 /// A refusal for a request that does not prove its origin.
 fn csrf() -> Problem {
     Problem::new(Code::Csrf, "The request does not prove that it comes from this application.")
+}
+
+/// A refusal for a client that asks too often.
+fn too_often(wait: Duration) -> Problem {
+    Problem::new(Code::RateLimited, "Too many of these requests came from this address.")
+        .retry_after(wait.as_secs() + 1)
 }
 
 /// What a failed call to the provider means for the browser.

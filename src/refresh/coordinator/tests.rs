@@ -96,6 +96,7 @@ struct Told {
     ended: Mutex<Vec<EndReason>>,
     joined: AtomicUsize,
     stale: AtomicUsize,
+    spared: Mutex<Vec<bool>>,
 }
 
 impl Observer for Told {
@@ -110,6 +111,9 @@ impl Observer for Told {
     }
     fn session_ended(&self, _: &Session, reason: EndReason) {
         self.ended.lock().push(reason);
+    }
+    fn spared(&self, spared: bool) {
+        self.spared.lock().push(spared);
     }
 }
 
@@ -348,6 +352,27 @@ async fn an_unknown_outcome_is_tried_once_more_with_the_same_token() {
     assert!(matches!(rotated.get().await, Freshened::Over { reason: EndReason::Dead("invalid_grant") }));
 }
 
+/// Found by the simulation: two lost answers in a row, and the next request after the leeway. The flight goes on by itself.
+#[tokio::test(start_paused = true)]
+async fn while_a_leeway_runs_an_unknown_outcome_is_tried_until_it_is_known() {
+    let lost = || Act::Fail(ProviderError::Ambiguous { reason: "connection_lost" });
+    let lenient = || Settings { leeway: secs(30), ..settings() };
+    let rig = rig_with(lenient(), OVER, [lost(), lost(), lost()]);
+    assert_eq!(rig.token().await, new());
+    assert_eq!(rig.calls(), 4);
+
+    let rig = rig_with(Settings { leeway: secs(20), ..settings() }, OVER, [Act::Hang, Act::Hang, Act::Answer]);
+    assert!(matches!(rig.get().await, Freshened::Unavailable { .. }), "nobody waits for so long");
+    rig.coordinator.drain().await;
+    rig.clock.advance(secs(60));
+    assert_eq!((rig.token().await, rig.calls()), (new(), 3));
+
+    let rig = rig_with(lenient(), OVER, std::iter::repeat_with(lost).take(9));
+    assert!(matches!(rig.get().await, Freshened::Unavailable { .. }));
+    rig.coordinator.drain().await;
+    assert_eq!(rig.calls(), 6, "but not for ever");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_never_answers_holds_a_request_for_no_longer_than_wait() {
     let over = rig(OVER, [Act::Hang, Act::Hang]);
@@ -455,4 +480,58 @@ async fn what_nobody_asks_for_any_more_is_swept() {
     rig.clock.advance(settings().recovery);
     rig.coordinator.sweep();
     assert_eq!(rig.coordinator.stats(), Stats::default());
+}
+
+/// A provider that is gone is left alone, one that is back is found; and nothing of it ends a session.
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_answers_nobody_is_spared() {
+    let rig = rig(OVER, std::iter::repeat_with(down).take(15));
+    let sessions: Vec<_> = (0..20).map(|n| session(SessionId([n; 16]), 0, T0)).collect();
+    for session in &sessions {
+        assert!(matches!(rig.ask(session, Demand::IfDue).await, Freshened::Unavailable { .. }));
+    }
+    assert_eq!(rig.calls(), 13, "four sessions tried three times each, the fifth opened it");
+    assert_eq!(*rig.told.spared.lock(), [true]);
+    let early = Arc::new(Session { access_expires: Some(rig.clock.now() + secs(20)), ..Session::clone(&sessions[0]) });
+    assert_eq!(used(&rig.ask(&early, Demand::IfDue).await), old(), "a good token is used");
+
+    // Two probes more fail; the pause doubles.
+    for (pause, calls) in [(1, 14), (2, 15)] {
+        tokio::time::advance(secs(pause)).await;
+        rig.clock.advance(secs(30));
+        assert!(matches!(rig.ask(&sessions[0], Demand::IfDue).await, Freshened::Unavailable { .. }));
+        assert!(matches!(rig.ask(&sessions[1], Demand::IfDue).await, Freshened::Unavailable { .. }));
+        assert_eq!(rig.calls(), calls);
+    }
+    tokio::time::advance(secs(4)).await;
+    rig.clock.advance(secs(30));
+    assert_eq!(used(&rig.ask(&sessions[2], Demand::IfDue).await), new());
+    assert_eq!(*rig.told.spared.lock(), [true, false]);
+    assert!(rig.told.ended.lock().is_empty());
+}
+
+/// DOS-13: ten thousand wait, the next ones are told to come again, and nothing is started for them.
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_wait_and_no_more() {
+    let rig = rig(OVER, std::iter::repeat_with(|| Act::Hang).take(WAITERS));
+    let id = |n: usize| SessionId((n as u128).to_be_bytes());
+    let mut waiting = JoinSet::new();
+    for n in 0..WAITERS {
+        let (coordinator, session) = (rig.coordinator.clone(), session(id(n), 0, T0));
+        waiting.spawn(async move { coordinator.freshen(session, Demand::IfDue).await });
+    }
+    while rig.coordinator.stats().flights < WAITERS || rig.calls() < TRIES_AT_ONCE {
+        tokio::task::yield_now().await;
+    }
+    for n in WAITERS..WAITERS + 50 {
+        let answer = rig.ask(&session(id(n), 0, T0), Demand::IfDue).await;
+        assert!(matches!(answer, Freshened::Unavailable { retry_after } if retry_after == secs(1)));
+    }
+    // One more that would join is turned away as well; one whose token is good goes on.
+    assert!(matches!(rig.ask(&session(id(0), 0, T0), Demand::IfDue).await, Freshened::Unavailable { .. }));
+    let good = Arc::new(Session { access_expires: Some(rig.clock.now() + secs(9)), ..Session::clone(&rig.session) });
+    assert_eq!(used(&rig.ask(&good, Demand::IfDue).await), old());
+    assert_eq!(rig.coordinator.stats().flights, WAITERS);
+    assert_eq!(rig.calls(), TRIES_AT_ONCE, "so many calls at once");
+    waiting.shutdown().await;
 }

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
 
+use super::super::Rotation;
 use super::*;
 use crate::oidc::types::AccessToken;
 use crate::session::codec::PackedToken;
@@ -20,6 +21,9 @@ pub(crate) fn settings() -> Settings {
         memory: 64 * 1024 * 1024,
         max_refreshes: 0,
         on_reuse: OnReuse::Reauthenticate,
+        rotation: None,
+        leeway: Duration::ZERO,
+        kills_access_token: false,
         replica: None,
     }
 }
@@ -49,6 +53,7 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
         refresh_token: Some(PackedToken::pack(&format!("rt-{generation}"))),
         refresh_expires: None,
         id_token: None,
+        elsewhere: None,
         scope: None,
         subject: "alice".into(),
         provider_sid: None,
@@ -65,7 +70,7 @@ fn renewed(next: &Arc<Session>) -> Outcome {
 }
 
 fn present(engine: &mut Engine, session: &Session, demand: Demand, now: Timestamp) -> Advice {
-    engine.present(&Facts::of(session), name(session.id, session.generation), demand, now)
+    engine.present(&Facts::of(session), name(session.id, session.generation), demand, true, now)
 }
 
 fn step(engine: &mut Engine, session: &Session, now: Timestamp) -> Step {
@@ -223,7 +228,7 @@ fn an_old_cookie_is_led_over_three_generations() {
     }
     let now = T0 + secs(901);
     let advice = present(&mut engine, &first, Demand::IfDue, now);
-    assert_eq!((advice.successor, advice.step, advice.unknown), (Some(last.clone()), Step::Forward, false));
+    assert_eq!((advice.successor, advice.step, advice.forked), (Some(last.clone()), Step::Forward, false));
     assert_eq!(engine.newest(ID, now), Some(last.clone()));
 
     // When that one is over too, it is the one to be spent, and once only.
@@ -276,13 +281,13 @@ fn a_token_that_is_unknown_but_behind_is_not_spent() {
     let now = T0 + secs(300);
     let next = renew(&mut engine, &session(ID, 5, T0), now);
     let advice = present(&mut engine, &session(ID, 2, T0), Demand::IfDue, now);
-    assert_eq!((advice.successor, advice.step, advice.unknown), (Some(next), Step::Forward, true));
+    assert_eq!((advice.successor, advice.step, advice.forked), (Some(next), Step::Forward, true));
     // One of the same generation, from another replica, is as good as ours; one that is ahead is better.
     for generation in [6, 7] {
         let other = session(ID, generation, now);
         let mut named = name(ID, generation);
         named.0[0] ^= 1;
-        let advice = engine.present(&Facts::of(&other), named, Demand::IfDue, now);
+        let advice = engine.present(&Facts::of(&other), named, Demand::IfDue, true, now);
         assert_eq!((advice.successor, advice.step), (None, Step::Forward));
     }
 }
@@ -294,10 +299,101 @@ fn a_dead_token_that_is_behind_leads_to_the_newest_one() {
     let now = T0 + secs(300);
     let ours = session(ID, 1, T0);
     let theirs = Handle([9; 16]);
-    let Step::Start(flight) = engine.present(&Facts::of(&ours), theirs, Demand::IfDue, now).step else { panic!() };
+    let Step::Start(flight) = engine.present(&Facts::of(&ours), theirs, Demand::IfDue, true, now).step else {
+        panic!()
+    };
     engine.settled(flight, Outcome::Dead("invalid_grant"), now);
     let next = renew(&mut engine, &ours, now);
-    assert_eq!(engine.present(&Facts::of(&ours), theirs, Demand::IfDue, now).successor, Some(next));
+    assert_eq!(engine.present(&Facts::of(&ours), theirs, Demand::IfDue, true, now).successor, Some(next));
+}
+
+/// Told nothing of use, and meanwhile a cookie came that another replica had made of the same token.
+#[test]
+fn a_flight_that_was_overtaken_lands_where_the_session_is() {
+    for outcome in [Outcome::Dead("invalid_grant"), Outcome::Ambiguous, Outcome::Retry { after: None }] {
+        let mut engine = Engine::new(settings());
+        let now = T0 + secs(300);
+        let flight = start(&mut engine, &session(ID, 0, T0), now);
+        let newest = renew(&mut engine, &session(ID, 1, T0), now);
+        assert!(matches!(engine.settled(flight, outcome, now), Landing::Renewed(landed) if landed == newest));
+    }
+}
+
+/// 3.6: with one process and a provider that forgives nothing, two tokens of one generation are two copies of a cookie.
+#[test]
+fn a_fork_is_counted_and_only_where_it_proves_something_more() {
+    let now = T0 + secs(300);
+    let fork = |settings: Settings| {
+        let mut engine = Engine::new(settings);
+        let ours = renew(&mut engine, &session(ID, 0, T0), now);
+        let mut theirs = name(ID, 1);
+        theirs.0[0] ^= 1;
+        let advice = engine.present(&Facts::of(&ours), theirs, Demand::IfDue, true, now + secs(300));
+        let over = matches!(advice.step, Step::Over(EndReason::Reuse));
+        assert!(over || matches!(advice.step, Step::Start(_)));
+        (advice.forked, over, engine.is_ended(ID, now))
+    };
+    let strict = Settings { rotation: Some(Rotation::Single), ..settings() };
+    assert_eq!(fork(strict.clone()), (true, true, false));
+    assert_eq!(fork(Settings { on_reuse: OnReuse::Revoke, ..strict }), (true, true, true));
+    assert_eq!(fork(Settings { on_reuse: OnReuse::Ignore, ..strict }), (true, false, false));
+    assert_eq!(fork(Settings { leeway: secs(30), ..strict }), (true, false, false));
+    assert_eq!(fork(Settings { replica: Some(7), ..strict }), (true, false, false));
+    assert_eq!(fork(settings()), (true, false, false));
+}
+
+/// A flight takes the old access token with it: who could go on with it would run into a 401.
+#[test]
+fn nobody_goes_on_with_a_token_that_its_refresh_is_killing() {
+    let settings = Settings { kills_access_token: true, after: Some(secs(100)), ..settings() };
+    let mut engine = Engine::new(settings);
+    let old = session(ID, 0, T0);
+    let flight = start(&mut engine, &old, T0 + secs(100));
+    assert_eq!(step(&mut engine, &old, T0 + secs(100)), Step::Join(flight));
+}
+
+/// R4: a slow answer is about to leave just when the grace of the generation after its own is over, and nobody has asked
+/// since. Nothing newer is known any more, but its own cookie must not be set either.
+#[test]
+fn a_slow_answer_does_not_bring_back_what_was_given_up_a_moment_ago() {
+    let mut engine = Engine::new(settings());
+    let mut now = T0 + secs(300);
+    let first = renew(&mut engine, &session(ID, 0, T0), now);
+    now = now + secs(300);
+    let second = renew(&mut engine, &first, now);
+    step(&mut engine, &second, now);
+    now = now + secs(60);
+    assert_eq!(engine.newest(ID, now), None);
+    assert!(engine.is_behind(&Facts::of(&first), now));
+    assert!(!engine.is_behind(&Facts::of(&second), now));
+}
+
+#[test]
+fn a_full_house_starts_nothing() {
+    let mut engine = Engine::new(settings());
+    let old = session(ID, 0, T0);
+    let mut ask = |at| engine.present(&Facts::of(&old), name(ID, 0), Demand::IfDue, false, T0 + secs(at)).step;
+    assert_eq!(ask(270), Step::Forward, "its token is good");
+    assert_eq!(ask(300), Step::BackOff { until: T0 + secs(301) });
+}
+
+/// An hour that the clock jumps over is no hour that a cookie was out of use, and one that it gains is none either.
+#[test]
+fn a_clock_that_is_set_makes_no_cookie_a_reused_one() {
+    for hours in [1_i64, -1] {
+        let mut engine = Engine::new(settings());
+        let old = session(ID, 0, T0);
+        let mut now = T0 + secs(300);
+        let next = renew(&mut engine, &old, now);
+        now = now + secs(10);
+        step(&mut engine, &next, now);
+        let set_by = hours * 3_600_000;
+        engine.follow(set_by);
+        now = now.shifted(set_by);
+        assert!(present(&mut engine, &old, Demand::IfDue, now + secs(59)).successor.is_some(), "{hours}");
+        let late = present(&mut engine, &old, Demand::IfDue, now + secs(61));
+        assert_eq!(late.step, Step::Over(EndReason::Reuse), "{hours}: but its grace is not prolonged either");
+    }
 }
 
 /// RFR-09.
@@ -500,7 +596,13 @@ proptest! {
                         4 => Outcome::Renewed { next: spent.clone(), handle: flight.handle, weight: 1 },
                         _ => renewed(&next),
                     };
-                    if let Landing::Renewed(landed) = engine.settled(flight, outcome, now) {
+                    let failed = !matches!(outcome, Outcome::Renewed { .. });
+                    let landing = engine.settled(flight, outcome, now);
+                    if let (Landing::Renewed(landed), true) = (&landing, failed) {
+                        // Overtaken by a request that brought a newer cookie.
+                        prop_assert_eq!(Some(landed.clone()), engine.newest(spent.id, now));
+                        prop_assert!(landed.generation > spent.generation);
+                    } else if let Landing::Renewed(landed) = landing {
                         prop_assert_eq!(&landed, &next);
                         spent_at.insert(flight.handle, now);
                         let kept = engine.newest(spent.id, now).map_or(0, |session| session.generation);
@@ -559,4 +661,27 @@ fn an_old_cookie_that_comes_back_after_the_grace_is_a_reuse() {
             _ => assert!(matches!(current, Recognised::Current), "{current:?}"),
         }
     }
+}
+
+/// The `split` layout: a request without the refresh token does what it can without, and never spends what it has not.
+#[test]
+fn a_token_that_is_elsewhere_is_brought_only_when_it_is_needed() {
+    let id = SessionId([1; 16]);
+    let first = session(id, 0, T0);
+    let alone = Arc::new(Session { refresh_token: None, elsewhere: Some(name(id, 0)), ..Session::clone(&first) });
+    let mut engine = Engine::new(settings());
+    assert_eq!(step(&mut engine, &alone, T0 + secs(10)), Step::Forward);
+    assert_eq!(step(&mut engine, &alone, T0 + secs(270)), Step::Forward, "early is not needed");
+    assert_eq!(step(&mut engine, &alone, T0 + secs(300)), Step::Bring);
+    assert_eq!(present(&mut engine, &alone, Demand::Now, T0 + secs(10)).step, Step::Bring);
+    let flight = start(&mut engine, &first, T0 + secs(300));
+    assert_eq!(step(&mut engine, &alone, T0 + secs(300)), Step::Join(flight), "somebody has brought it");
+    let next = session(id, 1, T0 + secs(300));
+    engine.settled(flight, renewed(&next), T0 + secs(300));
+    let advice = present(&mut engine, &alone, Demand::IfDue, T0 + secs(301));
+    assert_eq!((advice.step, advice.successor.unwrap().generation), (Step::Forward, 1));
+    // Known to be of no use: nobody is led round for it.
+    let mut engine = Engine::new(settings());
+    let spent = Session { refresh_expires: Some(T0 + secs(200)), ..Session::clone(&alone) };
+    assert_eq!(step(&mut engine, &spent, T0 + secs(300)), Step::Over(EndReason::Expired));
 }

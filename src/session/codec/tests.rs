@@ -17,6 +17,7 @@ fn sample(access: &str, refresh: Option<&str>) -> Session {
         refresh_token: refresh.map(PackedToken::pack),
         refresh_expires: None,
         id_token: None,
+        elsewhere: None,
         scope: Some("openid".into()),
         subject: "alice-4711".into(),
         provider_sid: None,
@@ -212,8 +213,8 @@ prop_compose! {
         times in (any::<Option<u64>>(), any::<Option<u64>>(), any::<Option<u64>>()),
         tokens in (proptest::option::of("\\PC{0,60}"), proptest::option::of("[A-Za-z0-9_-]{2,40}\\.[A-Za-z0-9_-]{2,40}\\.[A-Za-z0-9_-]{2,40}")),
         texts in (proptest::option::of("\\PC{0,20}"), "\\PC{0,200}", proptest::option::of("\\PC{0,20}"), proptest::option::of("\\PC{0,20}")),
-        nonce_hash: Option<[u8; 16]>,
         dpop in proptest::option::of(proptest::collection::vec(any::<u8>(), 96)),
+        hashes in any::<(Option<[u8; 16]>, Option<[u8; 16]>)>(),
         claims in proptest::collection::btree_map("\\PC{0,10}", prop_oneof![
             "\\PC{0,30}".prop_map(serde_json::Value::from),
             any::<i64>().prop_map(serde_json::Value::from),
@@ -238,7 +239,8 @@ prop_compose! {
             provider_sid: texts.2,
             auth_time: times.2,
             acr: texts.3,
-            nonce_hash,
+            nonce_hash: hashes.0,
+            elsewhere: hashes.1.map(Handle),
             claims,
             dpop: dpop.as_deref().and_then(DpopKey::from_bytes),
         }
