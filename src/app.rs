@@ -2,6 +2,7 @@
 
 mod generation;
 mod reload;
+mod replicas;
 
 use std::fmt;
 use std::future::Future;
@@ -148,12 +149,18 @@ impl Assembly {
             }
             None => None,
         };
-        let state = Arc::new(ArcSwap::from_pointee(generation::first(&config, clock).map_err(StartError)?));
+        let metrics = Metrics::new();
+        let store = replicas::store(&config, clock, &metrics);
+        let state = generation::first(&config, clock, metrics, store.as_ref()).map_err(StartError)?;
+        let state = Arc::new(ArcSwap::from_pointee(state));
         {
-            let refresh = Arc::clone(&state.load().refresh);
-            shutdown.on_drain(move || {
-                let refresh = Arc::clone(&refresh);
-                async move { refresh.drain().await }
+            let (refresh, store) = (Arc::clone(&state.load().refresh), store.clone());
+            shutdown.on_drain(move || async move {
+                refresh.drain().await;
+                // A refresh may have ended a session.
+                if let Some(store) = store {
+                    store.drain().await;
+                }
             });
         }
         let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
@@ -189,6 +196,7 @@ impl Assembly {
             read: reload,
             in_force,
             state: Arc::clone(&state),
+            store,
             shutdown: Arc::clone(shutdown),
             net: settings,
             proxy_protocol,
@@ -236,7 +244,7 @@ impl Assembly {
         let reloader = Arc::clone(&self.reloader);
         // Before anybody is told that we serve: until then this signal ends the process.
         reload::expect_signal();
-        vec![
+        let mut tasks = vec![
             self.of_each_generation("provider", |state| Arc::clone(&state.provider).keep_ready()),
             keep("resolve", move || {
                 let names = Arc::clone(&names);
@@ -245,7 +253,12 @@ impl Assembly {
             keep("sweep", move || sweep(Arc::clone(&swept))),
             keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
             keep("reload", move || Arc::clone(&reloader).watch()),
-        ]
+        ];
+        if let Some(store) = self.reloader.store.clone() {
+            let ends = Arc::clone(&self.state.load().ends);
+            tasks.push(keep("redis", move || Arc::clone(&store).run(Arc::clone(&ends) as _)));
+        }
+        tasks
     }
 
     /// A task that begins anew with every generation of the state.

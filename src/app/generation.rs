@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::replicas;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::crypto::random;
@@ -17,14 +18,19 @@ use crate::refresh::coordinator::{Coordinator, Handles, Observer, Terms};
 use crate::refresh::policy;
 use crate::session::jar::Jar;
 use crate::session::model::{Handle, Session};
+use crate::store::Store;
 use crate::telemetry::{SubHasher, audit};
 
 /// The first generation, with all that lives as long as the process.
 ///
 /// # Errors
 /// A sentence that names the file that cannot be used.
-pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
-    let metrics = Metrics::new();
+pub(super) fn first(
+    config: &Config,
+    clock: &Clock,
+    metrics: Arc<Metrics>,
+    store: Option<&Arc<Store>>,
+) -> Result<State, String> {
     let provider = {
         let metrics = Arc::clone(&metrics);
         let observer = move |endpoint: &'static str, took| {
@@ -36,14 +42,17 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
     };
     let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let refresh = Coordinator::with_terms(terms(config, &provider, &jar, &metrics, &sub_hasher), clock.clone());
+    let refresh = Coordinator::with_terms(terms(config, &provider, &jar, &metrics, &sub_hasher, store), clock.clone());
     let ends =
         Ends::new(Arc::clone(&jar), Arc::clone(&refresh), Arc::clone(&metrics), Arc::clone(&sub_hasher), clock.clone());
+    if let Some(store) = store {
+        ends.share(Arc::clone(store) as _);
+    }
     let via = format!("1.1 sidegate-{}", random::base64url::<6>());
     let shared = Shared {
         refresh,
         ends: Arc::new(ends),
-        attempts: Arc::new(Attempts::default()),
+        attempts: Arc::new(Attempts::among_replicas(store.map(|store| Arc::clone(store) as _))),
         nonces: Arc::default(),
         brought: Arc::default(),
         metrics,
@@ -67,10 +76,10 @@ pub(super) struct Next {
 ///
 /// # Errors
 /// As [`first`].
-pub(super) fn next(config: &Config, old: &State) -> Result<Next, String> {
+pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> Result<Next, String> {
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
     let jar = Arc::new(old.jar.renewed(config.session.clone(), config.keyring.clone()));
-    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher);
+    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher, store);
     let parts = Parts { jar, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
 }
@@ -81,6 +90,7 @@ fn terms(
     jar: &Arc<Jar>,
     metrics: &Arc<Metrics>,
     sub_hasher: &Arc<SubHasher>,
+    store: Option<&Arc<Store>>,
 ) -> Terms {
     let told =
         Told { metrics: Arc::clone(metrics), sub_hasher: Arc::clone(sub_hasher), issuer: config.oidc.issuer.clone() };
@@ -89,7 +99,7 @@ fn terms(
         grant: Arc::clone(provider) as _,
         handles: Arc::clone(jar) as _,
         observer: Arc::new(told),
-        shared: None,
+        shared: replicas::shared(config, store),
     }
 }
 
@@ -100,6 +110,14 @@ impl Handles for Jar {
 
     fn index_key(&self, now: Timestamp) -> u16 {
         self.sealing_key_id(now)
+    }
+
+    fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
+        Self::seal_result(self, spent, handle, next)
+    }
+
+    fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
+        Self::open_result(self, spent, handle, sealed)
     }
 }
 

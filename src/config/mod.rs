@@ -27,7 +27,8 @@ use ipnet::IpNet;
 
 use crate::crypto::keyring::Keyring;
 use crate::net::settings::ListenAddress;
-use crate::{gateway, net, oidc, refresh, session};
+use crate::refresh::shared::OnError;
+use crate::{gateway, net, oidc, refresh, session, store};
 
 pub use load::Surroundings;
 pub use problem::{Problem, Warning};
@@ -54,6 +55,8 @@ pub struct Config {
     pub keyring_is_random: bool,
     /// Refreshing.
     pub refresh: refresh::settings::Settings,
+    /// What replicas share, and what to do while it is away.
+    pub redis: Option<(store::Settings, OnError)>,
     /// What was configured, defaults included; serializes with secrets masked.
     pub raw: raw::RawConfig,
     /// Configuration files and all files that they name: a change of one asks for a reload.
@@ -82,6 +85,12 @@ impl Config {
         keep(self.server.threads != running.server.threads, "server.threads");
         keep(self.admin.listen != running.admin.listen, "admin.listen");
         keep(new.verify.listen != old.verify.listen, "verify.listen");
+        let prefix = |config: &Option<(store::Settings, OnError)>| config.as_ref().map(|(it, _)| it.prefix.clone());
+        if prefix(&self.redis) != prefix(&running.redis) {
+            keep(true, if self.redis.is_some() == running.redis.is_some() { "redis.prefix" } else { "redis" });
+            new.redis.clone_from(&old.redis);
+            self.redis.clone_from(&running.redis);
+        }
         new.server.listen = old.server.listen.clone();
         self.server.listen.clone_from(&running.server.listen);
         if new.server.tls.is_some() != old.server.tls.is_some() {

@@ -18,7 +18,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         None => {}
     }
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
-    gaps.mention(raw.redis.is_some(), "redis");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
     for (index, route) in raw.route.iter().enumerate() {
@@ -56,12 +55,6 @@ impl Gaps<'_> {
     fn refuse(&mut self, wished: bool, key: &str) {
         if wished {
             self.0.problem(key, "is not yet supported by this version; leave it out");
-        }
-    }
-
-    fn mention(&mut self, wished: bool, key: &str) {
-        if wished {
-            self.0.warn(key, "has no effect in this version yet");
         }
     }
 }

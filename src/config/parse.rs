@@ -23,9 +23,11 @@ use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{CertificateFiles, ClientAuth, Endpoints};
 use crate::oidc::signing::SigningKey;
+use crate::refresh::shared::OnError;
 use crate::secret::Secret;
+use crate::store::settings::{Address, Deployment};
 use crate::web::origin::{Origin, is_loopback};
-use crate::{gateway, oidc, refresh, session};
+use crate::{gateway, oidc, refresh, session, store};
 
 /// Every preset that the documentation names.
 const PRESETS: [&str; 26] = [
@@ -133,7 +135,7 @@ impl Parser {
             self.found.problem("session.store", "\"redis\" needs a [redis] section");
         }
         let refresh = self.refresh(&raw);
-        self.redis(raw.redis.as_mut());
+        let redis = self.redis(raw.redis.as_mut());
         self.family_kill(&raw);
         let csrf = self.csrf(&raw.csrf);
         let logout = self.logout(&raw);
@@ -204,6 +206,7 @@ impl Parser {
             keyring,
             keyring_is_random,
             refresh,
+            redis,
             raw,
             watched_files: Vec::new(),
             warnings: Vec::new(),
@@ -941,6 +944,7 @@ impl Parser {
     fn family_kill(&mut self, raw: &RawConfig) {
         let leeway = raw.refresh.leeway.as_ref().map(duration).unwrap_or_default();
         if raw.refresh.reuse == Some(raw::Reuse::Family)
+            && raw.refresh.rotation != Some(raw::Rotation::None)
             && leeway.is_zero()
             && raw.redis.is_none()
             && !raw.server.single_replica
@@ -952,54 +956,85 @@ impl Parser {
         }
     }
 
-    fn redis(&mut self, redis: Option<&mut raw::Redis>) {
-        let Some(redis) = redis else { return };
+    fn redis(&mut self, redis: Option<&mut raw::Redis>) -> Option<(store::Settings, OnError)> {
+        let redis = redis?;
         let given = redis.url.is_some() || redis.url_file.is_some();
         let url = self.secret("redis.url", &mut redis.url, &mut redis.url_file);
-        if let Some(url) = url {
-            self.redis_url("redis.url", &url);
-        }
+        let url = url.and_then(|url| self.redis_url("redis.url", &url));
+        let mut urls = Vec::new();
         for (index, url) in redis.urls.iter().flatten().enumerate() {
-            self.redis_url(&format!("redis.urls[{index}]"), url);
+            urls.extend(self.redis_url(&format!("redis.urls[{index}]"), url));
         }
         let many = redis.urls.as_ref().is_some_and(|urls| !urls.is_empty());
-        match redis.mode {
+        let deployment = match redis.mode {
             raw::RedisMode::Single => {
                 if !given && !self.found.blamed("redis.url_file") {
                     self.found.missing("redis.url", "or redis.url_file is required, such as \"redis://redis:6379\"");
                 }
+                for (set, key) in [(many, "redis.urls"), (redis.master.is_some(), "redis.master")] {
+                    if set {
+                        self.found
+                            .problem(key, "is for mode = \"sentinel\" or \"cluster\"; a single server has redis.url");
+                    }
+                }
+                url.map(Deployment::Single)
             }
             raw::RedisMode::Sentinel | raw::RedisMode::Cluster => {
                 if !many {
                     let text = format!("is required with mode = {:?}: a list of redis:// URLs", redis.mode.as_str());
                     self.found.missing("redis.urls", text);
                 }
+                if given {
+                    let text = format!("has no use with mode = {:?}, which has redis.urls", redis.mode.as_str());
+                    self.found.problem("redis.url", text);
+                }
                 if redis.mode == raw::RedisMode::Sentinel && redis.master.is_none() {
                     self.found.missing("redis.master", "is required with mode = \"sentinel\"");
                 }
+                if urls.iter().any(|url| url.is_tls() != urls.first().is_some_and(Address::is_tls)) {
+                    self.found.problem("redis.urls", "must be all redis:// or all rediss://");
+                }
+                if redis.mode == raw::RedisMode::Cluster && urls.iter().any(Address::is_unix) {
+                    self.found
+                        .problem("redis.urls", "a cluster has no unix: URLs: its nodes tell addresses of each other");
+                }
+                match (redis.mode, redis.master.clone()) {
+                    (raw::RedisMode::Cluster, _) => Some(Deployment::Cluster(urls)),
+                    (_, master) => master.map(|master| Deployment::Sentinel { sentinels: urls, master }),
+                }
             }
-        }
-        self.secret("redis.password", &mut redis.password, &mut redis.password_file);
+        };
+        let password = self.secret("redis.password", &mut redis.password, &mut redis.password_file);
         if let Some(path) = &redis.ca_file {
             self.files.certificates("redis.ca_file", path, &mut self.found);
         }
+        let mut client = None;
         if redis.cert_file.is_some() || redis.key_file.is_some() {
-            self.both("redis", ["cert_file", "key_file"], [&redis.cert_file, &redis.key_file]);
+            let pair = self.both("redis", ["cert_file", "key_file"], [&redis.cert_file, &redis.key_file]);
+            client = pair.map(|(cert, key)| (PathBuf::from(cert), PathBuf::from(key)));
         }
-        self.positive("redis.timeout", &redis.timeout);
+        let timeout = self.positive("redis.timeout", &redis.timeout);
+        if redis.prefix.is_empty() || !redis.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let text = format!("must be visible ASCII such as \"sidegate:\", not {}", shown(&redis.prefix));
+            self.found.problem("redis.prefix", text);
+        }
+        let tls = store::settings::TlsFiles { ca_file: redis.ca_file.as_ref().map(PathBuf::from), client };
+        let on_error = match redis.on_error {
+            raw::OnRedisError::Local => OnError::Local,
+            raw::OnRedisError::Wait => OnError::Wait,
+        };
+        let (username, prefix) = (redis.username.clone(), redis.prefix.clone());
+        Some((store::Settings { deployment: deployment?, username, password, tls, prefix, timeout }, on_error))
     }
 
     /// Says nothing of the URL itself: it may hold a password.
-    fn redis_url(&mut self, key: &str, url: &Secret) {
-        let text = url.expose();
-        let fits = match text.strip_prefix("unix:") {
-            Some(path) => path.starts_with('/'),
-            None => Url::parse(text).is_ok_and(|url| {
-                matches!(url.scheme(), "redis" | "rediss") && url.host_str().is_some_and(|host| !host.is_empty())
-            }),
-        };
-        if !fits {
-            self.found.problem(key, "must be a redis://, rediss:// or unix: URL");
+    fn redis_url(&mut self, key: &str, url: &Secret) -> Option<Address> {
+        match Address::parse(url.expose()) {
+            Ok(address) => Some(address),
+            Err(reason) => {
+                self.found.problem(key, reason);
+                None
+            }
         }
     }
 

@@ -442,10 +442,11 @@ impl Coordinator {
     ) -> (Advice, Option<watch::Receiver<Option<Landing>>>) {
         let forward = Advice { successor: None, forked: false, insists: false, step: Step::Forward };
         let Some(shard) = self.shard(session.id) else { return (forward, None) };
-        let glance = {
+        let (glance, delivered) = {
             let (mut shard, now) = self.enter(shard);
-            shard.engine.glance(facts, demand, now)
+            (shard.engine.glance(facts, demand, now), shard.engine.take_delivered())
         };
+        self.spread_delivery(delivered);
         if let Some(advice) = glance {
             return (advice, None);
         }
@@ -479,6 +480,10 @@ impl Coordinator {
             self.observer().session_ended(session, reason);
         }
         if let Some((flight, sender)) = sender {
+            if advice.successor.is_none() {
+                // It was presented, so the one before it is of no use any more, whichever replica made this one.
+                self.spread_delivery(facts.previous);
+            }
             let session = advice.successor.as_ref().unwrap_or(session).clone();
             self.aloft.send_modify(|flights| *flights += 1);
             let aloft = Aloft {
@@ -492,6 +497,16 @@ impl Coordinator {
             tokio::spawn(aloft.fly());
         }
         (advice, landing)
+    }
+
+    /// Lets other replicas drop results that have reached the browser.
+    fn spread_delivery(&self, delivered: impl IntoIterator<Item = Handle>) {
+        for handle in delivered {
+            let terms = self.terms.load();
+            if let Some((shared, _)) = &terms.shared {
+                shared.acknowledge(handle, terms.settings.grace);
+            }
+        }
     }
 
     /// Waits for a flight.

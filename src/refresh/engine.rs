@@ -172,6 +172,8 @@ pub struct Engine {
     numbers: u64,
     /// The most tombstones.
     tombstones: usize,
+    /// Tokens whose results were acknowledged and that nobody asked for yet.
+    delivered: Vec<Handle>,
     /// By how many milliseconds the wall clock has been set, as far as it was followed.
     astray: i64,
 }
@@ -191,6 +193,7 @@ impl Engine {
             ledger: Ledger::default(),
             numbers: 0,
             tombstones: usize::MAX,
+            delivered: Vec::new(),
             astray: 0,
         }
     }
@@ -240,7 +243,7 @@ impl Engine {
                 }
                 return Some(Advice::of(Step::Over(EndReason::Reuse)));
             }
-            line.acknowledge(facts, now + self.settings.grace, &mut self.ledger);
+            line.acknowledge(facts, now + self.settings.grace, &mut self.ledger, &mut self.delivered);
             if line.newest().is_some_and(|newest| newest.generation > facts.generation) {
                 return None;
             }
@@ -252,6 +255,11 @@ impl Engine {
         };
         let idle = !wanted && policy::due(facts, &self.settings, now) == Due::Not;
         idle.then(|| Advice::of(Step::Forward))
+    }
+
+    /// The tokens whose results were acknowledged since this was last asked: other replicas may drop them as soon.
+    pub fn take_delivered(&mut self) -> Vec<Handle> {
+        std::mem::take(&mut self.delivered)
     }
 
     /// What is known of a session that a request presents, before anything is asked of its token.
@@ -683,7 +691,7 @@ impl Line {
     }
 
     /// The presented session proves the delivery of the generation that it is, and of all before it.
-    fn acknowledge(&mut self, facts: &Facts, until: Timestamp, ledger: &mut Ledger) {
+    fn acknowledge(&mut self, facts: &Facts, until: Timestamp, ledger: &mut Ledger, news: &mut Vec<Handle>) {
         for entry in &mut self.entries {
             let delivered =
                 facts.previous == Some(entry.handle) || entry.generation.saturating_add(1) < facts.generation;
@@ -692,6 +700,7 @@ impl Line {
                 && !*acknowledged
             {
                 *acknowledged = true;
+                news.push(entry.handle);
                 entry.until = entry.until.min(until);
                 entry.place = entry.place.map(|place| ledger.demote(place));
             }

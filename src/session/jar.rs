@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
+use zeroize::Zeroizing;
 
 use self::names::Series;
 pub(super) use self::names::{Found, Names, login_same_site, render};
@@ -352,6 +353,21 @@ impl Jar {
         self.sealer.index(KeyId(index_key), &parts).first_chunk().copied().map(Handle)
     }
 
+    /// Seals the next generation for other replicas: only who presents the spent refresh token can open it.
+    pub fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
+        let plain = Zeroizing::new(codec::encode(next, &PackedToken::pack(next.access_token.expose()), true));
+        let (_, token) = spent.refresh_token.as_ref()?.as_sealed();
+        let (secret, info, aad) = handoff(spent, token, &handle);
+        self.sealer.seal_for(KeyId(spent.index_key), &secret, &info, &aad, &plain)
+    }
+
+    /// Opens what another replica sealed.
+    pub fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
+        let (_, token) = spent.refresh_token.as_ref()?.as_sealed();
+        let (secret, info, aad) = handoff(spent, token, &handle);
+        codec::decode(&self.sealer.open_for(KeyId(spent.index_key), &secret, &info, &aad, sealed)?)
+    }
+
     /// The names by which an ending may mean this session, under its own `index_key`: every replica that opens it has
     /// that key.
     pub fn names_of(&self, session: &Session) -> [Name; 3] {
@@ -520,6 +536,13 @@ impl Jar {
     fn expiry(&self, found: &Found) -> Option<HeaderValue> {
         self.names.expiry(&self.settings, found)
     }
+}
+
+/// Secret, info and additional data of a result that is handed to other replicas. The secret stands in the browser's
+/// cookie only.
+fn handoff<'a>(spent: &'a Session, token: &'a [u8], handle: &'a Handle) -> ([&'a [u8]; 2], [&'a [u8]; 2], Vec<u8>) {
+    let place = [&handle.0[..], &spent.generation.to_be_bytes()].concat();
+    ([token, &spent.id.0], [b"handoff1", &handle.0], place)
 }
 
 /// What is sealed: the session, and what is kept apart from it.

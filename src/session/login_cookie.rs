@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::codec::{Reader, put_tlv, put_tlv_number};
 use super::jar::{Found, Names, login_same_site, render};
+use super::store::Name;
 use super::{SessionId, Settings};
 use crate::clock::Timestamp;
 use crate::crypto::seal::{Opened, Purpose, Sealer};
@@ -165,6 +166,13 @@ impl LoginCookies {
         let gone = kept.into_iter().take(excess);
         gone.filter_map(|(_, id)| self.names.expiry(&self.settings, &Found::Login(id))).collect()
     }
+}
+
+/// Names a used attempt in the store. Its id is random and sealed wherever it travels, so that it serves as the key.
+pub fn attempt_name(id: [u8; 16]) -> Name {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &id);
+    let hash = ring::hmac::sign(&key, b"used attempt 1");
+    Name(hash.as_ref().first_chunk().copied().unwrap_or_default())
 }
 
 /// The end of the cookie's name: short, and different among the few that a browser has.

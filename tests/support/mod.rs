@@ -21,6 +21,7 @@ pub mod leak;
 pub mod mutate;
 pub mod mutual_tls;
 pub mod provider;
+pub mod redis;
 pub mod text;
 pub mod upstream;
 pub mod wire;

@@ -548,6 +548,27 @@ proptest! {
     }
 }
 
+/// What replicas hand each other opens for who presents the spent token of that very session and generation.
+#[test]
+fn a_result_opens_for_the_holder_of_the_spent_token_only() {
+    let (key, settings) = (Key::generate(), settings());
+    let jar = Jar::new(settings.clone(), ring(&[&key]));
+    let mut spent = session(tokens("a", Some("rt-1")));
+    spent.index_key = jar.sealing_key_id(NOW);
+    let handle = jar.handle(&spent).unwrap();
+    let next = spent.refreshed(tokens("b", Some("rt-2")), handle, spent.index_key, at(10));
+    let sealed = jar.seal_result(&spent, handle, &next).unwrap();
+
+    let replica = Jar::new(settings, ring(&[&Key::generate(), &key]));
+    assert_eq!(replica.open_result(&spent, handle, &sealed), Some(next));
+    let thief = Session { refresh_token: Some(PackedToken::pack("rt-0")), ..spent.clone() };
+    assert_eq!(jar.open_result(&thief, handle, &sealed), None);
+    assert_eq!(jar.open_result(&Session { id: SessionId([9; 16]), ..spent.clone() }, handle, &sealed), None);
+    assert_eq!(jar.open_result(&Session { generation: 1, ..spent.clone() }, handle, &sealed), None);
+    assert_eq!(jar.open_result(&spent, Handle([9; 16]), &sealed), None);
+    assert_eq!(Jar::new(jar.settings().clone(), ring(&[&Key::generate()])).open_result(&spent, handle, &sealed), None);
+}
+
 // -- The split layout ----------------------------------------------------------------------------------------------
 
 const REFRESH: &str = "__Secure-sidegate-refresh";
