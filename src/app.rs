@@ -39,6 +39,7 @@ use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_option
 use crate::session::endings::Whose;
 use crate::session::store::By;
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
+use crate::spans::Prepared;
 use crate::telemetry;
 
 /// How often what is past its time is dropped, and gauges are set.
@@ -124,6 +125,8 @@ pub struct Assembly {
     phase: watch::Receiver<Phase>,
     drain: watch::Sender<bool>,
     reloader: Arc<Reloader>,
+    /// Taken at the start: it needs a runtime.
+    traces: Option<Prepared>,
 }
 
 impl fmt::Debug for Assembly {
@@ -153,7 +156,11 @@ impl Assembly {
         let store = replicas::store(&config, clock, &metrics);
         let state = generation::first(&config, clock, metrics, store.as_ref()).map_err(StartError)?;
         let state = Arc::new(ArcSwap::from_pointee(state));
+        let traces = state.load().tracer.prepare(config.tracing.as_ref()).map_err(StartError)?;
         {
+            // Run in reverse: the spans of the last refresh go out too.
+            let tracer = Arc::clone(&state.load().tracer);
+            shutdown.on_drain(move || async move { tracer.flush().await });
             let (refresh, store) = (Arc::clone(&state.load().refresh), store.clone());
             shutdown.on_drain(move || async move {
                 refresh.drain().await;
@@ -213,6 +220,7 @@ impl Assembly {
             phase: shutdown.phase(),
             drain,
             reloader: Arc::new(reloader),
+            traces: Some(traces),
         })
     }
 
@@ -229,6 +237,9 @@ impl Assembly {
     /// Serves until `shutdown` turns true or the process drains, and the last connection has ended.
     pub async fn serve(&mut self, shutdown: ShutdownWatch) {
         let Some(mut accept) = self.accept.take() else { return };
+        if let Some(traces) = self.traces.take() {
+            self.state.load().tracer.install(traces);
+        }
         let tasks = self.start_background();
         self.readiness.set_listening();
         accept.run(shutdown).await;

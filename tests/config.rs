@@ -285,6 +285,25 @@ fn one_mistake_is_named_where_it_is() {
             "route[0].static_dir",
             "keep one",
         ),
+        (
+            "upstream = \"http://127.0.0.1:3000\"",
+            "static_dir = \"/no/such/folder\"",
+            "route[0].static_dir",
+            "cannot read the folder",
+        ),
+        ("path = \"/api/\"", "path = \"/api/\"\nfallback = \"index.html\"", "route[0].fallback", "needs static_dir"),
+        (
+            "upstream = \"http://127.0.0.1:3000\"",
+            "static_dir = \"/\"\nfallback = \"../x\"",
+            "route[0].fallback",
+            "below static_dir",
+        ),
+        (
+            "upstream = \"http://127.0.0.1:3000\"",
+            "static_dir = \"/\"\nmethods = [\"GET\", \"POST\"]",
+            "route[0].methods[1]",
+            "not for files",
+        ),
     ] {
         let text = Desk::with(from, to).complaint();
         let start = format!("{key}: ");

@@ -687,3 +687,40 @@ async fn bff_03_no_answer_shows_a_token() {
         assert!(!reply.text().contains(&query));
     }
 }
+
+/// HDR-09: fields that may be there once are there once, or the request is refused.
+#[tokio::test]
+async fn hdr_09_repeated_singletons() {
+    let rig = Rig::start(|_, _| {}).await;
+    let twice = |name: &'static str, one: &'static str, two: &'static str| vec![(name, one), (name, two)];
+    for fields in [
+        twice("Content-Type", "application/json", "text/plain"),
+        twice("Host", "localhost", "evil.example"),
+        twice("Content-Length", "0", "0"),
+    ] {
+        let reply = rig.gateway.exact("GET", "/api/x", &rig.signed(&[SCRIPT, &fields].concat()), None).await;
+        assert_eq!(reply.expect("an answer").status, 400, "{fields:?}");
+    }
+    let origins = twice("Origin", "https://evil.example", "https://other.example");
+    assert_eq!(rig.call("POST", "/api/x", &rig.signed(&[SCRIPT, &origins].concat())).await.status, 403);
+    assert!(rig.upstream.untouched());
+    let tokens = twice("Authorization", "Bearer a", "Bearer b");
+    let seen = rig.forwarded("GET", "/api/x", &rig.signed(&[SCRIPT, &tokens].concat())).await;
+    assert_eq!(seen.header_all("authorization").len(), 1);
+    assert!(seen.bearer().is_some_and(|token| rig.provider.is_active(token)));
+}
+
+/// HDR-17: an answer's head has a limit.
+#[tokio::test]
+async fn hdr_17_a_head_without_end_is_a_502() {
+    let rig = Rig::start(|_, _| {}).await;
+    let many: String = (0..20_000).map(|n| format!("X-{n}: {}\r\n", "y".repeat(500))).collect();
+    for raw in
+        [format!("HTTP/1.1 200 OK\r\n{many}\r\n"), format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "y".repeat(10 << 20))]
+    {
+        rig.upstream.on("/api/big", Script::RawThenClose(raw.into_bytes()));
+        let reply = rig.get("/api/big", &[]).await;
+        assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
+    }
+    assert_eq!(rig.get("/api/x", &[]).await.status, 200);
+}

@@ -124,7 +124,7 @@ fn request(fields: &[(&str, &str)], data: Option<&[u8]>) -> Vec<u8> {
     bytes
 }
 
-/// H2-02 to H2-07: what has no single meaning, above all as HTTP/1.1, is refused, and nothing of it is forwarded.
+/// H2-02, H2-03, H2-04, H2-05, H2-06, H2-07: what has no single meaning, above all as HTTP/1.1, is refused, and nothing of it is forwarded.
 #[tokio::test]
 async fn h2_02_to_07_malformed_requests_are_not_forwarded() {
     let rig = h2c().await;

@@ -1,10 +1,18 @@
-//! What a caller may have of a thing at a time: `rate_limit`, event streams.
+//! What a caller may have of a thing at a time: `rate_limit`, event streams, answers that nobody reads, floods.
 
 mod support;
 
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
 use support::client::Ask;
-use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, route, routes};
+use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, route, routes};
 use support::gateway::set;
+use support::http2::{Raw, field, frame};
+use support::provider::Endpoint;
 
 /// DOS-16: a route's `rate_limit` counts by session, else by address, and says when to come again.
 #[tokio::test]
@@ -110,4 +118,83 @@ async fn ws_07_event_streams_of_a_session_are_bounded() {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     panic!("streams that ended still count");
+}
+
+/// An upstream whose one answer has no end: tells how much it could send before nobody took more for a while.
+async fn endless() -> (u16, oneshot::Receiver<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let (told, sent) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut told = Some(told);
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let length = stream.read(&mut head).await.unwrap_or(0);
+            if !String::from_utf8_lossy(head.get(..length).unwrap_or_default()).contains("/big") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                continue;
+            }
+            let Some(told) = told.take() else { continue };
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n").await;
+            let (piece, mut sent) = (vec![b'x'; 64 * 1024], 0);
+            while let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(700), stream.write(&piece)).await {
+                sent += n;
+                if sent > 512 << 20 {
+                    break;
+                }
+            }
+            let _ = told.send(sent);
+        }
+    });
+    (port, sent)
+}
+
+/// DOS-22: who does not read holds the upstream back; nothing is gathered here.
+#[tokio::test]
+async fn dos_22_a_slow_reader_holds_the_upstream_back() {
+    for http2 in [false, true] {
+        let (port, sent) = endless().await;
+        let rig = Rig::start(|config, _| {
+            set(config, "server.h2c", "true");
+            routes(config, &route("/", &format!("http://127.0.0.1:{port}"), "access = 'public'"));
+        })
+        .await;
+        let sent = if http2 {
+            let mut raw = Raw::dial(rig.gateway.addr).await;
+            let fields =
+                [(":method", "GET"), (":scheme", "http"), (":authority", rig.gateway.host()), (":path", "/big")];
+            let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
+            raw.send(&frame(1, 5, 1, &block)).await;
+            sent.await
+        } else {
+            let mut conn = rig.gateway.dial().await;
+            conn.send(&rig.gateway.bytes("GET", "/big", &[], None)).await.expect("sent");
+            sent.await
+        };
+        // What the kernel buffers on two connections, and little besides.
+        let sent = sent.expect("told");
+        assert!((1..64 << 20).contains(&sent), "{sent} bytes");
+    }
+}
+
+/// DOS-11, DOS-12: garbage in cookies and callbacks costs no call to the provider, and good requests go on.
+#[tokio::test]
+async fn dos_11_dos_12_garbage_asks_nobody() {
+    let rig = Rig::start(|_, _| {}).await;
+    let before = rig.provider.calls_to(Endpoint::Token).len();
+    let long = "A".repeat(3000);
+    let mut conn = rig.gateway.dial().await;
+    for number in 0..300 {
+        let cookie = format!("sidegate=EQ{number}{long}; sidegate-1={long}; other=1");
+        let fields = [SCRIPT, &[("Cookie", cookie.as_str())]].concat();
+        conn.send(&rig.gateway.bytes("GET", "/api/x", &fields, None)).await.expect("sent");
+        assert_eq!(answer(&mut conn, "GET").await.expect("an answer").status, 401);
+        let target = format!("/auth/callback?code=c{number}&state=IQ{number}{long}");
+        conn.send(&rig.gateway.bytes("GET", &target, TYPED, None)).await.expect("sent");
+        let reply = answer(&mut conn, "GET").await.expect("an answer");
+        assert!((300..500).contains(&reply.status), "{}", reply.status);
+    }
+    assert_eq!(rig.provider.calls_to(Endpoint::Token).len(), before);
+    assert!(rig.upstream.untouched());
+    assert_eq!(rig.get("/api/x", &[]).await.status, 200);
 }

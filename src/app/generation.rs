@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
 
 use super::replicas;
@@ -18,6 +19,7 @@ use crate::refresh::coordinator::{Coordinator, Handles, Observer, Terms};
 use crate::refresh::policy;
 use crate::session::jar::Jar;
 use crate::session::model::{Handle, Session};
+use crate::spans::{self, Kind, Span, Tracer};
 use crate::store::Store;
 use crate::telemetry::{SubHasher, audit};
 
@@ -32,8 +34,12 @@ pub(super) fn first(
     store: Option<&Arc<Store>>,
 ) -> Result<State, String> {
     let provider = {
-        let metrics = Arc::clone(&metrics);
+        let (metrics, timer) = (Arc::clone(&metrics), clock.clone());
         let observer = move |endpoint: &'static str, took| {
+            if let Some(caller) = spans::current() {
+                let began = timer.now() - took;
+                Span::new(&caller.child(), format!("provider {endpoint}"), Kind::Client, began, took).end();
+            }
             if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
                 metrics.observe_provider(*known, took);
             }
@@ -42,7 +48,8 @@ pub(super) fn first(
     };
     let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let refresh = Coordinator::with_terms(terms(config, &provider, &jar, &metrics, &sub_hasher, store), clock.clone());
+    let first = terms(config, &provider, &jar, &metrics, &sub_hasher, clock, store);
+    let refresh = Coordinator::with_terms(first, clock.clone());
     let ends =
         Ends::new(Arc::clone(&jar), Arc::clone(&refresh), Arc::clone(&metrics), Arc::clone(&sub_hasher), clock.clone());
     if let Some(store) = store {
@@ -58,6 +65,7 @@ pub(super) fn first(
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        tracer: Tracer::new(clock.clone()),
         streams: Arc::default(),
         names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
@@ -79,7 +87,7 @@ pub(super) struct Next {
 pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> Result<Next, String> {
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
     let jar = Arc::new(old.jar.renewed(config.session.clone(), config.keyring.clone()));
-    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher, store);
+    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher, &old.clock, store);
     let parts = Parts { jar, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
 }
@@ -90,10 +98,15 @@ fn terms(
     jar: &Arc<Jar>,
     metrics: &Arc<Metrics>,
     sub_hasher: &Arc<SubHasher>,
+    clock: &Clock,
     store: Option<&Arc<Store>>,
 ) -> Terms {
-    let told =
-        Told { metrics: Arc::clone(metrics), sub_hasher: Arc::clone(sub_hasher), issuer: config.oidc.issuer.clone() };
+    let told = Told {
+        metrics: Arc::clone(metrics),
+        sub_hasher: Arc::clone(sub_hasher),
+        issuer: config.oidc.issuer.clone(),
+        clock: clock.clone(),
+    };
     Terms {
         settings: config.refresh.clone(),
         grant: Arc::clone(provider) as _,
@@ -126,6 +139,7 @@ struct Told {
     metrics: Arc<Metrics>,
     sub_hasher: Arc<SubHasher>,
     issuer: String,
+    clock: Clock,
 }
 
 impl Told {
@@ -142,8 +156,21 @@ impl Observer for Told {
         if let Some(known) = RefreshOutcome::ALL.iter().find(|known| known.as_str() == outcome) {
             self.metrics.observe_refresh(*known, took);
         }
+        if let Some(context) = spans::current() {
+            Span::new(&context, "refresh", Kind::Internal, self.clock.now() - took, took)
+                .with("sidegate.outcome", outcome)
+                .failed(outcome != RefreshOutcome::Ok.as_str())
+                .end();
+        }
         let reason = (outcome != RefreshOutcome::Ok.as_str()).then_some(reason);
         audit::refresh(&self.origin(session), outcome, reason);
+    }
+
+    fn accompany(&self, flight: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        match spans::current() {
+            Some(request) => Box::pin(spans::within(Some(request.child()), flight)),
+            None => flight,
+        }
     }
 
     fn joined(&self) {

@@ -133,6 +133,7 @@ impl Reloader {
         let kept = config.keep_until_restart(&running);
         let old = self.state.load_full();
         let next = generation::next(&config, &old, self.store.as_ref())?;
+        let tracer = old.tracer.prepare(config.tracing.as_ref())?;
         let tls = match (&self.tls, &config.server.tls) {
             (Some(tls), Some(files)) => {
                 let client_ca = files.client_ca_file.as_deref();
@@ -156,6 +157,7 @@ impl Reloader {
         self.proxy_protocol.store(Arc::new(proxy_protocol(&config)));
         self.shutdown.set_times(config.server.shutdown_delay, config.server.shutdown_drain);
         telemetry::reconfigure(&log_settings(&config));
+        old.tracer.install(tracer);
         old.refresh.replace_terms(next.terms);
         old.ends.replace_jar(Arc::clone(&next.state.jar));
         self.state.store(Arc::new(next.state));

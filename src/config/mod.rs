@@ -28,7 +28,7 @@ use ipnet::IpNet;
 use crate::crypto::keyring::Keyring;
 use crate::net::settings::ListenAddress;
 use crate::refresh::shared::OnError;
-use crate::{gateway, net, oidc, refresh, session, store};
+use crate::{gateway, net, oidc, refresh, session, spans, store};
 
 pub use load::Surroundings;
 pub use problem::{Problem, Warning};
@@ -53,6 +53,8 @@ pub struct Config {
     pub keyring: Keyring,
     /// The keys were made up for this run: sessions end with the process, and a reload must keep them.
     pub keyring_is_random: bool,
+    /// Traces; none = off.
+    pub tracing: Option<spans::Settings>,
     /// Refreshing.
     pub refresh: refresh::settings::Settings,
     /// What replicas share, and what to do while it is away.

@@ -19,7 +19,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     }
     gaps.refuse(raw.session.store == Store::Redis, "session.store");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
-    gaps.refuse(raw.tracing.otlp_endpoint.is_some(), "tracing.otlp_endpoint");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);
     }
@@ -41,8 +40,6 @@ fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
 
 fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
-    refuse(route.static_dir.is_some(), "static_dir");
-    refuse(route.fallback.is_some() && route.static_dir.is_none(), "fallback");
     refuse(matches!(route.token, RouteToken::Own(_)), "token");
     refuse(route.allow_hosts.is_some(), "allow_hosts");
     refuse(route.max_auth_age.is_some(), "max_auth_age");

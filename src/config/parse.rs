@@ -27,7 +27,7 @@ use crate::refresh::shared::OnError;
 use crate::secret::Secret;
 use crate::store::settings::{Address, Deployment};
 use crate::web::origin::{Origin, is_loopback};
-use crate::{gateway, oidc, refresh, session, store};
+use crate::{gateway, oidc, refresh, session, spans, store};
 
 /// Every preset that the documentation names.
 const PRESETS: [&str; 26] = [
@@ -106,6 +106,16 @@ pub(super) fn parse(raw: RawConfig, found: Findings, around: &Surroundings) -> R
     Reading { files: named, outcome }
 }
 
+/// Collectors are named by their base, as other exporters do; the whole path is taken as it is.
+fn traces_endpoint(mut url: Url) -> Url {
+    let path = url.path().trim_end_matches('/');
+    if !path.ends_with("/v1/traces") {
+        let path = format!("{path}/v1/traces");
+        url.set_path(&path);
+    }
+    url
+}
+
 pub(super) struct Parser {
     pub(super) found: Findings,
     pub(super) files: Files,
@@ -142,7 +152,7 @@ impl Parser {
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
         self.verify(&raw.verify);
-        self.tracing(&raw.tracing);
+        let tracing = self.tracing(&raw.tracing);
 
         let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
@@ -205,6 +215,7 @@ impl Parser {
             session,
             keyring,
             keyring_is_random,
+            tracing,
             refresh,
             redis,
             raw,
@@ -1118,18 +1129,45 @@ impl Parser {
         claims.expose.clone()
     }
 
-    fn tracing(&mut self, tracing: &raw::Tracing) {
-        if let Some(text) = &tracing.otlp_endpoint
-            && !Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
-        {
-            self.found
-                .problem("tracing.otlp_endpoint", format!("must be an http:// or https:// URL, not {}", shown(text)));
+    fn tracing(&mut self, tracing: &raw::Tracing) -> Option<spans::Settings> {
+        let endpoint = tracing.otlp_endpoint.as_ref().and_then(|text| {
+            let url =
+                Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
+            if url.is_none() {
+                self.found.problem(
+                    "tracing.otlp_endpoint",
+                    format!("must be an http:// or https:// URL, not {}", shown(text)),
+                );
+            }
+            url.map(traces_endpoint)
+        });
+        let mut headers = Vec::new();
+        for (name, value) in &tracing.headers {
+            self.trace_header(&join("tracing.headers", name), name, value.expose(), &mut headers);
         }
         if let Some(path) = &tracing.headers_file {
             if !tracing.headers.is_empty() {
                 self.found.problem("tracing.headers_file", "is set beside tracing.headers; keep one of them");
             }
-            self.files.secret("tracing.headers_file", path, &mut self.found);
+            let secret = self.files.secret("tracing.headers_file", path, &mut self.found);
+            for line in secret.iter().flat_map(|secret| secret.expose().lines()).filter(|line| !line.trim().is_empty())
+            {
+                let (name, value) = line.split_once(':').unwrap_or_default();
+                self.trace_header("tracing.headers_file", name.trim(), value.trim(), &mut headers);
+            }
+        }
+        let (sample, service_name) = (tracing.sample, tracing.service_name.clone());
+        endpoint.map(|endpoint| spans::Settings { endpoint, headers, sample, service_name })
+    }
+
+    /// The value is a secret: no message shows it.
+    fn trace_header(&mut self, key: &str, name: &str, value: &str, headers: &mut Vec<(HeaderName, HeaderValue)>) {
+        match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+            (Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                headers.push((name, value));
+            }
+            _ => self.found.problem(key, "must hold header fields, one a line in a file: `Name: value`"),
         }
     }
 

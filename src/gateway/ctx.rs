@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session as Downstream;
@@ -18,12 +18,15 @@ use tokio::time::Instant;
 use super::live::{self, Tied};
 use super::respond;
 use super::state::{Pick, RouteEntry, State, Target};
+use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
 use crate::net::dial::Silence;
 use crate::session::Session;
 use crate::session::jar::Presented;
+use crate::spans;
 use crate::telemetry::{SubHash, audit};
+use crate::web::forwarded;
 use crate::web::origin::Origin;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem, Shape};
@@ -60,6 +63,8 @@ pub struct Ctx {
     pub retried: bool,
     /// The request is sent once more, with the nonce that the upstream wants.
     pub proof: Again,
+    /// Set when the request is traced.
+    pub traced: Option<Traced>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
     pub tied: Option<Tied>,
     /// Watches over the upstream's silence.
@@ -79,6 +84,16 @@ pub enum Again {
     /// Decided, and about to happen.
     Now,
     Done,
+}
+
+/// The spans of a traced request.
+#[derive(Debug)]
+pub struct Traced {
+    /// The request's own.
+    pub context: spans::Context,
+    /// Of what is forwarded.
+    pub upstream: spans::Context,
+    pub began: Timestamp,
 }
 
 /// The route's name in log and metric: bounded.
@@ -189,12 +204,21 @@ impl Ctx {
             body_bytes: 0,
             retried: false,
             proof: Again::NotYet,
+            traced: None,
             tied: None,
             silence: None,
             request_over: false,
             answering: false,
             until_close: false,
         }
+    }
+
+    /// Begins the request's span, when it is to be traced.
+    pub(super) fn begin_trace(&mut self, headers: &HeaderMap) -> Option<spans::Context> {
+        let context = self.state.tracer.begin(forwarded::traceparent(headers))?;
+        let began = self.state.tracer.now();
+        self.traced = Some(Traced { upstream: context.child(), context: context.clone(), began });
+        Some(context)
     }
 
     /// Answers the request ourselves.

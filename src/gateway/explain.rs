@@ -62,6 +62,7 @@ fn describe(
     let caller = Caller { navigation: navigate, document: navigate, proven: true, ..Caller::default() };
     let return_to = ReturnTo::from_request(path, query, &settings.prefix);
     let says = |presence| match decide(rules, presence, caller, method) {
+        Decision::ForwardAnonymous | Decision::ForwardWithSession if route.files.is_some() => "the file".to_owned(),
         Decision::ForwardAnonymous => "forwarded, without a token".to_owned(),
         Decision::ForwardWithSession => "forwarded, refreshed first if due".to_owned(),
         Decision::Preflight => "answered by sidegate (CORS preflight)".to_owned(),
@@ -86,10 +87,17 @@ fn describe(
         line("upstream", &shown(own));
         line("forwarded as", &upstream::target(route, &own.base_path, path, query));
     }
+    if let Some(files) = &route.files {
+        line("files from", &files.dir.display().to_string());
+        if let Some(fallback) = &files.fallback {
+            line("fallback", &format!("{}, for page loads that match no file", fallback.display()));
+        }
+    }
     line("without session", &says(Presence::Absent));
     line("with session", &says(Presence::Live));
     let token = match (route.access, route.token) {
         (Access::Public, _) | (_, Token::None) => "none".to_owned(),
+        _ if route.files.is_some() => "none".to_owned(),
         (_, token) => {
             let kind = if token == Token::Id { "id" } else { "access" };
             let scheme = route.token_header.scheme.as_deref().unwrap_or("(bare)");

@@ -56,7 +56,10 @@ impl Ctx {
                 || "unknown".to_owned(),
                 |peer| forwarded::forwarded_for(peer, &head.headers, &self.state.settings.trusted_proxies),
             ),
-            traceparent: traceparent(&head.headers),
+            traceparent: match &self.traced {
+                Some(traced) => Some(traced.upstream.traceparent()),
+                None => traceparent(&head.headers),
+            },
             turn: entry.turn(),
             pick: None,
             failed: 0,

@@ -13,6 +13,7 @@ pub mod downstream;
 pub mod endpoints;
 pub mod ends;
 pub mod explain;
+mod files;
 mod forward;
 pub mod limiter;
 pub mod live;
@@ -51,6 +52,7 @@ use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
 use crate::net::dial::{Line, Silence};
+use crate::spans;
 use crate::web::problem::{Code, Problem};
 
 /// Not a failure: the app refused the token, a newer one is there, and the request is sent again.
@@ -89,14 +91,20 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let outcome = AssertUnwindSafe(ctx.serve(session)).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(target: "sidegate", event = "panic_caught", request_id = %ctx.request_id);
-            Problem::new(Code::Internal, "This is a bug in the gateway; the log has it under the request id.").into()
-        });
+        let span = ctx.begin_trace(&session.req_header().headers);
+        let outcome =
+            AssertUnwindSafe(spans::within(span, ctx.serve(session))).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(target: "sidegate", event = "panic_caught", request_id = %ctx.request_id);
+                Problem::new(Code::Internal, "This is a bug in the gateway; the log has it under the request id.")
+                    .into()
+            });
         match outcome {
             Outcome::Forward(forward) => {
+                let files = forward.route.settings.files.clone();
                 ctx.phase = Phase::Forward(forward);
-                Ok(false)
+                let Some(files) = files else { return Ok(false) };
+                ctx.serve_file(session, &files).await?;
+                Ok(true)
             }
             Outcome::Respond(response) => {
                 ctx.respond(session, response).await?;

@@ -81,8 +81,10 @@ pub struct Route {
     pub hosts: Vec<String>,
     /// Empty = any.
     pub methods: Vec<Method>,
-    /// Where requests go; several are used in turn.
+    /// Where requests go; several are used in turn. Empty when files are served instead.
     pub upstreams: Vec<Upstream>,
+    /// `static_dir`: what is served in place of an upstream.
+    pub files: Option<StaticFiles>,
     pub access: Access,
     pub on_anonymous: OnAnonymous,
     /// Removed from the front of the path before forwarding.
@@ -107,6 +109,15 @@ pub struct Route {
     pub upstream_tls: UpstreamTls,
     pub verify: Verify,
     pub rate_limit: Option<Rate>,
+}
+
+/// `static_dir` and `fallback`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticFiles {
+    /// The folder; it was there when the configuration was read.
+    pub dir: PathBuf,
+    /// Below the folder: what page loads get that match no file.
+    pub fallback: Option<PathBuf>,
 }
 
 /// Who may use a route.

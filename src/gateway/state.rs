@@ -31,6 +31,7 @@ use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
 use crate::session::settings::SameSite;
 use crate::session::{Session, SessionId};
+use crate::spans::Tracer;
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
@@ -68,6 +69,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
+    pub tracer: Arc<Tracer>,
     /// Open event streams.
     pub streams: Arc<Streams>,
     /// What upstreams are reached by.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -80,6 +81,11 @@ pub trait Observer: Send + Sync {
     fn stale_cookie(&self) {}
     /// It carried one whose token is unknown here.
     fn cookie_reuse(&self) {}
+    /// A flight leaves the request that started it for a task of its own, in which this is run. For whoever follows
+    /// what belongs together.
+    fn accompany(&self, flight: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        flight
+    }
     /// A session is over; once per session.
     fn session_ended(&self, _session: &Session, _reason: EndReason) {}
     /// The provider is spared from now on, or no longer: too many sessions in a row had no answer.
@@ -494,7 +500,8 @@ impl Coordinator {
                 began: Instant::now(),
                 sender: Some(sender),
             };
-            tokio::spawn(aloft.fly());
+            let observer = Arc::clone(&aloft.terms.observer);
+            tokio::spawn(observer.accompany(Box::pin(aloft.fly())));
         }
         (advice, landing)
     }

@@ -224,9 +224,17 @@ impl Engine {
         Self { tombstones, ..self }
     }
 
-    /// Goes by other settings from now on; a smaller memory makes room with the next result.
+    /// Goes by other settings from now on; a smaller memory makes room with the next result. That the provider refused
+    /// our client is forgotten: that may be what was mended.
     pub fn replace_settings(&mut self, settings: Settings) {
         self.settings = settings;
+        let Self { lines, ledger, .. } = self;
+        lines.retain(|_, line| {
+            for entry in line.entries.extract_if(.., |entry| matches!(entry.state, State::Config)) {
+                ledger.strike(&entry);
+            }
+            !line.is_empty()
+        });
     }
 
     /// The answer where no handle is needed to give it: naming a token costs a MAC, and most requests carry the newest

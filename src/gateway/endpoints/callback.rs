@@ -18,6 +18,7 @@ use crate::oidc::types::Code as AuthorizationCode;
 use crate::session::jar::Presented;
 use crate::session::login_cookie::{Attempt, Finish};
 use crate::session::{Session, SessionId};
+use crate::spans;
 use crate::telemetry::audit;
 use crate::web::pages;
 use crate::web::path::CleanPath;
@@ -142,20 +143,22 @@ async fn redeem(
         let nonce_hash = attempt.nonce_hash();
         let (request_id, client) = (request.request_id.to_owned(), request.client);
         let replaces = attempt.replaces;
-        move || async move {
-            let outcome = state.provider.redeem(&code, &context).await;
-            let outcome = outcome.map_err(Failure::Provider).and_then(|login| {
-                let id = SessionId(random::bytes());
-                let now = state.clock.now();
-                let session =
-                    Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
-                // Judged before anything says that the login succeeded.
-                let sealed = state.jar.seal(&session, &Presented::default(), now);
-                sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
-            });
-            let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
-            finish(&state, &outcome, replaces, from);
-            outcome
+        move || {
+            spans::carry(async move {
+                let outcome = state.provider.redeem(&code, &context).await;
+                let outcome = outcome.map_err(Failure::Provider).and_then(|login| {
+                    let id = SessionId(random::bytes());
+                    let now = state.clock.now();
+                    let session =
+                        Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
+                    // Judged before anything says that the login succeeded.
+                    let sealed = state.jar.seal(&session, &Presented::default(), now);
+                    sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
+                });
+                let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
+                finish(&state, &outcome, replaces, from);
+                outcome
+            })
         }
     };
     match state.attempts.once(attempt.id, request.now, exchange).await {
