@@ -356,6 +356,8 @@ impl World {
             header_budget: 7600,
             claims: Vec::new(),
             id_token_needed: false,
+            layout: sidegate::session::settings::Layout::Single,
+            prefix: "/auth".into(),
         };
         let jar = Arc::new(Jar::new(ours, Keyring::new(self.keys.lock().clone()).unwrap()));
         let alive = Alive::new();
@@ -465,6 +467,7 @@ impl World {
             Freshened::Over { reason: EndReason::Dead(_) } => return self.doubt(replica, &came, marker, kind).await,
             Freshened::Over { reason: EndReason::Reuse } => return Answer::of(Status::Login),
             Freshened::Over { .. } => return Answer { cookie: SetCookie::Clear, ..Answer::of(Status::Login) },
+            Freshened::Bring => panic!("the one cookie holds the refresh token"),
             Freshened::Unavailable { retry_after } => {
                 assert!(retry_after >= Duration::from_secs(1), "Retry-After is at least a second");
                 return Answer::of(Status::Unavailable);
