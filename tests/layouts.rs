@@ -1,5 +1,6 @@
-//! Where a session is kept: in one cookie, or in two of which the browser sends one only below the prefix. Whatever the
-//! form, nobody is logged out by a race, and nothing of it is lost when the form changes.
+//! Where a session is kept: in one cookie, in two of which the browser sends one only below the prefix, or in Redis with
+//! a ticket in the cookie. Whatever the form, nobody is logged out by a race, and nothing of it is lost when the form
+//! changes.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
@@ -12,6 +13,7 @@ use support::client::{Ask, Browser, Initiator, Response, SameSite};
 use support::gateway::{Gateway, set};
 use support::inside::Inside;
 use support::provider::{Endpoint, Outage, ProviderDouble, Rotation};
+use support::redis::Redis;
 use support::upstream::Upstream;
 use toml::Table;
 
@@ -31,6 +33,16 @@ fn single(_: &mut Table) {}
 
 fn split(table: &mut Table) {
     set(table, "session.layout", "\"split\"");
+}
+
+/// With all sessions in this store.
+fn kept_in(redis: &Redis) -> impl FnOnce(&mut Table) {
+    let url = redis.url();
+    move |table| {
+        set(table, "redis.url", &format!("{url:?}"));
+        set(table, "redis.timeout", "\"2s\"");
+        set(table, "session.store", "\"redis\"");
+    }
 }
 
 impl Rig {
@@ -178,6 +190,27 @@ async fn a_client_that_leaves_loses_nothing_in_one_cookie() {
 #[tokio::test]
 async fn a_client_that_leaves_loses_nothing_in_two_cookies() {
     a_client_that_leaves(split).await;
+}
+
+/// RFR-01, BFF-09
+#[tokio::test]
+async fn fifty_requests_at_once_are_one_refresh_in_redis() {
+    let redis = Redis::start().await;
+    fifty_at_once(kept_in(&redis)).await;
+}
+
+/// RFR-01
+#[tokio::test]
+async fn a_late_answer_is_waited_for_in_redis() {
+    let redis = Redis::start().await;
+    a_late_answer(kept_in(&redis)).await;
+}
+
+/// RFR-03
+#[tokio::test]
+async fn a_client_that_leaves_loses_nothing_in_redis() {
+    let redis = Redis::start().await;
+    a_client_that_leaves(kept_in(&redis)).await;
 }
 
 // -- Two cookies ---------------------------------------------------------------------------------------------------
@@ -504,6 +537,122 @@ async fn a_route_that_wants_a_fresh_token_gets_one() {
     assert_eq!((answer.via.len(), rig.spent()), (2, (1, 0)));
 }
 
+// -- A ticket ------------------------------------------------------------------------------------------------------
+
+/// Contract 2.5: under 1200 bytes, whatever the session; no token, subject or address in it, nor readable in Redis.
+#[tokio::test]
+async fn the_browser_has_a_ticket_only() {
+    let redis = Redis::start().await;
+    let rig = Rig::start(kept_in(&redis)).await;
+    let browser = rig.gateway.signed_in().await;
+    assert_eq!(ours(&browser), [SESSION]);
+    let ticket = browser.jar().get(SESSION).unwrap().clone();
+    assert!(ticket.value.len() < 300, "{}", ticket.value.len());
+    assert!(ticket.http_only && ticket.same_site == SameSite::Strict && ticket.path == "/");
+    let keys = redis.keys().await;
+    assert!(!keys.is_empty() && keys.iter().all(|key| key.starts_with("sidegate:")), "{keys:?}");
+    for key in &keys {
+        assert!(redis.say(&format!("PTTL {key}")).await.int() > 0, "{key} has a life");
+    }
+    let dump = redis.dump().await;
+    for secret in ["alice", "@"] {
+        assert!(!String::from_utf8_lossy(&dump).contains(&format!("{secret}-")), "{secret}");
+    }
+    let tokens = rig.provider.last_session();
+    for token in tokens.refresh_tokens.iter().chain(&tokens.id_tokens) {
+        assert!(!String::from_utf8_lossy(&dump).contains(token.as_str()));
+    }
+    assert!(rig.is_live(&browser.fetch("/api/x").await));
+    rig.expire_token();
+    let answer = browser.fetch("/api/x").await;
+    assert!(rig.is_live(&answer) && answer.via.is_empty());
+    let copy = browser.fork();
+    assert_eq!(browser.post("/auth/logout").await.status, 200);
+    assert!(redis.keys().await.iter().all(|key| !key.starts_with("sidegate:t")), "{:?}", redis.keys().await);
+    assert_eq!(copy.fetch("/api/x").await.status, 401);
+    assert_eq!(ours(&copy), Vec::<String>::new(), "gone is anonymous, and its cookie expired");
+}
+
+/// Contract 2.5: Redis away: 503, cookie untouched; public routes go on, and so does everything when it is back.
+#[tokio::test]
+async fn while_redis_is_away_sessions_wait() {
+    let redis = Redis::start().await;
+    let rig = Rig::start(kept_in(&redis)).await;
+    let browser = rig.gateway.signed_in().await;
+    redis.stop();
+    rig.upstream.forget();
+    for path in ["/api/x", "/opt/x", "/auth/session"] {
+        let answer = browser.fetch(path).await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "store_unavailable"), "{path}");
+        assert!(answer.set_cookies().is_empty(), "{path}");
+        assert!(answer.header("retry-after").is_some(), "{path}");
+    }
+    assert!(rig.upstream.untouched());
+    assert_eq!(browser.fetch("/open").await.status, 200);
+    assert_eq!(rig.gateway.browser().fetch("/api/x").await.status, 401, "nobody is still nobody");
+    let foreign = browser.send(Ask::fetch("/api/x").from(Initiator::CrossSite).method("POST").stay()).await;
+    assert_ne!(foreign.status, 200);
+    let refused = rig.gateway.browser().login("/").await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.text().contains("store_unavailable"), "a page");
+}
+
+/// A second process sees what the first one did.
+#[tokio::test]
+async fn replicas_share_the_sessions_in_redis() {
+    let redis = Redis::start().await;
+    let rig = Rig::start(kept_in(&redis)).await;
+    let mut other = rig.gateway.config.clone();
+    set(&mut other, "server.listen", &format!("\"127.0.0.1:{}\"", support::gateway::free_port()));
+    let second = Inside::run(other).await;
+    let browser = rig.gateway.signed_in().await;
+    let there = browser.fork().at(second.addr);
+    rig.expire_token();
+    second.catch_up(&rig.provider);
+    assert!(rig.is_live(&browser.fetch("/api/x").await));
+    assert!(rig.is_live(&there.fetch("/api/x").await), "with the cookie of before");
+    assert_eq!(rig.spent(), (1, 0));
+    assert_eq!(browser.post("/auth/logout").await.status, 200);
+    assert_eq!(there.fetch("/api/x").await.status, 401, "at once");
+}
+
+/// COOKIE-29, COOKIE-25: use keeps it alive, and is written down at most once per tenth of the time.
+#[tokio::test]
+async fn use_keeps_a_session_in_redis_alive() {
+    let redis = Redis::start().await;
+    let keep = kept_in(&redis);
+    let rig = Rig::start(|table| {
+        keep(table);
+        set(table, "session.idle_timeout", "\"10m\"");
+    })
+    .await;
+    let browser = rig.gateway.signed_in().await;
+    let mut written = 0;
+    for _ in 0..24 {
+        rig.gateway.advance(&rig.provider, 50);
+        let answer = browser.fetch("/api/x").await;
+        assert_eq!(answer.status, 200);
+        written += usize::from(sets(&answer, SESSION));
+    }
+    assert!((5..=20).contains(&written), "{written}");
+    rig.gateway.advance(&rig.provider, 601);
+    assert_eq!(browser.fetch("/api/x").await.status, 401);
+}
+
+/// ASVS-7.2.4: a new login ends the session that the browser had.
+#[tokio::test]
+async fn a_new_login_removes_the_old_session_from_redis() {
+    let redis = Redis::start().await;
+    let rig = Rig::start(kept_in(&redis)).await;
+    let browser = rig.gateway.signed_in().await;
+    let old = browser.fork();
+    browser.login("/").await;
+    let kept = redis.keys().await.into_iter().filter(|key| key.starts_with("sidegate:t")).count();
+    assert_eq!(kept, 1);
+    assert_eq!(old.fetch("/api/x").await.status, 401);
+    assert!(rig.is_live(&browser.fetch("/api/x").await));
+}
+
 // -- From one form to another --------------------------------------------------------------------------------------
 
 /// No session is lost when the layout changes, in either direction; it takes the new form at the next write.
@@ -557,4 +706,25 @@ async fn the_program_itself_in_two_cookies() {
     }
     assert!(ways > 0 && provider.refreshes() > 1);
     assert_eq!(provider.reuse_alarms(), 0);
+}
+
+/// A session in a cookie goes on when the store is changed, and moves at its next refresh.
+#[tokio::test]
+async fn a_session_moves_from_the_cookie_into_redis() {
+    let redis = Redis::start().await;
+    let rig = Rig::start(single).await;
+    let mut other = rig.gateway.config.clone();
+    kept_in(&redis)(&mut other);
+    set(&mut other, "server.listen", &format!("\"127.0.0.1:{}\"", support::gateway::free_port()));
+    let second = Inside::run(other).await;
+    let browser = rig.gateway.signed_in().await;
+    let large = browser.cookie(SESSION).unwrap().len();
+    let after = browser.at(second.addr);
+    assert!(rig.is_live(&after.fetch("/api/x").await));
+    rig.expire_token();
+    second.catch_up(&rig.provider);
+    assert!(rig.is_live(&after.fetch("/api/x").await));
+    assert!(after.cookie(SESSION).unwrap().len() < large);
+    assert!(rig.is_live(&after.fetch("/api/x").await));
+    assert_eq!(rig.spent(), (1, 0));
 }

@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, crypto::ring};
 use toml::Table;
 
-use support::exact::PATIENCE;
+use support::exact::{PATIENCE, route, routes};
 use support::gateway::{free_port, set};
 use support::inside::Inside;
 use support::provider::ProviderDouble;
@@ -146,6 +146,53 @@ async fn pitfall_29_listener_certificates_are_taken_from_changed_files() {
     let mut answer = [0; 12];
     open.read_exact(&mut answer).await.expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+/// An upstream that answers every request with `ok`, over TLS.
+async fn secure_upstream() -> u16 {
+    let tls = sidegate::net::load_server_config(&fixture("localhost.pem"), &fixture("localhost.key"), None, false);
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls.expect("a certificate"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut head = [0; 8192];
+                while matches!(stream.read(&mut head).await, Ok(1..)) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                    let _ = stream.flush().await;
+                }
+            });
+        }
+    });
+    port
+}
+
+/// DOS-26: trust anchors of an upstream are taken from a changed file, and what was connected under the old ones is not
+/// used under the new.
+#[tokio::test]
+async fn trust_in_upstreams_is_taken_from_changed_files() {
+    let port = secure_upstream().await;
+    let secret = Secret::new("localhost.pem", "localhost.key");
+    let (gateway, _upstream, _provider) = gateway(|config| {
+        let more = format!("access = 'public'\nupstream_tls = {{ ca_file = {:?} }}", secret.file("tls.crt"));
+        routes(config, &route("/", &format!("https://localhost:{port}"), &more));
+    })
+    .await;
+    let connector = client(rustls::ALL_VERSIONS, None);
+    let status = async || served(&gateway, &connector).await.map(|(_, answer)| answer[..12].to_owned());
+    assert_eq!(status().await.as_deref(), Some("HTTP/1.1 200"));
+    let other = std::fs::read(fixture("other.pem")).expect("read");
+    secret.put("..2", &other, b"");
+    for _ in 0..500 {
+        if status().await.as_deref() == Some("HTTP/1.1 502") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("still trusted after 10 s");
 }
 
 /// ASVS-12.1.1: both versions, and in TLS 1.2 only suites with forward secrecy and AEAD.

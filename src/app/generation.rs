@@ -19,6 +19,7 @@ use crate::refresh::coordinator::{Coordinator, Handles, Observer, Terms};
 use crate::refresh::policy;
 use crate::session::jar::Jar;
 use crate::session::model::{Handle, Session};
+use crate::session::vault::{Keeping, Vault};
 use crate::spans::{self, Kind, Span, Tracer};
 use crate::store::Store;
 use crate::telemetry::{SubHasher, audit};
@@ -46,12 +47,17 @@ pub(super) fn first(
         };
         Provider::new(config.oidc.clone(), clock.clone(), Box::new(observer)).map_err(|error| error.to_string())?
     };
-    let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
+    let vault = vault(Jar::new(config.session.clone(), config.keyring.clone()), clock, store);
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let first = terms(config, &provider, &jar, &metrics, &sub_hasher, clock, store);
+    let first = terms(config, &provider, &vault, &metrics, &sub_hasher, clock, store);
     let refresh = Coordinator::with_terms(first, clock.clone());
-    let ends =
-        Ends::new(Arc::clone(&jar), Arc::clone(&refresh), Arc::clone(&metrics), Arc::clone(&sub_hasher), clock.clone());
+    let ends = Ends::new(
+        Arc::clone(vault.jar()),
+        Arc::clone(&refresh),
+        Arc::clone(&metrics),
+        Arc::clone(&sub_hasher),
+        clock.clone(),
+    );
     if let Some(store) = store {
         ends.share(Arc::clone(store) as _);
     }
@@ -70,7 +76,7 @@ pub(super) fn first(
         names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
-    State::new(config.gateway.clone(), Parts { jar, provider }, shared)
+    State::new(config.gateway.clone(), Parts { vault, provider }, shared)
 }
 
 /// A generation that is ready to be put in place of another one.
@@ -86,16 +92,21 @@ pub(super) struct Next {
 /// As [`first`].
 pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> Result<Next, String> {
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
-    let jar = Arc::new(old.jar.renewed(config.session.clone(), config.keyring.clone()));
-    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher, &old.clock, store);
-    let parts = Parts { jar, provider };
+    let vault = vault(old.jar.renewed(config.session.clone(), config.keyring.clone()), &old.clock, store);
+    let terms = terms(config, &provider, &vault, &old.metrics, &old.sub_hasher, &old.clock, store);
+    let parts = Parts { vault, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
+}
+
+/// Where sessions are kept.
+fn vault(jar: Jar, clock: &Clock, store: Option<&Arc<Store>>) -> Arc<Vault> {
+    Arc::new(Vault::new(Arc::new(jar), store.map(|store| Arc::clone(store) as _), clock.clone()))
 }
 
 fn terms(
     config: &Config,
     provider: &Arc<Provider>,
-    jar: &Arc<Jar>,
+    vault: &Arc<Vault>,
     metrics: &Arc<Metrics>,
     sub_hasher: &Arc<SubHasher>,
     clock: &Clock,
@@ -110,27 +121,31 @@ fn terms(
     Terms {
         settings: config.refresh.clone(),
         grant: Arc::clone(provider) as _,
-        handles: Arc::clone(jar) as _,
+        handles: Arc::clone(vault) as _,
         observer: Arc::new(told),
         shared: replicas::shared(config, store),
     }
 }
 
-impl Handles for Jar {
+impl Handles for Vault {
     fn handle(&self, session: &Session) -> Option<Handle> {
-        Self::handle(self, session)
+        self.jar().handle(session)
     }
 
     fn index_key(&self, now: Timestamp) -> u16 {
-        self.sealing_key_id(now)
+        self.jar().sealing_key_id(now)
     }
 
     fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
-        Self::seal_result(self, spent, handle, next)
+        self.jar().seal_result(spent, handle, next)
     }
 
     fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
-        Self::open_result(self, spent, handle, sealed)
+        self.jar().open_result(spent, handle, sealed)
+    }
+
+    fn keep(&self, next: Session) -> BoxFuture<'_, Keeping> {
+        Box::pin(Self::keep(self, next))
     }
 }
 

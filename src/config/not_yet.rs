@@ -3,7 +3,7 @@
 
 use super::parse::is_basic_raw;
 use super::problem::Findings;
-use super::raw::{OneOrMany, Provider, RawConfig, Route, RouteToken, Store};
+use super::raw::{OneOrMany, Provider, RawConfig, Route, RouteToken};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
@@ -17,7 +17,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         }
         None => {}
     }
-    gaps.refuse(raw.session.store == Store::Redis, "session.store");
     gaps.refuse(raw.verify.listen != "off", "verify.listen");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);

@@ -173,6 +173,10 @@ impl Parser {
             },
             form_post: oidc.form_post,
             partitioned: raw.session.partitioned,
+            store: match raw.session.store {
+                raw::Store::Cookie => session::settings::Store::Cookie,
+                raw::Store::Redis => session::settings::Store::Tickets,
+            },
             layout: match raw.session.layout {
                 raw::Layout::Single => session::settings::Layout::Single,
                 raw::Layout::Split => session::settings::Layout::Split,

@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field
 //!      0     1  type and version: 0x11 session, 0x21 login attempt, 0x31 marker, 0x41 `state`,
-//!               0x51 tokens apart, 0x61 pass
+//!               0x51 tokens apart, 0x61 pass, 0x71 ticket
 //!      1     1  flags, all zero; unknown ones are refused
 //!      2     2  key id
 //!      4    12  derivation salt
@@ -65,6 +65,8 @@ pub enum Purpose {
     Apart = 0x51,
     /// The way to such tokens and back.
     Pass = 0x61,
+    /// The cookie of a session that is in the store.
+    Ticket = 0x71,
 }
 
 /// The place where blobs open; anywhere else they are garbage.

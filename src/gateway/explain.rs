@@ -114,7 +114,12 @@ fn describe(
 fn shown(upstream: &Upstream) -> String {
     match &upstream.address {
         UpstreamAddress::Tcp { tls, .. } => {
-            format!("{}://{}{}", if *tls { "https" } else { "http" }, upstream.authority, upstream.base_path)
+            let scheme = match (tls, upstream.http2) {
+                (true, _) => "https",
+                (false, true) => "h2c",
+                (false, false) => "http",
+            };
+            format!("{scheme}://{}{}", upstream.authority, upstream.base_path)
         }
         UpstreamAddress::Unix(path) => format!("unix:{}", path.display()),
     }
@@ -127,4 +132,16 @@ fn refusal(problem: &Problem) -> String {
         problem.code.as_str(),
         problem.detail
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_are_shown_as_they_were_written() {
+        for text in ["http://a:1/b", "https://a", "h2c://a:50051", "unix:/run/app.sock"] {
+            assert_eq!(shown(&Upstream::parse(text).unwrap()), text);
+        }
+    }
 }

@@ -29,6 +29,7 @@ use crate::refresh::coordinator::Freshened;
 use crate::refresh::engine::Recognised;
 use crate::refresh::policy::{Demand, EndReason};
 use crate::session::jar::{Marker, Presented};
+use crate::session::ticket::Ticket;
 use crate::session::{Session as UserSession, lifecycle};
 use crate::web::problem::{Code, Problem};
 use crate::web::response::LocalResponse;
@@ -65,6 +66,8 @@ struct Opened {
     session: Option<Arc<UserSession>>,
     /// Cookies came, but they are of no use: expire them.
     useless: bool,
+    /// The store has the session, and does not answer.
+    away: Option<Ticket>,
 }
 
 impl Ctx {
@@ -149,9 +152,9 @@ impl Ctx {
         if let Some(problem) = too_large(most, &request.head.headers) {
             return problem.into();
         }
-        let opened = self.open(&request.head.headers, true, request.now);
-        let Opened { presented, came, session, .. } = opened;
-        let visitor = Visitor { session, came, presented, caller };
+        let opened = self.open(&request.head.headers, true, request.now).await;
+        let Opened { presented, came, session, away, .. } = opened;
+        let visitor = Visitor { session, came, presented, caller, away };
         match endpoint.serve(state, &self.view(request), visitor).await {
             Answer::Respond(response) => Outcome::Respond(response),
             Answer::Events(session, open) => Outcome::Events(session, open),
@@ -195,9 +198,12 @@ impl Ctx {
             return problem.into();
         }
         // Public routes have nothing to do with sessions: no cookie is opened for them.
-        let opened = (route.access != Access::Public).then(|| self.open(headers, false, request.now));
+        let opened = match route.access {
+            Access::Public => None,
+            Access::Session | Access::Optional => Some(self.open(headers, false, request.now).await),
+        };
         let presence = match &opened {
-            Some(Opened { session: Some(_), .. }) => Presence::Live,
+            Some(Opened { session: Some(_), .. } | Opened { away: Some(_), .. }) => Presence::Live,
             _ => Presence::Absent,
         };
         // A browser cannot put a header on a handshake; its Origin is judged instead.
@@ -218,6 +224,7 @@ impl Ctx {
         match decision {
             Decision::ForwardAnonymous => self.forward(request, entry, None, expire),
             Decision::ForwardWithSession => match opened {
+                Some(Opened { away: Some(_), .. }) => endpoints::store_unavailable().into(),
                 Some(opened) => self.with_session(state, request, entry, opened, caller, &return_to).await,
                 None => self.forward(request, entry, None, expire),
             },
@@ -302,6 +309,11 @@ impl Ctx {
         }
         let forbidden = !meets(&route.require, &fresh);
         let touch = state.jar.needs_touch(&fresh, request.now);
+        if touch && fresh.ticket.is_some() {
+            let mut touched = UserSession::clone(&fresh);
+            touched.touch(request.now);
+            state.vault.write_later(touched);
+        }
         let used = Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch };
         if forbidden {
             let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
@@ -312,16 +324,21 @@ impl Ctx {
 
     /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold. `whole`: the
     /// browser sends all of them here.
-    fn open(&mut self, headers: &HeaderMap, whole: bool, now: Timestamp) -> Opened {
-        let jar = &self.state.jar;
-        let opened = if whole { jar.open_whole(headers, now) } else { jar.open(headers, now) };
+    async fn open(&mut self, headers: &HeaderMap, whole: bool, now: Timestamp) -> Opened {
+        let opened = self.state.vault.open(headers, whole, now).await;
         let presented = opened.presented;
         match opened.state {
             lifecycle::State::Open(session) => {
                 let came: Arc<UserSession> = Arc::from(session);
                 let session = match self.state.refresh.recognise(&came) {
                     Recognised::Current => Arc::clone(&came),
-                    Recognised::Newer(newest) => newest,
+                    Recognised::Newer(newest) => {
+                        if came.ticket.is_some() {
+                            // The store was away when it was made.
+                            self.state.vault.write_later(UserSession::clone(&newest));
+                        }
+                        newest
+                    }
                     Recognised::Reused { ends: true } => {
                         self.state.ends.spread(came.id);
                         return useless(presented);
@@ -334,9 +351,10 @@ impl Ctx {
                     return useless(presented);
                 }
                 self.sub_hash = Some(self.state.sub_hash(&session.subject));
-                Opened { presented, came: Some(came), session: Some(session), useless: false }
+                Opened { session: Some(session), came: Some(came), ..nothing(presented) }
             }
-            lifecycle::State::Absent => Opened { presented, came: None, session: None, useless: false },
+            lifecycle::State::Absent => nothing(presented),
+            lifecycle::State::Kept(ticket) => Opened { away: Some(ticket), ..nothing(presented) },
             lifecycle::State::Broken => useless(presented),
             lifecycle::State::Over(why, session) => {
                 let reason = match why {
@@ -353,7 +371,12 @@ impl Ctx {
 
 /// Cookies came that hold nothing that counts.
 fn useless(presented: Presented) -> Opened {
-    Opened { presented, came: None, session: None, useless: true }
+    Opened { useless: true, ..nothing(presented) }
+}
+
+/// No session.
+fn nothing(presented: Presented) -> Opened {
+    Opened { presented, came: None, session: None, useless: false, away: None }
 }
 
 /// The provider calls the session's refresh token dead: see [`verify`]. Whether it is to be believed, in which case the

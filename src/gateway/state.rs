@@ -30,6 +30,7 @@ use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
 use crate::session::settings::SameSite;
+use crate::session::vault::Vault;
 use crate::session::{Session, SessionId};
 use crate::spans::Tracer;
 use crate::telemetry::{SubHash, SubHasher, audit};
@@ -43,6 +44,7 @@ pub struct State {
     /// The session cookie is `SameSite=None`.
     pub embedded: bool,
     pub jar: Arc<Jar>,
+    pub vault: Arc<Vault>,
     pub logins: Arc<LoginCookies>,
     pub provider: Arc<Provider>,
     pub shared: Shared,
@@ -53,7 +55,7 @@ pub struct State {
 /// What a generation is made of, besides its settings.
 #[derive(Debug)]
 pub struct Parts {
-    pub jar: Arc<Jar>,
+    pub vault: Arc<Vault>,
     pub provider: Arc<Provider>,
 }
 
@@ -273,7 +275,8 @@ impl State {
     /// # Errors
     /// As [`RouteEntry::new`], with the route's path in front.
     pub fn new(settings: Settings, parts: Parts, shared: Shared) -> Result<Self, String> {
-        let Parts { jar, provider } = parts;
+        let Parts { vault, provider } = parts;
+        let jar = Arc::clone(vault.jar());
         let reserved = settings
             .routes
             .iter()
@@ -292,7 +295,7 @@ impl State {
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
         let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
         let embedded = jar.settings().same_site == SameSite::None;
-        Ok(Self { settings, routes, embedded, jar, logins, provider, shared, reserved })
+        Ok(Self { settings, routes, embedded, jar, vault, logins, provider, shared, reserved })
     }
 
     /// Whether a client's header could pass for one that we set.

@@ -26,6 +26,7 @@ use crate::oidc::ProviderError;
 use crate::oidc::provider::{Grant, RefreshExpectation};
 use crate::oidc::types::{RefreshToken, TokenSet};
 use crate::session::model::{Handle, Session, SessionId};
+use crate::session::vault::Keeping;
 
 /// Locks, so that two sessions seldom meet at one. A session's whole line is in one shard.
 const SHARDS: usize = 64;
@@ -64,6 +65,10 @@ pub trait Handles: Send + Sync {
     /// Seals the next generation for other replicas, so that only who presents the spent one can open it.
     fn seal_result(&self, _spent: &Session, _handle: Handle, _next: &Session) -> Option<Vec<u8>> {
         None
+    }
+    /// Puts the next generation where other requests look for it, before anybody uses it.
+    fn keep(&self, next: Session) -> BoxFuture<'_, Keeping> {
+        Box::pin(std::future::ready(Keeping::Kept(Box::new(next))))
     }
     /// Opens what another replica sealed.
     fn open_result(&self, _spent: &Session, _handle: Handle, _sealed: &[u8]) -> Option<Session> {
@@ -659,7 +664,7 @@ impl Aloft {
                 let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
             }
             // Another replica would hear the same, but has no business believing us: its own answer ends its own.
-            Outcome::Mismatch(_) => {
+            Outcome::Mismatch(_) | Outcome::Ended => {
                 let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
             }
             Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Config => {
@@ -679,6 +684,7 @@ impl Aloft {
         if next.id != self.session.id || next.generation <= self.session.generation {
             return None;
         }
+        let next = Session { ticket: self.session.ticket.clone(), ..next };
         let handle = handle(handles, &next);
         let weight = rounded(weight(&next) + sealed.len());
         Some(Outcome::Renewed { next: Arc::new(next), handle, weight })
@@ -726,7 +732,7 @@ impl Aloft {
             let answer = answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" }));
             self.report(&answer);
             match answer {
-                Ok(tokens) => return (self.renewed(tokens, &token), "ok"),
+                Ok(tokens) => return (self.renewed(tokens, &token).await, "ok"),
                 Err(ProviderError::Dead { reason }) => return (Outcome::Dead(reason), reason),
                 Err(ProviderError::Invalid { reason }) => return (Outcome::Mismatch(reason), reason),
                 Err(ProviderError::Refused { reason }) => return (Outcome::Config, reason),
@@ -780,13 +786,17 @@ impl Aloft {
         self.coordinator.told(turn);
     }
 
-    fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
+    async fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
         let (handles, clock) = (&*self.terms.handles, &self.coordinator.clock);
         let longest = |token: Option<&str>, old: usize| token.map_or(old, str::len);
         let id_token = longest(tokens.id_token.as_ref().map(|token| token.expose()), self.kept_id_token());
         let refresh_token = longest(tokens.refresh_token.as_ref().map(|token| token.expose()), spent.expose().len());
         let now = clock.now();
         let next = self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now);
+        let next = match handles.keep(next).await {
+            Keeping::Kept(next) | Keeping::Newer(next) => *next,
+            Keeping::Gone => return Outcome::Ended,
+        };
         let weight = rounded(weight(&next) + id_token + refresh_token);
         let handle = handle(handles, &next);
         Outcome::Renewed { next: Arc::new(next), handle, weight }
@@ -801,7 +811,7 @@ impl Aloft {
     fn land(&mut self, outcome: Outcome, reason: &'static str) {
         let Some(sender) = self.sender.take() else { return };
         let word = match &outcome {
-            Outcome::Renewed { .. } => "ok",
+            Outcome::Renewed { .. } | Outcome::Ended => "ok",
             Outcome::Dead(_) | Outcome::Mismatch(_) => "dead",
             Outcome::Retry { .. } => "retry",
             Outcome::Ambiguous => "ambiguous",

@@ -119,6 +119,8 @@ pub enum Outcome {
     Dead(&'static str),
     /// The answer was of another user or another login: its tokens must not be used, nor the session go on.
     Mismatch(&'static str),
+    /// The provider gave new tokens, but the session was ended meanwhile, elsewhere, and told of there.
+    Ended,
     /// Nothing happened there; `after` as the provider wished.
     Retry { after: Option<Duration> },
     /// Nobody knows what happened there.
@@ -414,6 +416,10 @@ impl Engine {
             Outcome::Mismatch(reason) => {
                 self.end(flight.session, now + self.settings.recovery.max(ENDED_FOR), false);
                 return Landing::Over(EndReason::Dead(reason));
+            }
+            Outcome::Ended => {
+                self.end(flight.session, now + self.settings.recovery.max(ENDED_FOR), true);
+                return Landing::Over(EndReason::Ended);
             }
             Outcome::Config => (State::Config, now + CONFIG_FOR, 0, Landing::Refused),
             Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Renewed { .. } => {

@@ -462,6 +462,7 @@ pub fn decode(bytes: &[u8]) -> Option<Session> {
             claims
         },
         dpop: optional(next(Tag::DpopKey)?, DpopKey::from_bytes)?,
+        ticket: None,
         elsewhere: optional(next(Tag::Elsewhere)?, |value| value.try_into().ok().map(Handle))?,
     };
     ahead.is_none().then_some(session)

@@ -25,7 +25,8 @@ use super::endings::Whose;
 use super::lifecycle::{self, State};
 use super::model::{Handle, Session};
 use super::settings::{Layout, Settings};
-use super::store::Name;
+use super::store::{Kept, Name};
+use super::ticket::Ticket;
 use crate::clock::Timestamp;
 use crate::crypto::keyring::{KeyId, Keyring};
 use crate::crypto::seal::{Binding, Opened as Unsealed, Purpose, Sealer};
@@ -33,6 +34,8 @@ use crate::crypto::seal::{Binding, Opened as Unsealed, Purpose, Sealer};
 mod names;
 mod search;
 
+/// What a sealed ticket begins with: 0x71 in base64url.
+const TICKET: u8 = b'c';
 /// One digit says how many.
 const MAX_PARTS: usize = 9;
 /// Cookies of ours that are looked at in one request. A browser has a dozen at most.
@@ -177,6 +180,7 @@ impl Jar {
         if values.is_empty() {
             return Opened { state: State::Absent, presented };
         }
+        let (kept, garbage) = self.newest_ticket(&mut values, &mut presented);
         let mut best: Option<Session> = None;
         let rest = search(&self.sealer, Purpose::Session, values, |plain| {
             let Some(session) = codec::decode(plain) else { return false };
@@ -188,14 +192,69 @@ impl Jar {
         });
         presented.unknown.extend(rest.unknown.into_iter().map(Found::Part));
         let state = match best {
+            best if kept.as_ref().is_some_and(|kept| best.as_ref().is_none_or(|best| best.created <= kept.created)) => {
+                kept.map_or(State::Absent, State::Kept)
+            }
             Some(session) => {
                 let session = self.join(session, kept_apart, whole, &mut presented);
                 lifecycle::judge(session, &self.settings, now)
             }
-            None if rest.garbage => State::Broken,
+            None if rest.garbage || garbage => State::Broken,
             None => State::Absent,
         };
         Opened { state, presented }
+    }
+
+    /// Takes the tickets out of the session's values and opens the newest; and whether one did not open.
+    fn newest_ticket(&self, values: &mut Vec<(u32, &[u8])>, presented: &mut Presented) -> (Option<Ticket>, bool) {
+        let (mut newest, mut garbage): (Option<Ticket>, bool) = (None, false);
+        values.retain(|(index, value)| {
+            if *index != 0 || value.first() != Some(&TICKET) {
+                return true;
+            }
+            match self.sealer.open(Purpose::Ticket, value) {
+                Unsealed::Plain(plain) => match Ticket::decode(&plain) {
+                    Some(ticket) if newest.as_ref().is_none_or(|newest| newest.created < ticket.created) => {
+                        newest = Some(ticket);
+                    }
+                    Some(_) => {}
+                    None => garbage = true,
+                },
+                Unsealed::UnknownKey => presented.unknown.push(Found::Part(0)),
+                Unsealed::Broken => garbage = true,
+            }
+            false
+        });
+        (newest, garbage)
+    }
+
+    /// The name of what a ticket leads to.
+    pub fn entry_name(&self, ticket: &Ticket) -> Name {
+        let client = self.settings.client_id.as_bytes();
+        let parts: [&[u8]; 4] = [b"ticket1", &(client.len() as u64).to_be_bytes(), client, &ticket.id.0];
+        Name(self.sealer.index(KeyId(ticket.index_key), &parts).first_chunk().copied().unwrap_or_default())
+    }
+
+    /// A session as the store keeps it, to be opened with its ticket only.
+    pub fn seal_entry(&self, session: &Session, ticket: &Ticket) -> Option<Kept> {
+        let access = PackedToken::pack(session.access_token.expose());
+        let plain = Zeroizing::new(codec::encode(session, &access, true));
+        let aad = self.entry_place(ticket, session.generation);
+        let sealed = self.sealer.seal_for(KeyId(ticket.index_key), &[ticket.key()], &[b"ticket1"], &aad, &plain)?;
+        Some(Kept { generation: session.generation, sealed })
+    }
+
+    /// What stands under a ticket's name.
+    pub fn open_entry(&self, ticket: &Ticket, entry: &Kept) -> Option<Session> {
+        let aad = self.entry_place(ticket, entry.generation);
+        let key = KeyId(ticket.index_key);
+        let plain = self.sealer.open_for(key, &[ticket.key()], &[b"ticket1"], &aad, &entry.sealed)?;
+        let session = codec::decode(&plain).filter(|session| session.id == ticket.id)?;
+        Some(Session { ticket: Some(ticket.clone()), ..session })
+    }
+
+    fn entry_place(&self, ticket: &Ticket, generation: u64) -> Vec<u8> {
+        [&self.entry_name(ticket).0[..], &generation.to_be_bytes()].concat()
     }
 
     /// Puts the tokens that are kept apart beside a session of theirs; anybody else's do not count, for a sibling site
@@ -247,14 +306,25 @@ impl Jar {
     /// # Errors
     /// When it is larger than the header budget.
     pub fn seal(&self, session: &Session, presented: &Presented, now: Timestamp) -> Result<Vec<HeaderValue>, TooLarge> {
-        let Plain { front, back } = self.encode(session)?;
+        let left = lifecycle::left(session, &self.settings, now);
         let mut cookies = Vec::with_capacity(2);
-        let parts = self.put(&mut cookies, Series::Session, &front, lifecycle::left(session, &self.settings, now), now);
+        if let Some(ticket) = &session.ticket {
+            self.put(&mut cookies, (Series::Session, Purpose::Ticket), &ticket.encode(), left, now);
+            let is_left = |found: &&Found| matches!(found, Found::Part(1..) | Found::Refresh(_));
+            cookies.extend(presented.found.iter().filter(is_left).filter_map(|found| self.expiry(found)));
+            return Ok(cookies);
+        }
+        let Plain { front, back } = self.encode(session)?;
+        let parts = self.put(&mut cookies, (Series::Session, Purpose::Session), &front, left, now);
         let kept_apart = match back {
             // The last use is sealed in the session alone: this one lasts as long as it may be of use.
-            Some(plain) => {
-                self.put(&mut cookies, Series::Refresh, &plain, session.ends(&self.settings).since(now), now)
-            }
+            Some(plain) => self.put(
+                &mut cookies,
+                (Series::Refresh, Purpose::Apart),
+                &plain,
+                session.ends(&self.settings).since(now),
+                now,
+            ),
             None if session.elsewhere.is_some() => usize::MAX,
             None => 0,
         };
@@ -271,15 +341,11 @@ impl Jar {
     fn put(
         &self,
         cookies: &mut Vec<HeaderValue>,
-        series: Series,
+        (series, purpose): (Series, Purpose),
         plain: &[u8],
         left: Duration,
         now: Timestamp,
     ) -> usize {
-        let purpose = match series {
-            Series::Session => Purpose::Session,
-            Series::Refresh => Purpose::Apart,
-        };
         let text = self.sealer.seal(purpose, plain, now);
         // Rounded down: the cookie must not outlive what it holds.
         let life = Some(left.as_secs().clamp(1, MAX_AGE_CAP));

@@ -12,6 +12,15 @@ pub enum SameSite {
     None,
 }
 
+/// Where sessions are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In the browser's cookies.
+    Cookie,
+    /// In what the replicas share; the browser has a ticket.
+    Tickets,
+}
+
 /// How a session is spread over cookies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -35,6 +44,7 @@ pub struct Settings {
     /// Sealed in as AAD, with `client_id`.
     pub issuer: String,
     pub client_id: String,
+    pub store: Store,
     pub layout: Layout,
     /// `/auth`: below it the browser sends the refresh cookie.
     pub prefix: String,

@@ -20,6 +20,7 @@ use super::state::State;
 use crate::oidc::ProviderError;
 use crate::session::Session;
 use crate::session::jar::Presented;
+use crate::session::ticket::Ticket;
 use crate::telemetry::{SubHash, audit};
 use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
@@ -52,6 +53,8 @@ pub struct Visitor {
     /// What the browser sent.
     pub presented: Presented,
     pub caller: Caller,
+    /// The store has the session, and does not answer.
+    pub away: Option<Ticket>,
 }
 
 impl Visitor {
@@ -139,6 +142,10 @@ impl Endpoint {
             let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
             return problem.allow(self.methods(&state.settings).to_owned()).into();
         }
+        let needs_session = matches!(self, Self::Session | Self::Refresh | Self::Events | Self::Renew);
+        if needs_session && visitor.away.is_some() {
+            return if visitor.caller.foreign { csrf() } else { store_unavailable() }.into();
+        }
         match self {
             Self::Login => login::serve(state, request, visitor).await,
             Self::Callback => callback::serve(state, request, visitor).await,
@@ -168,6 +175,12 @@ fn csrf() -> Problem {
 fn too_often(wait: Duration) -> Problem {
     Problem::new(Code::RateLimited, "Too many of these requests came from this address.")
         .retry_after(wait.as_secs() + 1)
+}
+
+/// 503 while the store does not answer; the session is kept.
+pub(crate) fn store_unavailable() -> Problem {
+    Problem::new(Code::StoreUnavailable, "The session cannot be looked up at the moment; it is kept. Try again.")
+        .retry_after(1)
 }
 
 /// What a failed call to the provider means for the browser.

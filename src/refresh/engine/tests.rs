@@ -54,6 +54,7 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
         refresh_expires: None,
         id_token: None,
         elsewhere: None,
+        ticket: None,
         scope: None,
         subject: "alice".into(),
         provider_sid: None,

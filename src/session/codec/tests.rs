@@ -18,6 +18,7 @@ fn sample(access: &str, refresh: Option<&str>) -> Session {
         refresh_expires: None,
         id_token: None,
         elsewhere: None,
+        ticket: None,
         scope: Some("openid".into()),
         subject: "alice-4711".into(),
         provider_sid: None,
@@ -241,6 +242,7 @@ prop_compose! {
             acr: texts.3,
             nonce_hash: hashes.0,
             elsewhere: hashes.1.map(Handle),
+            ticket: None,
             claims,
             dpop: dpop.as_deref().and_then(DpopKey::from_bytes),
         }
