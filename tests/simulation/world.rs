@@ -21,7 +21,7 @@ use sidegate::refresh::shared::{OnError, Shared};
 use sidegate::refresh::{Coordinator, Demand, EndReason, Observer, OnReuse, Rotation, Settings};
 use sidegate::session::jar::Jar;
 use sidegate::session::model::{Handle, Session, SessionId};
-use sidegate::session::settings::{Layout, SameSite, Store};
+use sidegate::session::settings::{self, Layout, SameSite};
 use sidegate::web::origin::Origin;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -350,7 +350,7 @@ impl World {
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),
             client_id: "app".into(),
-            store: Store::Cookie,
+            store: settings::Store::Cookie,
             layout: Layout::Single,
             prefix: "/auth".into(),
             max_age: Duration::from_secs(365 * 24 * 3600),
@@ -474,7 +474,6 @@ impl World {
                 return Answer::of(Status::Unavailable);
             }
             Freshened::Refused => return Answer::of(Status::Refused),
-            Freshened::Bring => unreachable!("all tokens are in one cookie"),
         };
         let accepted = self.provider.accepts(&used.access_token);
         match kind {
