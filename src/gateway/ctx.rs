@@ -61,6 +61,8 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// The request is sent once more, with the nonce that the upstream wants.
+    pub proof: Again,
     /// Set when the request is traced.
     pub traced: Option<Traced>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
@@ -73,6 +75,15 @@ pub struct Ctx {
     pub answering: bool,
     /// The answer's end is the connection's, which proves nothing.
     pub until_close: bool,
+}
+
+/// A repetition that happens at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    NotYet,
+    /// Decided, and about to happen.
+    Now,
+    Done,
 }
 
 /// The spans of a traced request.
@@ -111,6 +122,8 @@ pub struct Forward {
     pub session: Option<Used>,
     /// The session's token in the header that the route names.
     pub credential: Option<(HeaderName, HeaderValue)>,
+    /// The origin that the latest proof of possession was made for.
+    pub proven_for: Option<String>,
     pub upgrade: bool,
     /// A call of gRPC, which needs HTTP/2 and its trailers all the way; gRPC-web does not.
     pub grpc: bool,
@@ -190,6 +203,7 @@ impl Ctx {
             form: Bytes::new(),
             body_bytes: 0,
             retried: false,
+            proof: Again::NotYet,
             traced: None,
             tied: None,
             silence: None,
