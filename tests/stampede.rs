@@ -164,3 +164,8 @@ async fn stampedes(settings: &[(&str, &str)]) {
 async fn with_one_cookie() {
     stampedes(&[]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_two_cookies() {
+    stampedes(&[("session.layout", "\"split\"")]).await;
+}

@@ -65,6 +65,8 @@ pub struct Ctx {
     pub retried: bool,
     /// The app refused the login that the request came with: what it wants.
     pub step_up: Option<Wanted>,
+    /// The request is sent once more, with the nonce that the upstream wants.
+    pub proof: Again,
     /// Set when the request is traced.
     pub traced: Option<Traced>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
@@ -77,6 +79,15 @@ pub struct Ctx {
     pub answering: bool,
     /// The answer's end is the connection's, which proves nothing.
     pub until_close: bool,
+}
+
+/// A repetition that happens at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    NotYet,
+    /// Decided, and about to happen.
+    Now,
+    Done,
 }
 
 /// The spans of a traced request.
@@ -115,6 +126,8 @@ pub struct Forward {
     pub session: Option<Used>,
     /// The session's token in the header that the route names.
     pub credential: Option<(HeaderName, HeaderValue)>,
+    /// The origin that the latest proof of possession was made for.
+    pub proven_for: Option<String>,
     pub upgrade: bool,
     /// A call of gRPC, which needs HTTP/2 and its trailers all the way; gRPC-web does not.
     pub grpc: bool,
@@ -197,6 +210,7 @@ impl Ctx {
             body_bytes: 0,
             retried: false,
             step_up: None,
+            proof: Again::NotYet,
             traced: None,
             tied: None,
             silence: None,

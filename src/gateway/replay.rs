@@ -28,10 +28,13 @@ pub fn is_replayable(method: &Method, headers: &HeaderMap) -> bool {
 }
 
 /// Whether an answer says that the token is no good. A challenge that asks for another login or for more scope
-/// (RFC 9470, RFC 6750 section 3.1) is not answered by a newer token of the same grant.
+/// (RFC 9470, RFC 6750 section 3.1), or another proof (RFC 9449 section 9), is not answered by a newer token of the same grant.
 pub fn refuses_token(status: StatusCode, headers: &HeaderMap) -> bool {
     let wants_more = |challenge: &Challenge| {
-        matches!(challenge.param("error"), Some("insufficient_user_authentication" | "insufficient_scope"))
+        matches!(
+            challenge.param("error"),
+            Some("insufficient_user_authentication" | "insufficient_scope" | "use_dpop_nonce" | "invalid_dpop_proof")
+        )
     };
     status == StatusCode::UNAUTHORIZED && !challenge::read(headers).iter().any(wants_more)
 }

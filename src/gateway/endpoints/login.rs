@@ -102,6 +102,7 @@ async fn start(
             .and_then(|session| session.ticket.as_ref())
             .or(visitor.away.as_ref())
             .map(|ticket| state.jar.entry_name(ticket)),
+        dpop: state.provider.new_dpop_key(),
     };
     let (login_state, cookies) = state.logins.start(&attempt, request.headers, request.now);
     let authorization = AuthorizationRequest {
@@ -109,6 +110,7 @@ async fn start(
         nonce: attempt.nonce.clone(),
         verifier: attempt.verifier.clone(),
         login_params: asked,
+        dpop: attempt.dpop.clone(),
     };
     match state.provider.authorization_url(&authorization).await {
         Ok(url) => LocalResponse::redirect(StatusCode::FOUND, &url).set_cookies(cookies).into(),
