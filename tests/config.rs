@@ -221,7 +221,7 @@ upstream = "http://127.0.0.1:1"
         "provider.client_id: is required: the client id as registered at the provider",
         "session.keys[0]: the key is not base64url of 32 bytes; make one with `sidegate keygen` (base.toml line 13)",
         "session.keys[1]: the key is not base64url of 32 bytes; make one with `sidegate keygen` (base.toml line 13)",
-        "route[0].upstream: must begin with http://, https:// or unix:; got \"ftp://127.0.0.1\" (base.toml line 22)",
+        "route[0].upstream: must begin with http://, https://, h2c:// or unix:; got \"ftp://127.0.0.1\" (base.toml line 22)",
         "route[1].path: \"/x\" is also taken by route[0]: let them differ by path, methods or hosts (base.toml line 25)",
     ];
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
@@ -430,14 +430,27 @@ fn weakening_is_said_aloud() {
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
     for (from, to, key) in [
-        ("client_id = \"spa\"", "client_id = \"spa\"\npar = \"require\"", "provider.par"),
-        ("client_id = \"spa\"", "client_id = \"spa\"\ndpop = \"require\"", "provider.dpop"),
-        ("listen =", "h2c = true\nlisten =", "server.h2c"),
+        ("client_id = \"spa\"", "client_id = \"spa\"\ntenant = \"x\"", "provider.tenant"),
         ("path = \"/api/\"", "path = \"/api/\"\ntoken = { audience = \"x\" }", "route[0].token"),
     ] {
         let text = Desk::with(from, to).complaint();
         assert!(text.contains(&format!("{key}: is not yet supported")), "{to}: {text}");
     }
+}
+
+/// DOS-16
+#[test]
+fn a_rate_that_nothing_fits_is_refused() {
+    for (rate, key) in [
+        ("{ requests = 0 }", "route[0].rate_limit.requests: must be at least 1"),
+        ("{ burst = 0 }", "route[0].rate_limit.burst: must be at least 1"),
+        ("{ per = \"0s\" }", "route[0].rate_limit.per: must be longer than nothing"),
+    ] {
+        let to = format!("path = \"/api/\"\nrate_limit = {rate}");
+        let text = Desk::with("path = \"/api/\"", &to).complaint();
+        assert!(text.contains(key), "{rate}: {text}");
+    }
+    Desk::with("path = \"/api/\"", "path = \"/api/\"\nrate_limit = { requests = 5, per = \"1s\" }").config();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

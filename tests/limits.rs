@@ -115,7 +115,7 @@ async fn ws_07_event_streams_of_a_session_are_bounded() {
         if rig.browser.open(&Ask::fetch("/auth/events")).await.response.status == 200 {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("streams that ended still count");
 }

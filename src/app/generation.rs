@@ -66,6 +66,7 @@ pub(super) fn first(
         refresh,
         ends: Arc::new(ends),
         attempts: Arc::new(Attempts::among_replicas(store.map(|store| Arc::clone(store) as _))),
+        nonces: Arc::default(),
         brought: Arc::default(),
         metrics,
         clock: clock.clone(),

@@ -15,9 +15,11 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
+use super::decide::Caller;
 use super::live::{self, Tied};
 use super::respond;
 use super::state::{Pick, RouteEntry, State, Target};
+use super::step_up::Wanted;
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
@@ -61,6 +63,10 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// The app refused the login that the request came with: what it wants.
+    pub step_up: Option<Wanted>,
+    /// The request is sent once more, with the nonce that the upstream wants.
+    pub proof: Again,
     /// Set when the request is traced.
     pub traced: Option<Traced>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
@@ -73,6 +79,15 @@ pub struct Ctx {
     pub answering: bool,
     /// The answer's end is the connection's, which proves nothing.
     pub until_close: bool,
+}
+
+/// A repetition that happens at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    NotYet,
+    /// Decided, and about to happen.
+    Now,
+    Done,
 }
 
 /// The spans of a traced request.
@@ -111,6 +126,8 @@ pub struct Forward {
     pub session: Option<Used>,
     /// The session's token in the header that the route names.
     pub credential: Option<(HeaderName, HeaderValue)>,
+    /// The origin that the latest proof of possession was made for.
+    pub proven_for: Option<String>,
     pub upgrade: bool,
     /// A call of gRPC, which needs HTTP/2 and its trailers all the way; gRPC-web does not.
     pub grpc: bool,
@@ -142,6 +159,8 @@ pub struct Used {
     pub session: Arc<Session>,
     /// The idle time-out wants the last use sealed again.
     pub touch: bool,
+    /// Who sent the request.
+    pub caller: Caller,
 }
 
 impl Forward {
@@ -190,6 +209,8 @@ impl Ctx {
             form: Bytes::new(),
             body_bytes: 0,
             retried: false,
+            step_up: None,
+            proof: Again::NotYet,
             traced: None,
             tied: None,
             silence: None,

@@ -27,6 +27,7 @@ pub mod routes;
 mod serve;
 pub mod settings;
 pub mod state;
+pub mod step_up;
 pub mod upstream;
 pub mod verify;
 
@@ -47,7 +48,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::Instant;
 
-use self::ctx::{Ctx, Phase};
+use self::ctx::{Again, Ctx, Phase};
 use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
@@ -57,6 +58,9 @@ use crate::web::problem::{Code, Problem};
 
 /// Not a failure: the app refused the token, a newer one is there, and the request is sent again.
 const TOKEN_RENEWED: ErrorType = ErrorType::Custom("TokenRenewed");
+
+/// Not a failure either: the app wants a better login, and the browser is told so in our words.
+const LOGIN_WANTED: ErrorType = ErrorType::Custom("LoginWanted");
 
 /// The request handler that Pingora drives.
 #[derive(Debug)]
@@ -168,7 +172,7 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        match &ctx.phase {
+        match &mut ctx.phase {
             Phase::Forward(forward) => upstream::rewrite(request, &ctx.state, forward, &ctx.request_id),
             Phase::Arrived | Phase::Answered => {
                 Error::e_explain(ErrorType::InternalError, "forwarding was not decided")
@@ -209,9 +213,21 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Phase::Forward(forward) = &ctx.phase
+            && upstream::wants_another_proof(&ctx.state, forward, response)
+            && (forward.repeatable || forward.replayable)
+            && ctx.proof == Again::NotYet
+        {
+            ctx.proof = Again::Now;
+            return Err(Error::new_up(ErrorType::HTTPStatus(401)));
+        }
         ctx.upstream_answered.get_or_insert_with(Instant::now);
         if ctx.renew_refused_token(response).await {
             return Err(Error::new_up(TOKEN_RENEWED));
+        }
+        ctx.step_up = ctx.challenged(response.status, &response.headers);
+        if ctx.step_up.is_some() {
+            return Err(Error::new_up(LOGIN_WANTED));
         }
         ctx.tie(session, response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS
@@ -296,6 +312,11 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
+        if ctx.proof == Again::Now {
+            ctx.proof = Again::Done;
+            e.set_retry(true);
+            return e;
+        }
         if *e.etype() == TOKEN_RENEWED {
             // The next try is a request of its own.
             ctx.upstream_answered = None;
@@ -319,6 +340,15 @@ impl ProxyHttp for Gateway {
         let dead = FailToProxy { error_code: 0, can_reuse_downstream: false };
         if session.response_written().is_some_and(|head| !head.status.is_informational()) {
             return dead;
+        }
+        let head = session.req_header();
+        if let Some(response) = ctx.instead_of_challenge(&head.method, &head.headers) {
+            let code = response.status.as_u16();
+            session.set_keepalive(None);
+            return match ctx.respond(session, response).await {
+                Ok(()) => FailToProxy { error_code: code, can_reuse_downstream: false },
+                Err(_) => dead,
+            };
         }
         let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
         let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);

@@ -30,6 +30,8 @@ pub struct Settings {
     pub replay_refused: bool,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
+    /// The provider answers by POST to the callback.
+    pub form_post: bool,
 }
 
 /// What a head may be, for HTTP/2: an HTTP/1.1 head is judged by `net` while it is read.
@@ -104,6 +106,10 @@ pub struct Route {
     pub csrf: bool,
     /// Forced refresh when the token is older than this.
     pub max_token_age: Option<Duration>,
+    /// Another login when the last one is longer ago.
+    pub max_auth_age: Option<Duration>,
+    /// Another login unless the last one was of one of these classes; empty = any will do.
+    pub acr_values: Vec<String>,
     pub upstream_tls: UpstreamTls,
     pub verify: Verify,
     pub rate_limit: Option<Rate>,

@@ -25,6 +25,7 @@ use crate::metrics::{EndReason, Metrics, RouteMetrics};
 use crate::net::dial::Dialer;
 use crate::net::resolve::{Name, Names};
 use crate::oidc::Provider;
+use crate::oidc::dpop::Nonces;
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub refresh: Arc<Coordinator>,
     pub ends: Arc<Ends>,
     pub attempts: Arc<Attempts>,
+    /// What upstreams want to see in proofs of possession.
+    pub nonces: Arc<Nonces>,
     pub brought: Arc<Brought>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,

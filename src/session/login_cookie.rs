@@ -15,6 +15,7 @@ use super::store::Name;
 use super::{SessionId, Settings};
 use crate::clock::Timestamp;
 use crate::crypto::seal::{Opened, Purpose, Sealer};
+use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{Nonce, PkceVerifier, State};
 use crate::web::return_to::ReturnTo;
 
@@ -52,6 +53,8 @@ pub struct Attempt {
     pub replaces: Option<SessionId>,
     /// Where the store has that one.
     pub replaces_entry: Option<Name>,
+    /// The key that the code, and then the session's tokens, are bound to.
+    pub dpop: Option<DpopKey>,
 }
 
 /// What a callback's `state` amounts to.
@@ -192,6 +195,7 @@ const SILENT: u8 = 8;
 const RESTARTS: u8 = 9;
 const REPLACES: u8 = 10;
 const REPLACES_ENTRY: u8 = 11;
+const DPOP: u8 = 12;
 
 impl Attempt {
     /// The first 16 bytes of SHA-256 of the nonce, for `Session::nonce_hash`.
@@ -225,6 +229,9 @@ impl Attempt {
         if let Some(name) = &self.replaces_entry {
             put_tlv(&mut out, REPLACES_ENTRY, &name.0);
         }
+        if let Some(key) = &self.dpop {
+            put_tlv(&mut out, DPOP, key.as_bytes());
+        }
         out
     }
 
@@ -236,7 +243,8 @@ impl Attempt {
         let text = |value: &[u8]| std::str::from_utf8(value).ok().map(str::to_owned);
         let (mut id, mut nonce, mut verifier, mut started) = (None, None, None, None);
         let (mut return_to, mut max_age, mut acr_values) = (None, None, None);
-        let (mut silent, mut restarts, mut replaces, mut replaces_entry) = (false, None, None, None);
+        let (mut silent, mut restarts, mut replaces) = (false, None, None);
+        let (mut replaces_entry, mut dpop) = (None, None);
         let mut last = 0;
         while let Some((tag, value)) = reader.field()? {
             if tag <= last {
@@ -255,6 +263,7 @@ impl Attempt {
                 RESTARTS => restarts = value.first().copied(),
                 REPLACES => replaces = Some(SessionId(value.try_into().ok()?)),
                 REPLACES_ENTRY => replaces_entry = Some(Name(value.try_into().ok()?)),
+                DPOP => dpop = Some(DpopKey::from_bytes(value)?),
                 _ => return None,
             }
         }
@@ -270,6 +279,7 @@ impl Attempt {
             restarts: restarts?,
             replaces,
             replaces_entry,
+            dpop,
         })
     }
 }

@@ -21,7 +21,7 @@ use sidegate::refresh::shared::{OnError, Shared};
 use sidegate::refresh::{Coordinator, Demand, EndReason, Observer, OnReuse, Rotation, Settings};
 use sidegate::session::jar::Jar;
 use sidegate::session::model::{Handle, Session, SessionId};
-use sidegate::session::settings::{Layout, SameSite, Store};
+use sidegate::session::settings::{self, Layout, SameSite};
 use sidegate::web::origin::Origin;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -345,11 +345,12 @@ impl World {
         let ours = sidegate::session::Settings {
             cookie_name: "sidegate".into(),
             same_site: SameSite::Strict,
+            form_post: false,
             partitioned: false,
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),
             client_id: "app".into(),
-            store: Store::Cookie,
+            store: settings::Store::Cookie,
             layout: Layout::Single,
             prefix: "/auth".into(),
             max_age: Duration::from_secs(365 * 24 * 3600),
@@ -358,8 +359,6 @@ impl World {
             header_budget: 7600,
             claims: Vec::new(),
             id_token_needed: false,
-            layout: sidegate::session::settings::Layout::Single,
-            prefix: "/auth".into(),
         };
         let jar = Arc::new(Jar::new(ours, Keyring::new(self.keys.lock().clone()).unwrap()));
         let alive = Alive::new();
@@ -475,7 +474,6 @@ impl World {
                 return Answer::of(Status::Unavailable);
             }
             Freshened::Refused => return Answer::of(Status::Refused),
-            Freshened::Bring => unreachable!("all tokens are in one cookie"),
         };
         let accepted = self.provider.accepts(&used.access_token);
         match kind {

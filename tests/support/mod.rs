@@ -19,6 +19,7 @@ pub mod inside;
 pub mod jose;
 pub mod leak;
 pub mod mutate;
+pub mod mutual_tls;
 pub mod provider;
 pub mod redis;
 pub mod text;

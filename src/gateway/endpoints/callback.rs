@@ -1,8 +1,8 @@
-//! `GET <prefix>/callback`: the provider sends the browser back (RFC 6749 section 4.1.2).
+//! `GET <prefix>/callback`, by `form_post` also `POST`: the provider sends the browser back (RFC 6749 section 4.1.2).
 
 use std::sync::Arc;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::login::MAX_RESTARTS;
 use super::{Answer, Visitor, origin, provider_problem, set_location, store_unavailable, to_page, without_fragment};
@@ -11,6 +11,7 @@ use crate::gateway::attempts::Taken;
 use crate::gateway::routes::Matched;
 use crate::gateway::settings::Access;
 use crate::gateway::state::State;
+use crate::gateway::step_up::Wanted;
 use crate::metrics::{EndReason, LoginOutcome};
 use crate::oidc::ProviderError;
 use crate::oidc::provider::RedeemContext;
@@ -50,7 +51,15 @@ enum Callback<'a> {
 
 /// Finishes a login, or says why not.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-    let params = Params::parse(request.query);
+    let params = if request.method == Method::POST {
+        // What a form brings is all that counts: the URL of the callback has no query of ours.
+        if !has_form(request) {
+            return bad_callback(state, request, "content_type");
+        }
+        Params::form(request.form)
+    } else {
+        Params::parse(request.query)
+    };
     let (login_state, callback) = match read(&params) {
         Ok(read) => read,
         Err(reason) => return bad_callback(state, request, reason),
@@ -79,6 +88,18 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         }
         Callback::Code(code) => redeem(state, request, visitor, *attempt, clear, code, login_state).await,
     }
+}
+
+/// RFC9700-16: after a POST the browser is to go on with GET.
+fn onward(request: &RequestView<'_>) -> StatusCode {
+    if request.method == Method::POST { StatusCode::SEE_OTHER } else { StatusCode::FOUND }
+}
+
+fn has_form(request: &RequestView<'_>) -> bool {
+    let media_type =
+        request.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
 /// RFC6749-01, BFF-02: one state, and either a code or an error; no token by the front channel.
@@ -119,11 +140,13 @@ async fn redeem(
             verifier: attempt.verifier.clone(),
             max_age: attempt.max_age,
             acr_values: attempt.acr_values.clone(),
+            dpop: attempt.dpop.clone(),
             now,
         };
         let nonce_hash = attempt.nonce_hash();
         let (request_id, client) = (request.request_id.to_owned(), request.client);
         let (replaces, replaces_entry) = (attempt.replaces, attempt.replaces_entry);
+        let wanted = asked_for(&state, &attempt);
         move || {
             spans::carry(async move {
                 let outcome = match state.provider.redeem(&code, &context).await {
@@ -139,10 +162,14 @@ async fn redeem(
                             now,
                         );
                         // Before anything says that the login succeeded.
-                        state.vault.place(session, now).await.map(Arc::new).map_err(|unplaced| match unplaced {
-                            Unplaced::TooLarge(sizes) => Failure::TooLarge(sizes.to_string()),
-                            Unplaced::Away => Failure::StoreAway,
-                        })
+                        if wanted.is_some_and(|wanted| !wanted.is_met(&session, now)) {
+                            Err(Failure::Provider(ProviderError::Invalid { reason: "step_up" }))
+                        } else {
+                            state.vault.place(session, now).await.map(Arc::new).map_err(|unplaced| match unplaced {
+                                Unplaced::TooLarge(sizes) => Failure::TooLarge(sizes.to_string()),
+                                Unplaced::Away => Failure::StoreAway,
+                            })
+                        }
                     }
                     Err(error) => Err(Failure::Provider(error)),
                 };
@@ -166,7 +193,7 @@ async fn redeem(
                 // this redirect: leave a short-lived trace of the attempt, by which that page is answered with a hop.
                 let typed = request.headers.get("sec-fetch-site").is_some_and(|site| site == "none");
                 let attempt_cookie = if typed { state.logins.trace(attempt.id) } else { clear };
-                set_location(to_page(StatusCode::FOUND, &attempt.return_to), &without_fragment(&attempt.return_to))
+                set_location(to_page(onward(request), &attempt.return_to), &without_fragment(&attempt.return_to))
                     .set_cookies(cookies)
                     .set_cookies(attempt_cookie)
                     .into()
@@ -238,7 +265,7 @@ async fn refused_by_provider(
             pages::signed_out(&attempt.return_to.login_url(&state.settings.prefix))
         } else {
             let location = without_fragment(&attempt.return_to);
-            set_location(to_page(StatusCode::FOUND, &attempt.return_to), &location)
+            set_location(to_page(onward(request), &attempt.return_to), &location)
         };
         return response.set_cookies(clear).into();
     }
@@ -267,11 +294,23 @@ fn error_word(error: &str) -> &'static str {
     KNOWN.into_iter().find(|known| *known == error).unwrap_or("provider_error")
 }
 
+/// What the page behind the login wants of it, when the login was asked for something of the kind: one that falls short
+/// would be sent round and round.
+fn asked_for(state: &State, attempt: &Attempt) -> Option<Wanted> {
+    attempt.max_age.map(drop).or(attempt.acr_values.as_ref().map(drop))?;
+    let path = attempt.return_to.as_str().split(['?', '#']).next().unwrap_or("/");
+    let path = CleanPath::parse(path).ok()?;
+    match state.routes.find(&path, state.settings.public.host(), Some(&Method::GET)) {
+        Matched::Route(entry) => Wanted::of_route(&entry.0.settings),
+        Matched::MethodNotAllowed { .. } | Matched::None => None,
+    }
+}
+
 /// Whether sending the browser to this page would start another login.
 fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) -> bool {
     let path = target.as_str().split(['?', '#']).next().unwrap_or("/");
     let Ok(path) = CleanPath::parse(path) else { return true };
-    match state.routes.find(&path, request.host, Some(&http::Method::GET)) {
+    match state.routes.find(&path, request.host, Some(&Method::GET)) {
         Matched::Route(entry) => entry.0.settings.access == Access::Session,
         Matched::MethodNotAllowed { .. } | Matched::None => false,
     }
@@ -282,7 +321,7 @@ fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) ->
 fn stale(state: &State, request: &RequestView<'_>, visitor: &Visitor, login_state: &str, restarts: u8) -> Answer {
     tracing::info!(target: "sidegate", event = "login_stale", request_id = request.request_id, restarts);
     if visitor.session.is_some() {
-        return to_page(StatusCode::FOUND, &ReturnTo::home()).into();
+        return to_page(onward(request), &ReturnTo::home()).into();
     }
     if restarts >= MAX_RESTARTS {
         return bad_callback(state, request, "stale");

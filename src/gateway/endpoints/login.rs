@@ -7,6 +7,7 @@ use http::StatusCode;
 use super::{Answer, Visitor, csrf, provider_problem, to_page};
 use crate::crypto::random;
 use crate::gateway::state::State;
+use crate::gateway::step_up::MAX_ACR_VALUES;
 use crate::oidc::authorize::AuthorizationRequest;
 use crate::oidc::types::{Nonce, PkceVerifier};
 use crate::session::login_cookie::Attempt;
@@ -18,9 +19,6 @@ use crate::web::return_to::ReturnTo;
 
 /// How often a login may start over by itself because its attempt went stale.
 pub(super) const MAX_RESTARTS: u8 = 3;
-/// Longer `acr_values` are not passed on: they travel in the attempt's cookie, which must
-/// stay below what browsers take, else a link could make logins fail.
-const MAX_ACR_VALUES: usize = 512;
 
 /// Starts a login: 302 to the provider, with an attempt's cookie.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
@@ -104,6 +102,7 @@ async fn start(
             .and_then(|session| session.ticket.as_ref())
             .or(visitor.away.as_ref())
             .map(|ticket| state.jar.entry_name(ticket)),
+        dpop: state.provider.new_dpop_key(),
     };
     let (login_state, cookies) = state.logins.start(&attempt, request.headers, request.now);
     let authorization = AuthorizationRequest {
@@ -111,6 +110,7 @@ async fn start(
         nonce: attempt.nonce.clone(),
         verifier: attempt.verifier.clone(),
         login_params: asked,
+        dpop: attempt.dpop.clone(),
     };
     match state.provider.authorization_url(&authorization).await {
         Ok(url) => LocalResponse::redirect(StatusCode::FOUND, &url).set_cookies(cookies).into(),

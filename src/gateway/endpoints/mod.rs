@@ -106,9 +106,10 @@ impl Endpoint {
         }
     }
 
-    /// Its methods, as `Allow` lists them.
-    pub fn methods(self) -> &'static str {
+    /// Its methods, as `Allow` lists them. The provider's answer comes by POST only where it was asked to (`form_post`).
+    pub fn methods(self, settings: &Settings) -> &'static str {
         match self {
+            Self::Callback if settings.form_post => "GET, POST",
             Self::Login | Self::Callback | Self::Frontchannel | Self::Events => "GET",
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh | Self::Backchannel => "POST",
@@ -127,19 +128,19 @@ impl Endpoint {
     }
 
     /// Whether it reads a form from the request's body.
-    pub fn reads_form(self) -> bool {
-        self == Self::Backchannel
+    pub fn reads_form(self, settings: &Settings) -> bool {
+        self == Self::Backchannel || (self == Self::Callback && settings.form_post)
     }
 
-    fn takes(self, method: &Method) -> bool {
-        self == Self::Renew || self.methods().split(", ").any(|own| own == method.as_str())
+    fn takes(self, method: &Method, settings: &Settings) -> bool {
+        self == Self::Renew || self.methods(settings).split(", ").any(|own| own == method.as_str())
     }
 
     /// Serves one request.
     pub async fn serve(self, state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-        if !self.takes(request.method) {
+        if !self.takes(request.method, &state.settings) {
             let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
-            return problem.allow(self.methods().to_owned()).into();
+            return problem.allow(self.methods(&state.settings).to_owned()).into();
         }
         let needs_session = matches!(self, Self::Session | Self::Refresh | Self::Events | Self::Renew);
         if needs_session && visitor.away.is_some() {

@@ -157,9 +157,9 @@ fn number(digits: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|_| fits)
 }
 
-/// The provider's redirect is cross-site: a Strict cookie would stay behind.
+/// The provider's redirect is cross-site: a Strict cookie would stay behind, and a Lax one with a POST.
 pub(in crate::session) fn login_same_site(settings: &Settings) -> SameSite {
-    if settings.same_site == SameSite::None { SameSite::None } else { SameSite::Lax }
+    if settings.same_site == SameSite::None || settings.form_post { SameSite::None } else { SameSite::Lax }
 }
 
 /// A `Set-Cookie` value with a life in seconds, or one that removes the cookie.

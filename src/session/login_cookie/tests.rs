@@ -19,6 +19,7 @@ fn attempt(number: u8, started: Timestamp) -> Attempt {
         restarts: 2,
         replaces: Some(SessionId([3; 16])),
         replaces_entry: Some(Name([4; 16])),
+        dpop: None,
     }
 }
 
