@@ -61,6 +61,7 @@ fn settings() -> Settings {
     Settings {
         cookie_name: "sidegate".into(),
         same_site: SameSite::Strict,
+        form_post: false,
         partitioned: false,
         public: Origin::parse("https://app.example.com").expect("an origin"),
         issuer: "https://login.example.com/realms/production".into(),

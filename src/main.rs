@@ -97,7 +97,13 @@ fn check(files: &[std::path::PathBuf], online: bool) -> ExitCode {
     let findings = tokio::runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
         runtime.block_on(async {
             match oidc::Provider::new(config.oidc.clone(), sidegate::clock::Clock::System, Box::new(|_, _| {})) {
-                Ok(provider) => provider.judge_online().await,
+                Ok(provider) => {
+                    let findings = provider.judge_online().await;
+                    if !findings.iter().any(|finding| finding.fatal) {
+                        provider.advice().iter().for_each(|advice| say!("note: {advice}"));
+                    }
+                    findings
+                }
                 Err(error) => {
                     vec![oidc::provider::Finding { fatal: true, key: "provider", text: error.to_string() }]
                 }

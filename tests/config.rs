@@ -406,8 +406,7 @@ fn weakening_is_said_aloud() {
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
     for (from, to, key) in [
-        ("client_id = \"spa\"", "client_id = \"spa\"\npar = \"require\"", "provider.par"),
-        ("client_id = \"spa\"", "client_id = \"spa\"\ndpop = \"require\"", "provider.dpop"),
+        ("client_id = \"spa\"", "client_id = \"spa\"\ntenant = \"x\"", "provider.tenant"),
         ("listen =", "h2c = true\nlisten =", "server.h2c"),
         ("path = \"/api/\"", "path = \"/api/\"\ntoken = { audience = \"x\" }", "route[0].token"),
     ] {

@@ -526,7 +526,7 @@ async fn the_client_authenticates_in_the_configured_way() {
     ] {
         let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
         provider.set(|s| {
-            s.client_auth = how;
+            s.client_auth = how.clone();
             s.client_id = "spa client:%/\u{e9}".to_owned();
             s.client_secret = format!("{} a:b%+&=\u{e9}/", mark("secret-"));
         });

@@ -44,6 +44,7 @@ pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
         refresh,
         ends: Arc::new(ends),
         attempts: Arc::new(Attempts::default()),
+        nonces: Arc::default(),
         brought: Arc::default(),
         metrics,
         clock: clock.clone(),

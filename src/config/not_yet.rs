@@ -1,10 +1,9 @@
 //! Documented keys whose feature this version does not have. A wish that cannot be fulfilled is refused, or said aloud
 //! where going on without it is safe; never ignored. A line goes when its feature comes.
 
+use super::parse::is_basic_raw;
 use super::problem::Findings;
-use super::raw::{
-    ClientAuth, Dpop, Layout, OneOrMany, Par, Provider, RawConfig, ResponseMode, Route, RouteToken, Store,
-};
+use super::raw::{Layout, OneOrMany, Provider, RawConfig, Route, RouteToken, Store};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
@@ -31,15 +30,7 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
 
 fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
-    let auth = provider.client_auth;
-    refuse(!matches!(auth, ClientAuth::Basic | ClientAuth::Post | ClientAuth::None), "client_auth");
-    refuse(provider.par == Par::Require, "par");
-    refuse(provider.dpop == Dpop::Require, "dpop");
-    refuse(provider.response_mode == ResponseMode::FormPost, "response_mode");
-    refuse(provider.profile.is_some(), "profile");
-    refuse(provider.tls_cert_file.is_some(), "tls_cert_file");
-    refuse(provider.tls_key_file.is_some(), "tls_key_file");
-    refuse(provider.dialect.is_some(), "dialect");
+    refuse(provider.dialect.as_ref().is_some_and(|dialect| !is_basic_raw(dialect)), "dialect");
     refuse(provider.tenant.is_some(), "tenant");
     refuse(provider.allowed_tenants.is_some(), "allowed_tenants");
     refuse(provider.domain.is_some(), "domain");
@@ -49,8 +40,6 @@ fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
     refuse(provider.project_id.is_some(), "project_id");
     refuse(provider.user_scopes.is_some(), "user_scopes");
     refuse(provider.endpoints.refresh.is_some(), "endpoints.refresh");
-    let mut mention = |wished: bool, key: &str| gaps.mention(wished, &format!("{at}.{key}"));
-    mention(provider.endpoints.pushed_authorization_request.is_some(), "endpoints.pushed_authorization_request");
 }
 
 fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {

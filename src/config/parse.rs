@@ -1,9 +1,10 @@
 //! What the configuration means: every rule that a schema cannot say. Goes through all sections before it gives up, so
 //! that one run shows every mistake.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -20,7 +21,8 @@ use super::{AdminSettings, Config, LogFormat, LogSettings, Reading, ServerSettin
 use crate::crypto::keyring::{Key, Keyring};
 use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
-use crate::oidc::settings::{ClientAuth, Endpoints};
+use crate::oidc::settings::{CertificateFiles, ClientAuth, Endpoints};
+use crate::oidc::signing::SigningKey;
 use crate::secret::Secret;
 use crate::web::origin::{Origin, is_loopback};
 use crate::{gateway, oidc, refresh, session};
@@ -157,6 +159,7 @@ impl Parser {
                 raw::SameSite::Lax => session::settings::SameSite::Lax,
                 raw::SameSite::None => session::settings::SameSite::None,
             },
+            form_post: oidc.form_post,
             partitioned: raw.session.partitioned,
             public: public.clone(),
             issuer: oidc.issuer.clone(),
@@ -184,6 +187,7 @@ impl Parser {
             trusted_proxies: server.trusted_proxies.clone(),
             replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
+            form_post: oidc.form_post,
         };
         Some(Config {
             server,
@@ -409,22 +413,20 @@ impl Parser {
             _ => {}
         }
         let client_id = client_id.map(str::to_owned);
-        let client_auth = self.client_auth(at, provider);
         if provider.profile.is_some() {
             self.fapi2(at, provider);
+        }
+        let signing_key = self.signing_key(at, provider);
+        let client_certificate = self.client_certificate(at, provider);
+        let client_auth = self.client_auth(at, provider, signing_key.as_ref());
+        if provider.request_object == raw::RequestObject::Require && provider.private_key_file.is_none() {
+            self.found.missing(&key("private_key_file"), "is required with request_object = \"require\"");
         }
         if provider.response_mode == raw::ResponseMode::FormPost && public.is_some_and(|public| !public.is_https()) {
             self.found.problem(
                 key("response_mode"),
                 "\"form_post\" needs an https server.public_url: browsers drop its cookie otherwise",
             );
-        }
-        if let Some(path) = &provider.private_key_file {
-            self.files.private(&key("private_key_file"), path, &mut self.found);
-        }
-        if provider.tls_cert_file.is_some() || provider.tls_key_file.is_some() {
-            let paths = [&provider.tls_cert_file, &provider.tls_key_file];
-            self.both(at, ["tls_cert_file", "tls_key_file"], paths);
         }
         if let Some(path) = &provider.ca_file {
             self.files.certificates(&key("ca_file"), path, &mut self.found);
@@ -476,6 +478,20 @@ impl Parser {
             backchannel_base_url,
             client_id: client_id?,
             client_auth: client_auth?,
+            signing_key,
+            client_certificate,
+            par: match provider.par {
+                raw::Par::Auto => oidc::settings::Par::Auto,
+                raw::Par::Require => oidc::settings::Par::Require,
+                raw::Par::Off => oidc::settings::Par::Off,
+            },
+            request_object: match provider.request_object {
+                raw::RequestObject::Auto => oidc::settings::RequestObject::Auto,
+                raw::RequestObject::Require => oidc::settings::RequestObject::Require,
+            },
+            dpop: provider.dpop == raw::Dpop::Require,
+            form_post: provider.response_mode == raw::ResponseMode::FormPost,
+            iss_required: provider.profile == Some(raw::SecurityProfile::Fapi2),
             ca_file: provider.ca_file.as_ref().map(PathBuf::from),
             scopes: provider.scopes.clone(),
             audience: provider.audience.clone(),
@@ -585,8 +601,8 @@ impl Parser {
         let mut read =
             |name: &str, text: &Option<String>| text.as_ref().and_then(|text| self.provider_url(&join(at, name), text));
         read("refresh", &raw.refresh);
-        read("pushed_authorization_request", &raw.pushed_authorization_request);
         Endpoints {
+            pushed_authorization_request: read("pushed_authorization_request", &raw.pushed_authorization_request),
             authorization: read("authorization", &raw.authorization),
             token: read("token", &raw.token),
             jwks: read("jwks", &raw.jwks),
@@ -596,7 +612,58 @@ impl Parser {
         }
     }
 
-    fn client_auth(&mut self, at: &str, provider: &mut raw::Provider) -> Option<ClientAuth> {
+    /// The key of `private_key_file`, whatever it is for.
+    fn signing_key(&mut self, at: &str, provider: &raw::Provider) -> Option<Arc<SigningKey>> {
+        let at = |name: &str| join(at, name);
+        let path = provider.private_key_file.as_deref()?;
+        let content = self.files.private(&at("private_key_file"), path, &mut self.found)?;
+        let key = match SigningKey::parse(&content, provider.private_key_id.as_deref()) {
+            Ok(key) => key,
+            Err(error) => {
+                self.found.problem(at("private_key_file"), format!("{path} {error}"));
+                return None;
+            }
+        };
+        let fapi2 = provider.profile.is_some();
+        let wanted = match provider.private_key_alg {
+            Some(raw::PrivateKeyAlg::Es256) => Algorithm::Es256,
+            Some(raw::PrivateKeyAlg::Rs256) => Algorithm::Rs256,
+            Some(raw::PrivateKeyAlg::Ps256) => Algorithm::Ps256,
+            Some(raw::PrivateKeyAlg::EdDsa) => Algorithm::EdDsa,
+            None if fapi2 && key.algorithm() == Algorithm::Rs256 => Algorithm::Ps256,
+            None => key.algorithm(),
+        };
+        if fapi2 && wanted == Algorithm::Rs256 {
+            self.found.problem(
+                at("private_key_alg"),
+                "must not be \"RS256\" with profile = \"fapi2\"; use \"PS256\", \"ES256\" or \"EdDSA\"",
+            );
+        }
+        let fitting = key.with_algorithm(wanted);
+        if fitting.is_none() {
+            self.found.problem(
+                at("private_key_alg"),
+                format!("\"{wanted}\" does not fit the key in {path}; leave it out, and the key decides"),
+            );
+        }
+        fitting.map(Arc::new)
+    }
+
+    fn client_certificate(&mut self, at: &str, provider: &raw::Provider) -> Option<CertificateFiles> {
+        if provider.tls_cert_file.is_none() && provider.tls_key_file.is_none() {
+            return None;
+        }
+        let paths = [&provider.tls_cert_file, &provider.tls_key_file];
+        let (cert, key) = self.both(at, ["tls_cert_file", "tls_key_file"], paths)?;
+        Some(CertificateFiles { cert: PathBuf::from(cert), key: PathBuf::from(key) })
+    }
+
+    fn client_auth(
+        &mut self,
+        at: &str,
+        provider: &mut raw::Provider,
+        signing_key: Option<&Arc<SigningKey>>,
+    ) -> Option<ClientAuth> {
         let key = join(at, "client_secret");
         let given = provider.client_secret.is_some() || provider.client_secret_file.is_some();
         let secret = self.secret(&key, &mut provider.client_secret, &mut provider.client_secret_file);
@@ -613,6 +680,14 @@ impl Parser {
                 }
                 match provider.client_auth {
                     raw::ClientAuth::Post => secret.map(ClientAuth::Post),
+                    raw::ClientAuth::SecretJwt => {
+                        // RFC 7518 section 3.2: not shorter than the hash.
+                        if secret.as_ref().is_some_and(|secret| secret.expose().len() < 32) {
+                            self.found.warn(&key, "is shorter than 32 bytes, which client_secret_jwt (HS256) asks for");
+                        }
+                        secret.map(ClientAuth::SecretJwt)
+                    }
+                    _ if provider.dialect.as_ref().is_some_and(is_basic_raw) => secret.map(ClientAuth::BasicRaw),
                     _ => secret.map(ClientAuth::Basic),
                 }
             }
@@ -621,14 +696,14 @@ impl Parser {
                     self.found
                         .missing(&join(at, "private_key_file"), "is required with client_auth = \"private_key_jwt\"");
                 }
-                None
+                signing_key.cloned().map(ClientAuth::PrivateKeyJwt)
             }
             raw::ClientAuth::Tls => {
                 if provider.tls_cert_file.is_none() {
                     self.found
                         .missing(&join(at, "tls_cert_file"), "is required with client_auth = \"tls_client_auth\"");
                 }
-                None
+                Some(ClientAuth::Tls)
             }
             raw::ClientAuth::None => {
                 if given {
@@ -639,7 +714,9 @@ impl Parser {
         }
     }
 
-    fn fapi2(&mut self, at: &str, provider: &raw::Provider) {
+    /// What FAPI 2.0 asks of a client is switched on where nothing is said, and refused where something else is.
+    fn fapi2(&mut self, at: &str, provider: &mut raw::Provider) {
+        let said = |this: &Self, name: &str| this.found.sources.layer(&join(at, name)).is_some();
         let by_certificate = provider.client_auth == raw::ClientAuth::Tls;
         if !by_certificate && provider.client_auth != raw::ClientAuth::PrivateKeyJwt {
             self.found.problem(
@@ -647,20 +724,33 @@ impl Parser {
                 "must be \"private_key_jwt\" or \"tls_client_auth\" with profile = \"fapi2\"",
             );
         }
-        if provider.par == raw::Par::Off {
-            self.found.problem(join(at, "par"), "must not be \"off\" with profile = \"fapi2\"");
+        match provider.par {
+            raw::Par::Off => {
+                self.found.problem(join(at, "par"), "must not be \"off\" with profile = \"fapi2\"");
+            }
+            raw::Par::Auto => provider.par = raw::Par::Require,
+            raw::Par::Require => {}
         }
         if provider.dpop == raw::Dpop::Off && !by_certificate {
-            self.found.problem(
-                join(at, "dpop"),
-                "must be \"require\" with profile = \"fapi2\", or tokens be bound by tls_client_auth",
-            );
+            if said(self, "dpop") {
+                self.found.problem(
+                    join(at, "dpop"),
+                    "must be \"require\" with profile = \"fapi2\", or tokens be bound by tls_client_auth",
+                );
+            }
+            provider.dpop = raw::Dpop::Require;
         }
-        if provider.id_token_alg == raw::IdTokenAlg::Rs256 {
-            self.found.problem(
-                join(at, "id_token_alg"),
-                "must not be \"RS256\" with profile = \"fapi2\"; use \"PS256\", \"ES256\" or \"EdDSA\"",
-            );
+        if !matches!(provider.id_token_alg, raw::IdTokenAlg::Ps256 | raw::IdTokenAlg::Es256 | raw::IdTokenAlg::EdDsa) {
+            if said(self, "id_token_alg") {
+                self.found.problem(
+                    join(at, "id_token_alg"),
+                    format!(
+                        "must not be {:?} with profile = \"fapi2\"; use \"PS256\", \"ES256\" or \"EdDSA\"",
+                        provider.id_token_alg.as_str()
+                    ),
+                );
+            }
+            provider.id_token_alg = raw::IdTokenAlg::Ps256;
         }
     }
 
@@ -1094,6 +1184,11 @@ fn algorithm(alg: raw::IdTokenAlg) -> Algorithm {
         raw::IdTokenAlg::Es384 => Algorithm::Es384,
         raw::IdTokenAlg::EdDsa => Algorithm::EdDsa,
     }
+}
+
+/// The one dialect of client authentication that is known so far: Basic without the form-encoding.
+pub(super) fn is_basic_raw(dialect: &BTreeMap<String, serde_json::Value>) -> bool {
+    *dialect == BTreeMap::from([("token".to_owned(), serde_json::json!({"auth": "basic_raw"}))])
 }
 
 /// Whether a host of an upstream is this machine.

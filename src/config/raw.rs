@@ -233,6 +233,10 @@ words!(
     Par { Auto = "auto", Require = "require", Off = "off" }
 );
 words!(
+    /// Signed authorization requests (RFC 9101).
+    RequestObject { Auto = "auto", Require = "require" }
+);
+words!(
     /// Sender-constrained tokens (RFC 9449).
     Dpop { Off = "off", Require = "require" }
 );
@@ -308,6 +312,8 @@ pub struct Provider {
     pub login_params: Vec<String>,
     /// Pushed authorization requests.
     pub par: Par,
+    /// Signed authorization requests: `auto` where the provider demands them; by `private_key_file`.
+    pub request_object: RequestObject,
     /// Sender-constrained tokens.
     pub dpop: Dpop,
     /// How the provider's answer travels back.
@@ -384,6 +390,7 @@ impl Default for Provider {
             token_params: BTreeMap::new(),
             login_params: strings(&["prompt", "login_hint", "ui_locales", "acr_values", "max_age"]),
             par: Par::Auto,
+            request_object: RequestObject::Auto,
             dpop: Dpop::Off,
             response_mode: ResponseMode::Query,
             id_token_alg: IdTokenAlg::Rs256,

@@ -57,8 +57,19 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// The request is sent once more, with the nonce that the upstream wants.
+    pub proof: Again,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
     pub tied: Option<Tied>,
+}
+
+/// A repetition that happens at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    NotYet,
+    /// Decided, and about to happen.
+    Now,
+    Done,
 }
 
 /// The route's name in log and metric: bounded.
@@ -87,6 +98,8 @@ pub struct Forward {
     pub session: Option<Used>,
     /// The session's token in the header that the route names.
     pub credential: Option<(HeaderName, HeaderValue)>,
+    /// The origin that the latest proof of possession was made for.
+    pub proven_for: Option<String>,
     pub upgrade: bool,
     /// Expects a stream of events: silence is no error.
     pub event_stream: bool,
@@ -151,6 +164,7 @@ impl Ctx {
             form: Bytes::new(),
             body_bytes: 0,
             retried: false,
+            proof: Again::NotYet,
             tied: None,
         }
     }

@@ -30,7 +30,7 @@ pub fn explain(settings: &Settings, embedded: bool, method: &Method, target: &st
         return match Endpoint::find(rest) {
             Some(endpoint) => format!(
                 "endpoint         {prefix}{rest}, answered by sidegate itself\nmethods          {}\n",
-                endpoint.methods()
+                endpoint.methods(settings)
             ),
             None => {
                 refusal(&Problem::new(Code::NoRoute, "There is no such endpoint below the prefix.")) + prefix + "\n"

@@ -61,6 +61,7 @@ impl Ctx {
             route: entry,
             session: used,
             credential,
+            proven_for: None,
             expire,
         }))
     }

@@ -42,7 +42,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::Instant;
 
-use self::ctx::{Ctx, Phase};
+use self::ctx::{Again, Ctx, Phase};
 use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
@@ -133,7 +133,7 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        match &ctx.phase {
+        match &mut ctx.phase {
             Phase::Forward(forward) => upstream::rewrite(request, &ctx.state, forward, &ctx.request_id),
             Phase::Arrived | Phase::Answered => {
                 Error::e_explain(ErrorType::InternalError, "forwarding was not decided")
@@ -165,6 +165,14 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Phase::Forward(forward) = &ctx.phase
+            && upstream::wants_another_proof(&ctx.state, forward, response)
+            && (forward.repeatable || forward.replayable)
+            && ctx.proof == Again::NotYet
+        {
+            ctx.proof = Again::Now;
+            return Err(Error::new_up(ErrorType::HTTPStatus(401)));
+        }
         ctx.upstream_answered.get_or_insert_with(Instant::now);
         if ctx.renew_refused_token(response).await {
             return Err(Error::new_up(TOKEN_RENEWED));
@@ -221,6 +229,11 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
+        if ctx.proof == Again::Now {
+            ctx.proof = Again::Done;
+            e.set_retry(true);
+            return e;
+        }
         if *e.etype() == TOKEN_RENEWED {
             // The next try is a request of its own.
             ctx.upstream_answered = None;

@@ -96,7 +96,8 @@ impl Ctx {
         let target = std::str::from_utf8(head.raw_path()).map(origin_form).unwrap_or_default();
         let path = target.split('?').next().unwrap_or_default();
         let endpoint = below(path, &self.state.settings.prefix).and_then(Endpoint::find);
-        let reads = |endpoint: Endpoint| endpoint.reads_form() && endpoint.is_on(&self.state.settings);
+        let settings = &self.state.settings;
+        let reads = |endpoint: Endpoint| endpoint.reads_form(settings) && endpoint.is_on(&self.state.settings);
         if head.method != Method::POST || !endpoint.is_some_and(reads) {
             return Ok(());
         }

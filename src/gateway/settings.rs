@@ -29,6 +29,8 @@ pub struct Settings {
     pub replay_refused: bool,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
+    /// The provider answers by POST to the callback.
+    pub form_post: bool,
 }
 
 /// What a head may be, for HTTP/2: an HTTP/1.1 head is judged by `net` while it is read.

@@ -21,6 +21,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
 use crate::net::resolve::Name;
 use crate::oidc::Provider;
+use crate::oidc::dpop::Nonces;
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
@@ -59,6 +60,8 @@ pub struct Shared {
     pub refresh: Arc<Coordinator>,
     pub ends: Arc<Ends>,
     pub attempts: Arc<Attempts>,
+    /// What upstreams want to see in proofs of possession.
+    pub nonces: Arc<Nonces>,
     pub brought: Arc<Brought>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,

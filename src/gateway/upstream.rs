@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, header};
-use pingora::http::RequestHeader;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorType, Result};
@@ -11,6 +11,7 @@ use pingora::{Error, ErrorType, Result};
 use super::ctx::Forward;
 use super::settings::{Route, Token};
 use super::state::{Endpoint, State};
+use crate::oidc::dpop;
 use crate::session::Session;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
@@ -24,6 +25,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The id that the log, the upstream and a problem document share.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const DPOP: HeaderName = HeaderName::from_static("dpop");
+const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -113,13 +116,52 @@ pub fn credential(route: &Route, session: &Session) -> Result<Option<(HeaderName
             id_token.as_deref().ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?
         }
     };
+    // A bound token is no bearer token (RFC 9449 section 7.1).
+    let bound = is_bound(route, session);
     let value = match &route.token_header.scheme {
+        Some(scheme) if bound && scheme.eq_ignore_ascii_case("Bearer") => {
+            HeaderValue::try_from(format!("DPoP {token}"))
+        }
         Some(scheme) => HeaderValue::try_from(format!("{scheme} {token}")),
         None => HeaderValue::try_from(token),
     };
     let mut value = value.map_err(|_| missing("The provider's token cannot stand in a header."))?;
     value.set_sensitive(true);
     Ok(Some((route.token_header.name.clone(), value)))
+}
+
+/// Whether the token of this route counts only with a proof of the session's key.
+pub fn is_bound(route: &Route, session: &Session) -> bool {
+    route.token == Token::Access && session.dpop.is_some()
+}
+
+/// A proof for the request as it leaves us (RFC 9449 section 4.2): `target` is its path and query, `host` its `Host`.
+fn proof(state: &State, session: &Session, method: &str, origin: &str, target: &str) -> Option<HeaderValue> {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    let nonce = state.nonces.get(origin);
+    let key = session.dpop.as_ref()?;
+    let htu = format!("{origin}{path}");
+    let proof = key.proof(method, &htu, Some(&session.access_token), nonce.as_deref(), state.clock.now())?;
+    let mut proof = HeaderValue::try_from(proof).ok()?;
+    proof.set_sensitive(true);
+    Some(proof)
+}
+
+/// The origin that a request of this head is for, in the words of the head.
+fn origin(tls: bool, head: &RequestHeader) -> Option<String> {
+    let host = head.headers.get(header::HOST)?.to_str().ok()?;
+    Some(format!("{}://{host}", if tls { "https" } else { "http" }))
+}
+
+/// What an upstream says about proofs: its nonce is kept for the next request. True when this one failed for want of
+/// the nonce, and another try has it (RFC 9449 section 9).
+pub fn wants_another_proof(state: &State, forward: &Forward, response: &ResponseHeader) -> bool {
+    let Some(origin) = forward.proven_for.as_deref() else { return false };
+    let text = |value: &HeaderValue| value.to_str().map(str::to_owned).ok();
+    let nonce = response.headers.get(DPOP_NONCE).and_then(text);
+    let news = nonce.is_some_and(|nonce| state.nonces.put(origin, &nonce));
+    let mut challenges = response.headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(text);
+    news && response.status == StatusCode::UNAUTHORIZED && challenges.any(|value| dpop::demands_nonce(&value))
 }
 
 /// The claim behind an identity header.
@@ -135,7 +177,7 @@ fn claim(session: &Session, name: &str) -> Option<HeaderValue> {
 ///
 /// # Errors
 /// When the head cannot be made: nothing is sent then, for what the client sent must not pass as it is.
-pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, request_id: &str) -> Result<()> {
+pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward, request_id: &str) -> Result<()> {
     let target = forward.target().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
     let unwanted: Vec<HeaderName> = request
         .headers
@@ -175,6 +217,14 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &Forward, re
 
     if let Some((name, value)) = &forward.credential {
         set(request, name.clone(), Some(value.clone()));
+    }
+    let route = &forward.route.settings;
+    if let Some(used) = forward.session.as_ref().filter(|used| is_bound(route, &used.session)) {
+        let failed = || Error::new_in(ErrorType::InternalError);
+        let origin = origin(target.tls, request).ok_or_else(failed)?;
+        let proof = proof(state, &used.session, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
+        set(request, DPOP, Some(proof));
+        forward.proven_for = Some(origin);
     }
     if let Some(used) = &forward.session {
         for (name, source) in &forward.route.settings.identity_headers {

@@ -1,12 +1,26 @@
 //! The authorization request (RFC 6749 section 4.1.1, OpenID Connect Core section 3.1.2.1, PKCE).
 
+use std::time::Duration;
+
 use base64_simd::URL_SAFE_NO_PAD;
 use ring::digest;
+use serde_json::{Map, Value};
 use url::Url;
 
+use super::dpop::DpopKey;
+use super::error::ProviderError;
+use super::json;
 use super::metadata::ProviderMetadata;
 use super::settings::Settings;
+use super::signing::{SigningKey, fresh_id};
+use super::token::{self, Answer};
 use super::types::{Nonce, PkceVerifier, State};
+use crate::clock::Timestamp;
+
+/// How long a signed request holds: it is used at once.
+const REQUEST_OBJECT_LIFE: Duration = Duration::from_secs(120);
+/// A longer `request_uri` is not one: it has to fit into the browser's URL.
+const MAX_REQUEST_URI: usize = 2048;
 
 /// What one login adds to the fixed parameters.
 #[derive(Clone, Debug)]
@@ -19,6 +33,8 @@ pub struct AuthorizationRequest {
     pub verifier: PkceVerifier,
     /// What `/auth/login` was asked to pass on; names outside `login_params` are dropped.
     pub login_params: Vec<(String, String)>,
+    /// The key that the code is bound to (RFC 9449 section 10).
+    pub dpop: Option<DpopKey>,
 }
 
 /// The S256 challenge of a verifier (RFC 7636 section 4.2).
@@ -32,38 +48,107 @@ pub fn scope(settings: &Settings, metadata: &ProviderMetadata) -> String {
     settings.scopes.iter().filter(wanted).map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
-/// The URL to send the browser to. No parameter occurs twice (but `resource`, RFC 8707 section 2): ours win, then
-/// `authorize_params`, then the login's, then what the endpoint itself carries.
-pub fn url(settings: &Settings, metadata: &ProviderMetadata, request: &AuthorizationRequest) -> String {
-    let mut pairs: Vec<(&str, &str)> = Vec::with_capacity(16);
-    let (scope, challenge) = (scope(settings, metadata), challenge(&request.verifier));
-    pairs.push(("response_type", "code"));
-    pairs.push(("client_id", &settings.client_id));
-    pairs.push(("redirect_uri", &settings.redirect_uri));
+/// The parameters of the request. None occurs twice (but `resource`, RFC 8707 section 2): ours win, then
+/// `authorize_params`, then the login's.
+pub fn parameters(
+    settings: &Settings,
+    metadata: &ProviderMetadata,
+    request: &AuthorizationRequest,
+) -> Vec<(String, String)> {
+    let mut pairs: Vec<(String, String)> = Vec::with_capacity(16);
+    let mut put = |name: &str, value: &str| pairs.push((name.to_owned(), value.to_owned()));
+    put("response_type", "code");
+    put("client_id", &settings.client_id);
+    put("redirect_uri", &settings.redirect_uri);
+    let scope = scope(settings, metadata);
     if !scope.is_empty() {
-        pairs.push(("scope", &scope));
+        put("scope", &scope);
     }
-    pairs.push(("state", request.state.expose()));
-    pairs.push(("nonce", request.nonce.expose()));
-    pairs.push(("code_challenge", &challenge));
-    pairs.push(("code_challenge_method", "S256"));
+    put("state", request.state.expose());
+    put("nonce", request.nonce.expose());
+    put("code_challenge", &challenge(&request.verifier));
+    put("code_challenge_method", "S256");
+    if settings.form_post {
+        put("response_mode", "form_post");
+    }
+    if let Some(thumbprint) = request.dpop.as_ref().and_then(DpopKey::thumbprint) {
+        put("dpop_jkt", &thumbprint);
+    }
     if let Some(audience) = &settings.audience {
-        pairs.push(("audience", audience));
+        put("audience", audience);
     }
-    pairs.extend(settings.resource.iter().map(|resource| ("resource", resource.as_str())));
+    settings.resource.iter().for_each(|resource| put("resource", resource));
 
-    let endpoint = &metadata.authorization;
     let fixed = settings.authorize_params.iter();
     let asked = request.login_params.iter().filter(|(name, _)| settings.login_params.contains(name));
     for (name, value) in fixed.chain(asked) {
         // The answer's form is ours to choose: it must come back to the callback as a code.
         if name != "response_mode" && !pairs.iter().any(|(known, _)| known == name) {
-            pairs.push((name, value));
+            pairs.push((name.clone(), value.clone()));
         }
     }
+    pairs
+}
+
+/// The URL to send the browser to. What the endpoint itself carries stays where we say nothing else.
+pub fn url(endpoint: &Url, pairs: &[(String, String)]) -> String {
     let own: Vec<_> =
         endpoint.query_pairs().filter(|(name, _)| !pairs.iter().any(|(known, _)| known == name)).collect();
-    with_query(endpoint, own.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).chain(pairs.iter().copied()))
+    let pairs = pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    with_query(endpoint, own.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).chain(pairs))
+}
+
+/// The request as one signed object (RFC 9101): `client_id` and `request`. None when the key does not sign.
+pub fn signed(
+    settings: &Settings,
+    key: &SigningKey,
+    pairs: &[(String, String)],
+    now: Timestamp,
+) -> Option<Vec<(String, String)>> {
+    let mut claims = Map::new();
+    for (name, value) in pairs {
+        let value: Value = match (name.as_str(), value.parse::<u64>()) {
+            // A number in a request object (OpenID Connect Core section 6.1).
+            ("max_age", Ok(seconds)) => seconds.into(),
+            _ => value.as_str().into(),
+        };
+        match claims.get_mut(name) {
+            None => drop(claims.insert(name.clone(), value)),
+            Some(Value::Array(list)) => list.push(value),
+            Some(first) => *first = Value::Array(vec![first.take(), value]),
+        }
+    }
+    claims.insert("iss".to_owned(), settings.client_id.as_str().into());
+    claims.insert("aud".to_owned(), settings.issuer.as_str().into());
+    claims.insert("jti".to_owned(), fresh_id()?.into());
+    claims.insert("iat".to_owned(), now.as_secs().into());
+    claims.insert("nbf".to_owned(), now.as_secs().into());
+    claims.insert("exp".to_owned(), (now + REQUEST_OBJECT_LIFE).as_secs().into());
+    let object = key.jwt("oauth-authz-req+jwt", None, &claims)?;
+    Some(vec![("client_id".to_owned(), settings.client_id.clone()), ("request".to_owned(), object)])
+}
+
+/// Reads the answer to a pushed request (RFC 9126 section 2.2): the `request_uri`.
+///
+/// # Errors
+/// `Unavailable` when it is worth another try, else `Refused`: the request is never sent in another way.
+pub fn pushed(answer: &Answer) -> Result<String, ProviderError> {
+    let members = json::object(&answer.body).unwrap_or_default();
+    let fits = |text: &&str| {
+        !text.is_empty() && text.len() <= MAX_REQUEST_URI && text.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    match (answer.status, members.get("request_uri").and_then(Value::as_str).filter(fits)) {
+        (200 | 201, Some(uri)) => Ok(uri.to_owned()),
+        (200 | 201, None) => Err(ProviderError::Refused { reason: "par_answer" }),
+        (408 | 425 | 429 | 500.., _) => {
+            Err(ProviderError::Unavailable { reason: "par", retry_after: answer.retry_after })
+        }
+        _ => Err(match token::refusal(&members, answer.retry_after) {
+            unavailable @ ProviderError::Unavailable { .. } => unavailable,
+            ProviderError::Refused { reason } if reason != "error" => ProviderError::Refused { reason },
+            _ => ProviderError::Refused { reason: "par" },
+        }),
+    }
 }
 
 /// `endpoint` with exactly these parameters.
@@ -78,7 +163,15 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::oidc::testing::{metadata, settings};
+    use serde_json::json;
+
+    use crate::oidc::jwks::KeySet;
+    use crate::oidc::jwt::{Algorithm, Unverified};
+    use crate::oidc::testing::{Signer, metadata, settings};
+
+    fn url(settings: &Settings, metadata: &ProviderMetadata, request: &AuthorizationRequest) -> String {
+        super::url(&metadata.authorization, &parameters(settings, metadata, request))
+    }
 
     fn request(login_params: &[(&str, &str)]) -> AuthorizationRequest {
         AuthorizationRequest {
@@ -86,6 +179,7 @@ mod tests {
             nonce: Nonce::new("no"),
             verifier: PkceVerifier::new("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"),
             login_params: login_params.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            dpop: None,
         }
     }
 
@@ -150,5 +244,69 @@ mod tests {
         settings.resource = vec!["https://a.example".into(), "https://b.example".into()];
         let url = url(&settings, &metadata("https://op.example"), &request(&[]));
         assert_eq!(Url::parse(&url).unwrap().query_pairs().filter(|(name, _)| name == "resource").count(), 2);
+    }
+
+    /// RFC 9449 section 10, and form_post: asked for where configured.
+    #[test]
+    fn key_and_answer_mode_are_named() {
+        let mut settings = settings("https://op.example");
+        settings.form_post = true;
+        let key = DpopKey::generate().unwrap();
+        let request = AuthorizationRequest { dpop: Some(key.clone()), ..request(&[]) };
+        let query = query(&url(&settings, &metadata("https://op.example"), &request));
+        assert_eq!(query["response_mode"], "form_post");
+        assert_eq!(query["dpop_jkt"], key.thumbprint().unwrap());
+    }
+
+    /// FAPI2-18: a signed request object holds all parameters; beside it stands only `client_id`.
+    #[test]
+    fn a_signed_request_holds_everything() {
+        let signer = Signer::new(Algorithm::Es256, None);
+        let key = SigningKey::parse(&signer.private_jwk("k1"), None).unwrap();
+        let pairs = [("state", "st"), ("max_age", "60"), ("resource", "a:b"), ("resource", "c:d")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let now = Timestamp::from_secs(1_800_000_000);
+        let sent = signed(&settings("https://op.example"), &key, &pairs, now).unwrap();
+        assert_eq!(sent.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["client_id", "request"]);
+        let set = KeySet::parse(json!({"keys": [signer.jwk()]}).to_string().as_bytes()).unwrap();
+        let token = Unverified::parse(&sent[1].1).unwrap();
+        assert!(set.verify_for_test(&token, Algorithm::Es256));
+        let header = token.header();
+        assert_eq!((header.typ.as_deref(), header.kid.as_deref()), (Some("oauth-authz-req+jwt"), Some("k1")));
+        let payload = sent[1].1.split('.').nth(1).unwrap();
+        let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode_to_vec(payload).unwrap()).unwrap();
+        assert_eq!((&claims["iss"], &claims["aud"]), (&json!("spa"), &json!("https://op.example")));
+        assert_eq!((&claims["state"], &claims["max_age"]), (&json!("st"), &json!(60)));
+        assert_eq!(claims["resource"], json!(["a:b", "c:d"]));
+        assert!(claims["exp"].as_u64().unwrap() <= now.as_secs() + 300);
+    }
+
+    /// FAPI2-15, RFC9126-01: only a good answer leads on.
+    #[test]
+    fn answers_to_a_pushed_request() {
+        let read = |status, body: Value| {
+            let (content_type, body) = ("application/json".to_owned(), body.to_string().into_bytes());
+            pushed(&Answer { status, content_type, retry_after: None, dpop_nonce: None, nonce_challenge: false, body })
+        };
+        let uri = "urn:ietf:params:oauth:request_uri:x";
+        assert_eq!(read(201, json!({"request_uri": uri, "expires_in": 60})).unwrap(), uri);
+        for odd in
+            [json!({}), json!({"request_uri": 7}), json!({"request_uri": ""}), json!({"request_uri": "a b"}), json!([])]
+        {
+            assert_eq!(read(201, odd), Err(ProviderError::Refused { reason: "par_answer" }));
+        }
+        for (status, error, reason) in [
+            (401, "invalid_client", "invalid_client"),
+            (400, "invalid_request", "invalid_request"),
+            (400, "invalid_grant", "par"),
+            (413, "x", "par"),
+            (302, "x", "par"),
+        ] {
+            assert_eq!(read(status, json!({"error": error})), Err(ProviderError::Refused { reason }), "{status}");
+        }
+        for status in [429, 500, 503] {
+            let error = read(status, json!({"error": "invalid_client", "request_uri": uri})).unwrap_err();
+            assert!(matches!(error, ProviderError::Unavailable { .. }), "{status}");
+        }
     }
 }

@@ -9,14 +9,20 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use base64_simd::STANDARD;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use rustls_pki_types::CertificateDer;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use ring::hmac;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
+use super::dpop::{self, DpopKey, Nonces};
 use super::error::ProviderError;
-use super::settings::{ClientAuth, Settings};
+use super::settings::{CertificateFiles, ClientAuth, Settings};
+use super::signing::{SigningKey, fresh_id, hs256_jwt};
 use super::token::{Answer, Form, retry_after};
 use super::types::AccessToken;
 use crate::clock::Clock;
@@ -26,6 +32,11 @@ pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 /// Below the five seconds after which common servers close an idle connection: a request that meets the closing is
 /// lost, and a code cannot be sent twice.
 const POOL_IDLE: Duration = Duration::from_secs(4);
+/// How long a client assertion holds. Five minutes are the most that FAPI 2.0 allows; clocks differ, so not much less
+/// than two.
+const ASSERTION_LIFE: Duration = Duration::from_secs(120);
+
+const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
 
 /// Told the endpoint's name and the duration of every call.
 pub type Observer = Box<dyn Fn(&'static str, Duration) + Send + Sync>;
@@ -77,6 +88,10 @@ impl CallError {
 pub struct Client {
     http: Arc<ArcSwap<reqwest::Client>>,
     auth: Arc<Auth>,
+    client_id: String,
+    /// Whom client assertions are made for.
+    issuer: String,
+    nonces: Arc<Nonces>,
     timeout: Duration,
     clock: Clock,
     observer: Arc<dyn Fn(&'static str, Duration) + Send + Sync>,
@@ -91,8 +106,20 @@ impl fmt::Debug for Client {
 /// Client authentication, made ready once.
 enum Auth {
     Basic(HeaderValue),
-    Post { client_id: String, secret: crate::secret::Secret },
-    None { client_id: String },
+    Post(crate::secret::Secret),
+    SecretJwt(hmac::Key),
+    KeyJwt(Arc<SigningKey>),
+    /// The id alone: nothing proves it, or the connection's certificate does.
+    Id,
+}
+
+/// What a call to a protected resource of the provider carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Credential<'a> {
+    /// The access token.
+    pub token: &'a AccessToken,
+    /// The key that it is bound to.
+    pub dpop: Option<&'a DpopKey>,
 }
 
 impl Client {
@@ -101,23 +128,34 @@ impl Client {
     /// # Errors
     /// A sentence that names `provider.ca_file`, `provider.proxy` or `provider.issuer`.
     pub fn new(settings: &Settings, clock: Clock, observer: Observer) -> Result<Self, SetupError> {
-        Self::with_shared_observer(settings, clock, Arc::from(observer))
+        Self::with_shared_observer(settings, clock, Arc::from(observer), Arc::default())
     }
 
     fn with_shared_observer(
         settings: &Settings,
         clock: Clock,
         observer: Arc<dyn Fn(&'static str, Duration) + Send + Sync>,
+        nonces: Arc<Nonces>,
     ) -> Result<Self, SetupError> {
         let client_id = settings.client_id.clone();
+        let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
         let auth = match &settings.client_auth {
-            ClientAuth::Basic(secret) => Auth::Basic(basic(&client_id, secret.expose())?),
-            ClientAuth::Post(secret) => Auth::Post { client_id, secret: secret.clone() },
-            ClientAuth::None => Auth::None { client_id },
+            // RFC 6749 section 2.3.1: both parts are form-encoded before they are joined.
+            ClientAuth::Basic(secret) => Auth::Basic(basic(&encoded(&client_id), &encoded(secret.expose()))?),
+            ClientAuth::BasicRaw(secret) => Auth::Basic(basic(&client_id, secret.expose())?),
+            ClientAuth::Post(secret) => Auth::Post(secret.clone()),
+            ClientAuth::SecretJwt(secret) => {
+                Auth::SecretJwt(hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes()))
+            }
+            ClientAuth::PrivateKeyJwt(key) => Auth::KeyJwt(Arc::clone(key)),
+            ClientAuth::Tls | ClientAuth::None => Auth::Id,
         };
         Ok(Self {
             http: Arc::new(ArcSwap::from_pointee(build(settings)?)),
             auth: Arc::new(auth),
+            client_id,
+            issuer: settings.issuer.clone(),
+            nonces,
             timeout: settings.timeout,
             clock,
             observer,
@@ -129,10 +167,11 @@ impl Client {
     /// # Errors
     /// As [`Client::new`].
     pub fn renewed(&self, settings: &Settings) -> Result<Self, SetupError> {
-        Self::with_shared_observer(settings, self.clock.clone(), Arc::clone(&self.observer))
+        let (observer, nonces) = (Arc::clone(&self.observer), Arc::clone(&self.nonces));
+        Self::with_shared_observer(settings, self.clock.clone(), observer, nonces)
     }
 
-    /// Reads a document, with a bearer where the endpoint wants one (RFC 6750 section 2.1).
+    /// Reads a document, with an access token where the endpoint wants one (RFC 6750 section 2.1, RFC 9449 section 7).
     ///
     /// # Errors
     /// See [`CallError`].
@@ -140,36 +179,111 @@ impl Client {
         &self,
         endpoint: &'static str,
         url: &Url,
-        bearer: Option<&AccessToken>,
+        credential: Option<Credential<'_>>,
     ) -> Result<Answer, CallError> {
-        let mut request = self.http.load().get(url.clone()).header(ACCEPT, "application/json, application/jwt;q=0.9");
-        if let Some(token) = bearer {
-            let value = format!("Bearer {}", token.expose());
-            request = request.header(AUTHORIZATION, sensitive(&value).ok_or(CallError::Unreachable("bearer"))?);
-        }
-        self.send(endpoint, request).await
+        let http = self.http.load();
+        let request = || {
+            let request = http.get(url.clone()).header(ACCEPT, "application/json, application/jwt;q=0.9");
+            let Some(Credential { token, dpop }) = credential else { return Ok(request) };
+            let scheme = if dpop.is_some() { "DPoP" } else { "Bearer" };
+            let value = format!("{scheme} {}", token.expose());
+            let request = request.header(AUTHORIZATION, sensitive(&value).ok_or(CallError::Unreachable("bearer"))?);
+            self.proven(request, "GET", url, Some(token), dpop)
+        };
+        self.sent(endpoint, url, credential.is_some_and(|credential| credential.dpop.is_some()), request).await
     }
 
-    /// Posts a form with our client authentication: exactly one method.
+    /// Posts a form with our client authentication: exactly one method. With a key the request carries a DPoP proof
+    /// (RFC 9449 section 5).
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn post(&self, endpoint: &'static str, url: &Url, mut form: Form) -> Result<Answer, CallError> {
-        let mut request = self
-            .http
-            .load()
-            .post(url.clone())
-            .header(ACCEPT, "application/json")
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-        match self.auth.as_ref() {
-            Auth::Basic(header) => request = request.header(AUTHORIZATION, header.clone()),
-            Auth::Post { client_id, secret } => {
-                form.set("client_id", client_id);
-                form.set("client_secret", secret.expose());
+    pub async fn post(
+        &self,
+        endpoint: &'static str,
+        url: &Url,
+        form: &Form,
+        dpop: Option<&DpopKey>,
+    ) -> Result<Answer, CallError> {
+        let http = self.http.load();
+        let request = || {
+            let request = http
+                .post(url.clone())
+                .header(ACCEPT, "application/json")
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+            // Made anew for each try: an assertion holds once.
+            let (mut form, mut request) = (form.clone(), self.proven(request, "POST", url, None, dpop)?);
+            match self.auth.as_ref() {
+                Auth::Basic(header) => request = request.header(AUTHORIZATION, header.clone()),
+                Auth::Post(secret) => {
+                    form.set("client_id", &self.client_id);
+                    form.set("client_secret", secret.expose());
+                }
+                Auth::SecretJwt(key) => self.assert_by(&mut form, |claims| hs256_jwt(key, claims))?,
+                Auth::KeyJwt(key) => self.assert_by(&mut form, |claims| key.jwt("JWT", None, claims))?,
+                Auth::Id => form.set("client_id", &self.client_id),
             }
-            Auth::None { client_id } => form.set("client_id", client_id),
+            Ok(request.body(form.encoded().to_owned()))
+        };
+        self.sent(endpoint, url, dpop.is_some(), request).await
+    }
+
+    /// A client assertion (RFC 7523 section 3, OpenID Connect Core section 9; one audience as FAPI 2.0 wants it).
+    fn assert_by(
+        &self,
+        form: &mut Form,
+        sign: impl FnOnce(&Map<String, Value>) -> Option<String>,
+    ) -> Result<(), CallError> {
+        const FAILED: CallError = CallError::Unreachable("client_assertion");
+        let now = self.clock.now();
+        let mut claims = Map::new();
+        let mut put = |name: &str, value: Value| claims.insert(name.to_owned(), value);
+        put("iss", self.client_id.as_str().into());
+        put("sub", self.client_id.as_str().into());
+        put("aud", self.issuer.as_str().into());
+        put("jti", fresh_id().ok_or(FAILED)?.into());
+        put("iat", now.as_secs().into());
+        put("exp", (now + ASSERTION_LIFE).as_secs().into());
+        form.set("client_id", &self.client_id);
+        form.set("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
+        form.set("client_assertion", &sign(&claims).ok_or(FAILED)?);
+        Ok(())
+    }
+
+    fn proven(
+        &self,
+        request: reqwest::RequestBuilder,
+        method: &str,
+        url: &Url,
+        token: Option<&AccessToken>,
+        key: Option<&DpopKey>,
+    ) -> Result<reqwest::RequestBuilder, CallError> {
+        let Some(key) = key else { return Ok(request) };
+        let nonce = self.nonces.get(&origin(url));
+        let proof = key.proof(method, &dpop::htu(url), token, nonce.as_deref(), self.clock.now());
+        let proof = proof.as_deref().and_then(sensitive).ok_or(CallError::Unreachable("dpop_proof"))?;
+        Ok(request.header("dpop", proof))
+    }
+
+    /// Sends what `request` makes, and once more when the server wants its nonce in the proof (RFC 9449 section 8).
+    async fn sent(
+        &self,
+        endpoint: &'static str,
+        url: &Url,
+        proven: bool,
+        request: impl Fn() -> Result<reqwest::RequestBuilder, CallError>,
+    ) -> Result<Answer, CallError> {
+        let answer = self.send(endpoint, request()?).await?;
+        let news =
+            answer.dpop_nonce.as_deref().filter(|_| proven).is_some_and(|nonce| self.nonces.put(&origin(url), nonce));
+        if !news || !answer.demands_nonce() {
+            return Ok(answer);
         }
-        self.send(endpoint, request.body(form.encoded().to_owned())).await
+        let answer = self.send(endpoint, request()?).await?;
+        if let Some(nonce) = &answer.dpop_nonce {
+            self.nonces.put(&origin(url), nonce);
+        }
+        Ok(answer)
     }
 
     async fn send(&self, endpoint: &'static str, request: reqwest::RequestBuilder) -> Result<Answer, CallError> {
@@ -193,6 +307,9 @@ impl Client {
         if announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
             return Err(CallError::TooLarge);
         }
+        let dpop_nonce = text(DPOP_NONCE).map(str::to_owned);
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
+        let nonce_challenge = challenges.filter_map(|value| value.to_str().ok()).any(dpop::demands_nonce);
         let status = response.status().as_u16();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|_| CallError::Lost("cut_off"))? {
@@ -201,7 +318,7 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { status, content_type, retry_after, body })
+        Ok(Answer { status, content_type, retry_after, dpop_nonce, nonce_challenge, body })
     }
 }
 
@@ -237,11 +354,13 @@ fn is_tls(error: &reqwest::Error) -> bool {
     false
 }
 
-/// RFC 6749 section 2.3.1: both parts are form-encoded before they are joined.
+/// The origin of a URL, by which nonces are kept.
+fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
 fn basic(client_id: &str, secret: &str) -> Result<HeaderValue, SetupError> {
-    let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let credentials = format!("{}:{}", encoded(client_id), encoded(secret));
-    sensitive(&format!("Basic {}", STANDARD.encode_to_string(credentials)))
+    sensitive(&format!("Basic {}", STANDARD.encode_to_string(format!("{client_id}:{secret}"))))
         .ok_or_else(|| SetupError("provider.client_secret does not fit into a header".to_owned()))
 }
 
@@ -274,7 +393,7 @@ fn tls(settings: &Settings) -> Result<rustls::ClientConfig, SetupError> {
     let (_, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = &settings.ca_file {
         for anchor in anchors(path)? {
-            roots.add(anchor).map_err(|_| unreadable(path, "holds a certificate that is no trust anchor"))?;
+            roots.add(anchor).map_err(|_| unreadable(CA_FILE, path, "holds a certificate that is no trust anchor"))?;
         }
     }
     if roots.is_empty() && settings.discovery_url.scheme() == "https" {
@@ -284,26 +403,50 @@ fn tls(settings: &Settings) -> Result<rustls::ClientConfig, SetupError> {
         ));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(|_| SetupError("TLS cannot be set up".to_owned()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match &settings.client_certificate {
+        Some(files) => {
+            let (chain, key) = client_certificate(files)?;
+            config.with_client_auth_cert(chain, key).map_err(|_| {
+                unreadable("provider.tls_key_file", &files.key, "is not the key of provider.tls_cert_file")
+            })?
+        }
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
+const CA_FILE: &str = "provider.ca_file";
+
 fn anchors(path: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
-    let pem = std::fs::read(path).map_err(|error| unreadable(path, &format!("cannot be read: {}", error.kind())))?;
+    certificates(CA_FILE, path)
+}
+
+fn client_certificate(
+    files: &CertificateFiles,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), SetupError> {
+    let chain = certificates("provider.tls_cert_file", &files.cert)?;
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .map_err(|_| unreadable("provider.tls_key_file", &files.key, "holds no private key in PEM form"))?;
+    Ok((chain, key))
+}
+
+fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+    let pem =
+        std::fs::read(path).map_err(|error| unreadable(key, path, &format!("cannot be read: {}", error.kind())))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(unreadable(path, "holds no certificate in PEM form")),
+        _ => Err(unreadable(key, path, "holds no certificate in PEM form")),
     }
 }
 
-fn unreadable(path: &Path, what: &str) -> SetupError {
-    SetupError(format!("provider.ca_file: {} {what}", path.display()))
+fn unreadable(key: &str, path: &Path, what: &str) -> SetupError {
+    SetupError(format!("{key}: {} {what}", path.display()))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ async fn basic_is_form_encoded() {
     let mut settings = settings("https://op.example");
     settings.client_id = "a:b c".into();
     settings.client_auth = ClientAuth::Basic(Secret::new("a:b%+ \u{e9}/"));
-    client(&settings).post("token", &url(&server, "/token"), form()).await.unwrap();
+    client(&settings).post("token", &url(&server, "/token"), &form(), None).await.unwrap();
     let seen = &server.seen("/token")[0];
     let expected = STANDARD.encode_to_string("a%3Ab+c:a%3Ab%25%2B+%C3%A9%2F");
     assert_eq!(seen.header("authorization"), [format!("Basic {expected}")]);
@@ -43,9 +43,9 @@ async fn post_and_public_clients_use_the_body_only() {
     let server = Server::start(|_| Reply::Json(200, json!({}))).await;
     let mut settings = settings("https://op.example");
     settings.client_auth = ClientAuth::Post(Secret::new("s&1"));
-    client(&settings).post("token", &url(&server, "/post"), form()).await.unwrap();
+    client(&settings).post("token", &url(&server, "/post"), &form(), None).await.unwrap();
     settings.client_auth = ClientAuth::None;
-    client(&settings).post("token", &url(&server, "/none"), form()).await.unwrap();
+    client(&settings).post("token", &url(&server, "/none"), &form(), None).await.unwrap();
     let (post, none) = (&server.seen("/post")[0], &server.seen("/none")[0]);
     assert_eq!(post.body, "grant_type=x&client_id=spa&client_secret=s%261");
     assert_eq!(none.body, "grant_type=x&client_id=spa");
@@ -61,7 +61,7 @@ async fn redirects_are_not_followed() {
     })
     .await;
     let client = client(&settings("https://op.example"));
-    let answer = client.post("token", &url(&server, "/token"), form()).await.unwrap();
+    let answer = client.post("token", &url(&server, "/token"), &form(), None).await.unwrap();
     assert_eq!((answer.status, answer.retry_after), (307, Some(Duration::from_secs(3))));
     assert_eq!(client.get("discovery", &url(&server, "/doc"), None).await.unwrap().status, 307);
     assert!(server.seen("/evil").is_empty());
@@ -100,7 +100,7 @@ async fn unreachable_and_lost_are_told_apart() {
     let mut settings = settings("https://op.example");
     settings.timeout = Duration::from_millis(400);
     let client = client(&settings);
-    let call = async |path: &str| client.post("token", &url(&server, path), form()).await.unwrap_err();
+    let call = async |path: &str| client.post("token", &url(&server, path), &form(), None).await.unwrap_err();
     assert_eq!(call("/drop").await, CallError::Lost("lost"));
     assert_eq!(call("/cut").await, CallError::Lost("cut_off"));
     assert!(matches!(call("/garbage").await, CallError::Lost(_)));
@@ -112,10 +112,10 @@ async fn unreachable_and_lost_are_told_apart() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let closed = Url::parse(&format!("http://{}/token", listener.local_addr().unwrap())).unwrap();
     drop(listener);
-    assert_eq!(client.post("token", &closed, form()).await.unwrap_err(), CallError::Unreachable("connect"));
+    assert_eq!(client.post("token", &closed, &form(), None).await.unwrap_err(), CallError::Unreachable("connect"));
     // TLS towards something that does not speak it: nothing of ours was sent.
     let tls = Url::parse(&url(&server, "/t").as_str().replace("http:", "https:")).unwrap();
-    assert!(matches!(client.post("token", &tls, form()).await.unwrap_err(), CallError::Unreachable(_)));
+    assert!(matches!(client.post("token", &tls, &form(), None).await.unwrap_err(), CallError::Unreachable(_)));
 }
 
 #[test]
@@ -136,7 +136,10 @@ async fn a_bearer_is_in_the_header_only_and_calls_are_observed() {
         CALLS.fetch_add(1, Ordering::Relaxed);
     });
     let client = Client::new(&settings("https://op.example"), Clock::System, observer).unwrap();
-    client.get("userinfo", &url(&server, "/userinfo"), Some(&AccessToken::new("at-1"))).await.unwrap();
+    client
+        .get("userinfo", &url(&server, "/userinfo"), Some(Credential { token: &AccessToken::new("at-1"), dpop: None }))
+        .await
+        .unwrap();
     let seen = &server.seen("/userinfo")[0];
     assert_eq!(seen.header("authorization"), ["Bearer at-1"]);
     assert!(seen.body.is_empty() && !seen.head.lines().next().unwrap().contains("at-1"));
@@ -159,7 +162,7 @@ async fn tls_server(alpn: &[&[u8]]) -> u16 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let chain =
         CertificateDer::pem_slice_iter(include_bytes!("testdata/server.pem")).collect::<Result<_, _>>().unwrap();
-    let key = rustls_pki_types::PrivateKeyDer::try_from(&include_bytes!("testdata/server.pk8")[..]).unwrap();
+    let key = PrivateKeyDer::try_from(&include_bytes!("testdata/server.pk8")[..]).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -24,10 +24,14 @@ pub struct ProviderMetadata {
     pub end_session: Option<Url>,
     /// RFC 7009.
     pub revocation: Option<Url>,
+    /// RFC 9126.
+    pub pushed_authorization_request: Option<Url>,
     /// Authorization answers carry `iss` (RFC 9207).
     pub iss_parameter: bool,
     /// The provider takes authorization requests only by PAR (RFC 9126 section 5).
     pub par_required: bool,
+    /// The provider takes authorization requests only signed (RFC 9101 section 10.5).
+    pub request_object_required: bool,
     /// `scopes_supported`, when told.
     pub scopes: Option<Vec<String>>,
     /// `id_token_signing_alg_values_supported`, when told.
@@ -36,6 +40,16 @@ pub struct ProviderMetadata {
     pub challenge_methods: Option<Vec<String>>,
     /// `token_endpoint_auth_methods_supported`, when told.
     pub auth_methods: Option<Vec<String>>,
+    /// `token_endpoint_auth_signing_alg_values_supported`, when told.
+    pub auth_algs: Option<Vec<String>>,
+    /// `request_object_signing_alg_values_supported`, when told.
+    pub request_object_algs: Option<Vec<String>>,
+    /// `dpop_signing_alg_values_supported`: telling it says that the provider knows DPoP.
+    pub dpop_algs: Option<Vec<String>>,
+    /// `response_modes_supported`, when told.
+    pub response_modes: Option<Vec<String>>,
+    /// Tokens are bound to the client's certificate (RFC 8705 section 3.3).
+    pub certificate_bound: bool,
 }
 
 impl ProviderMetadata {
@@ -50,8 +64,12 @@ impl ProviderMetadata {
             return Err(Fault("issuer"));
         }
         let front = |name: &str, own: &Option<Url>| own.clone().or_else(|| endpoint(&document, name));
+        // With a client certificate these take the place of the others (RFC 8705 section 5).
+        let aliases =
+            settings.client_certificate.as_ref().and_then(|_| document.get("mtls_endpoint_aliases")?.as_object());
         let back = |name: &str, own: &Option<Url>| {
-            own.clone().or_else(|| moved(endpoint(&document, name)?, settings.backchannel_base_url.as_ref()))
+            let found = || aliases.and_then(|aliases| endpoint(aliases, name)).or_else(|| endpoint(&document, name));
+            own.clone().or_else(|| moved(found()?, settings.backchannel_base_url.as_ref()))
         };
         let own = &settings.endpoints;
         let says = |name: &str| document.get(name) == Some(&Value::Bool(true));
@@ -64,12 +82,22 @@ impl ProviderMetadata {
             userinfo: back("userinfo_endpoint", &own.userinfo),
             end_session: front("end_session_endpoint", &own.end_session),
             revocation: back("revocation_endpoint", &own.revocation),
+            pushed_authorization_request: back(
+                "pushed_authorization_request_endpoint",
+                &own.pushed_authorization_request,
+            ),
             iss_parameter: says("authorization_response_iss_parameter_supported"),
             par_required: says("require_pushed_authorization_requests"),
+            request_object_required: says("require_signed_request_object"),
+            certificate_bound: says("tls_client_certificate_bound_access_tokens"),
             scopes: words(&document, "scopes_supported"),
             id_token_algs: words(&document, "id_token_signing_alg_values_supported"),
             challenge_methods: words(&document, "code_challenge_methods_supported"),
             auth_methods: words(&document, "token_endpoint_auth_methods_supported"),
+            auth_algs: words(&document, "token_endpoint_auth_signing_alg_values_supported"),
+            request_object_algs: words(&document, "request_object_signing_alg_values_supported"),
+            dpop_algs: words(&document, "dpop_signing_alg_values_supported"),
+            response_modes: words(&document, "response_modes_supported"),
         })
     }
 
@@ -220,6 +248,24 @@ mod tests {
         assert_eq!(metadata.revocation.unwrap().as_str(), "https://other.example/r");
         assert_eq!(metadata.authorization.as_str(), "https://op.example/authorize?p=1");
         assert_eq!(metadata.end_session.unwrap().as_str(), "https://op.example/end");
+    }
+
+    /// oidcc-client-test-mtls-endpoint-aliases: with a certificate, and only then.
+    #[test]
+    fn a_client_certificate_goes_to_the_aliases() {
+        let mut document = document();
+        document["pushed_authorization_request_endpoint"] = json!("https://op.example/par");
+        document["mtls_endpoint_aliases"] =
+            json!({"token_endpoint": "https://mtls.op.example/token", "userinfo_endpoint": "http://plain.example/"});
+        let mut settings = settings("https://op.example");
+        let parse = |settings: &Settings| ProviderMetadata::parse(document.to_string().as_bytes(), settings).unwrap();
+        assert_eq!(parse(&settings).token.as_str(), "https://op.example/token");
+        let (cert, key) = ("c.pem".into(), "k.pem".into());
+        settings.client_certificate = Some(crate::oidc::settings::CertificateFiles { cert, key });
+        let metadata = parse(&settings);
+        assert_eq!(metadata.token.as_str(), "https://mtls.op.example/token");
+        assert_eq!(metadata.userinfo.unwrap().as_str(), "https://op.example/userinfo", "an alias that is not https");
+        assert_eq!(metadata.pushed_authorization_request.unwrap().as_str(), "https://op.example/par");
     }
 
     /// IDT-07 for metadata: duplicates and non-objects.

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::authorize::{self, AuthorizationRequest};
-use super::client::{CallError, Client, Observer, SetupError};
+use super::client::{CallError, Client, Credential, Observer, SetupError};
 use super::dpop::DpopKey;
 use super::error::{Fault, ProviderError};
 use super::id_token::{self, LoginExpectation};
@@ -22,8 +22,8 @@ use super::jwks::{FetchKeys, KeySet, Keys};
 use super::jwt::{Claims, Unverified, Verified, numeric_date};
 use super::logout::{self, LogoutToken};
 use super::metadata::ProviderMetadata;
-use super::settings::{ClientAuth, Settings};
-use super::token::{self, Answer, TokenAnswer};
+use super::settings::{ClientAuth, Par, RequestObject, Settings};
+use super::token::{self, Answer, Form, TokenAnswer, TokenType};
 use super::types::{Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet};
 use crate::clock::{Clock, Timestamp};
 
@@ -73,6 +73,8 @@ pub struct RedeemContext {
     pub max_age: Option<u64>,
     /// Requested `acr_values` that must be met.
     pub acr_values: Option<String>,
+    /// The key that the code is bound to.
+    pub dpop: Option<DpopKey>,
     /// When the callback came.
     pub now: Timestamp,
 }
@@ -145,7 +147,9 @@ impl Provider {
         let same_source = old.issuer == settings.issuer
             && old.discovery_url == settings.discovery_url
             && old.backchannel_base_url == settings.backchannel_base_url
-            && old.endpoints == settings.endpoints;
+            && old.endpoints == settings.endpoints
+            // It decides between the endpoints and their aliases.
+            && old.client_certificate.is_some() == settings.client_certificate.is_some();
         let next = Self::with_client(settings, self.clock.clone(), client);
         if same_source {
             next.known.store(self.known.load_full());
@@ -269,12 +273,33 @@ impl Provider {
         self.keys.verify(token, self.settings.id_token_alg, &self.key_source(metadata)).await
     }
 
-    /// Where to send the browser to sign in.
+    /// Where to send the browser to sign in. The request is signed and pushed as configured and as the provider wants
+    /// it; a push that fails is never replaced by a plain request.
     ///
     /// # Errors
-    /// Those of [`Provider::metadata`].
+    /// Those of [`Provider::metadata`] and of the push.
     pub async fn authorization_url(&self, request: &AuthorizationRequest) -> Result<String, ProviderError> {
-        Ok(authorize::url(&self.settings, self.metadata().await?.as_ref(), request))
+        let metadata = self.metadata().await?;
+        let settings = &self.settings;
+        let mut pairs = authorize::parameters(settings, &metadata, request);
+        if settings.request_object == RequestObject::Require || metadata.request_object_required {
+            let key = settings.signing_key.as_ref().ok_or(ProviderError::Refused { reason: "request_object_key" })?;
+            let signed = authorize::signed(settings, key, &pairs, self.clock.now());
+            pairs = signed.ok_or(ProviderError::Refused { reason: "request_object" })?;
+        }
+        match (settings.par, &metadata.pushed_authorization_request) {
+            (Par::Off, _) => {}
+            (Par::Auto, None) if !metadata.par_required => {}
+            (Par::Auto | Par::Require, None) => return Err(ProviderError::Refused { reason: "par_missing" }),
+            (Par::Auto | Par::Require, Some(endpoint)) => {
+                let mut form = Form::default();
+                pairs.iter().for_each(|(name, value)| form.add(name, value));
+                let answer = self.client.post("par", endpoint, &form, request.dpop.as_ref()).await;
+                let uri = authorize::pushed(&answer.map_err(CallError::of_read)?)?;
+                pairs = vec![("client_id".to_owned(), settings.client_id.clone()), ("request_uri".to_owned(), uri)];
+            }
+        }
+        Ok(authorize::url(&metadata.authorization, &pairs))
     }
 
     /// RFC 9207: `iss` of the callback must be our provider's when it is there, and must be there when announced.
@@ -285,7 +310,7 @@ impl Provider {
         match (iss, self.known()) {
             (Some(iss), _) if iss == self.settings.issuer => Ok(()),
             (Some(_), _) => Err(ProviderError::Invalid { reason: "callback_iss" }),
-            (None, Some(metadata)) if metadata.iss_parameter => {
+            (None, Some(metadata)) if metadata.iss_parameter || self.settings.iss_required => {
                 Err(ProviderError::Invalid { reason: "callback_iss_missing" })
             }
             (None, Some(_)) => Ok(()),
@@ -302,10 +327,13 @@ impl Provider {
         // Without keys the code would be spent for nothing.
         self.keys.load(&self.key_source(&metadata)).await?;
 
+        // A login that began before DPoP was switched on is bound from here on.
+        let dpop = login.dpop.clone().or_else(|| self.new_dpop_key());
         let form = token::code_form(&self.settings, code, &login.verifier);
-        let answer = self.client.post("token", &metadata.token, form).await;
+        let answer = self.client.post("token", &metadata.token, &form, dpop.as_ref()).await;
         let answer = answer.map_err(CallError::of_grant)?;
-        let answer = token::decode(&answer, self.settings.default_expires_in, login.now)?;
+        let token_type = TokenType::bound(dpop.is_some());
+        let answer = token::decode(&answer, token_type, self.settings.default_expires_in, login.now)?;
         let raw = answer.id_token.as_deref().ok_or(Fault("id_token_missing"))?;
         let verified = self.verify(&metadata, raw).await?;
         let expect = LoginExpectation {
@@ -317,7 +345,8 @@ impl Provider {
         };
         let mut identity = id_token::check_login(&verified, &self.settings, &expect, self.after(login.now))?;
         if self.settings.userinfo {
-            self.complete(&metadata, &answer, &mut identity).await?;
+            let credential = Credential { token: &answer.access_token, dpop: dpop.as_ref() };
+            self.complete(&metadata, credential, &mut identity).await?;
         }
         let asked_offline =
             || authorize::scope(&self.settings, &metadata).split(' ').any(|scope| scope == "offline_access");
@@ -328,19 +357,19 @@ impl Provider {
                  token; allow refresh tokens for this client there, or try authorize_params = {{ prompt = \"consent\" }}"
             );
         }
-        Ok(Login { tokens: token_set(answer), identity, dpop: None })
+        Ok(Login { tokens: token_set(answer), identity, dpop })
     }
 
     /// Userinfo (OpenID Connect Core section 5.3): JSON, or a JWT signed like the ID token.
     async fn complete(
         &self,
         metadata: &Arc<ProviderMetadata>,
-        tokens: &TokenAnswer,
+        credential: Credential<'_>,
         identity: &mut Identity,
     ) -> Result<(), ProviderError> {
         let unavailable = |reason| ProviderError::Unavailable { reason, retry_after: None };
         let url = metadata.userinfo.as_ref().ok_or(ProviderError::Refused { reason: "userinfo_endpoint" })?;
-        let answer = self.client.get("userinfo", url, Some(&tokens.access_token)).await;
+        let answer = self.client.get("userinfo", url, Some(credential)).await;
         let answer = answer.map_err(CallError::of_read)?;
         if answer.status != 200 {
             return Err(ProviderError::Unavailable { reason: "userinfo", retry_after: answer.retry_after });
@@ -366,6 +395,11 @@ impl Provider {
         Ok(id_token::merge_userinfo(identity, &claims)?)
     }
 
+    /// The key of a new session, when tokens are to be bound (RFC 9449).
+    pub fn new_dpop_key(&self) -> Option<DpopKey> {
+        if self.settings.dpop { DpopKey::generate() } else { None }
+    }
+
     /// The time after a call that began at `now`: a token may have been made meanwhile.
     fn after(&self, now: Timestamp) -> Timestamp {
         self.clock.now().max(now)
@@ -379,7 +413,7 @@ impl Provider {
             return false;
         };
         let form = logout::revocation_form(token, hint);
-        let reason = match self.client.post("revocation", &url, form).await {
+        let reason = match self.client.post("revocation", &url, &form, None).await {
             Ok(answer) if answer.status == 200 => return true,
             Ok(_) => "status",
             Err(error) => error.of_read().reason(),
@@ -448,13 +482,34 @@ impl Provider {
         findings
     }
 
+    /// What no metadata tells, and a user should see to at the provider.
+    pub fn advice(&self) -> Vec<String> {
+        if !self.settings.scopes.iter().any(|scope| scope == "offline_access") {
+            return Vec::new();
+        }
+        let client = &self.settings.client_id;
+        vec![
+            format!(
+                "allow refresh tokens (offline access) for the client {client:?} at the provider: without one a session \
+                 ends with its access token"
+            ),
+            "if the provider rotates refresh tokens, let it take a spent one again for some seconds (leeway, reuse \
+             interval, overlap): an answer that gets lost then ends no session; say so here by refresh.leeway"
+                .to_owned(),
+        ]
+    }
+
     /// What the provider says it does not support.
     fn judge(&self, metadata: &ProviderMetadata) -> Vec<Finding> {
         let settings = &self.settings;
         let mut findings = Vec::new();
         let mut warn = |key, text| findings.push(Finding { fatal: false, key, text });
         for scope in settings.scopes.iter().filter(|scope| metadata.denies_scope(scope)) {
-            let left_out = if scope == "offline_access" { ": it is left out" } else { "" };
+            let left_out = if scope == "offline_access" {
+                ": it is left out; see whether this client may have refresh tokens there in another way"
+            } else {
+                ""
+            };
             warn("provider.scopes", format!("the provider does not list the scope {scope:?} as supported{left_out}"));
         }
         let lacks = |list: &Option<Vec<String>>, name: &str| {
@@ -470,19 +525,56 @@ impl Provider {
                 "the provider does not announce PKCE with S256; it is sent all the same".to_owned(),
             );
         }
-        if metadata.par_required {
+        let offers_par = metadata.pushed_authorization_request.is_some();
+        match settings.par {
+            Par::Off if metadata.par_required => warn(
+                "provider.par",
+                "the provider takes pushed authorization requests (PAR) only: set par = \"auto\"".to_owned(),
+            ),
+            Par::Auto if metadata.par_required && !offers_par => warn(
+                "provider.par",
+                "the provider takes pushed authorization requests (PAR) only, and tells no endpoint for them: no login \
+                 can start; set endpoints.pushed_authorization_request"
+                    .to_owned(),
+            ),
+            Par::Require if !offers_par => warn(
+                "provider.par",
+                "the provider offers no pushed authorization requests (PAR), so no login can start; set par = \"auto\", \
+                 or endpoints.pushed_authorization_request when it has them all the same"
+                    .to_owned(),
+            ),
+            _ => {}
+        }
+        if metadata.request_object_required && settings.signing_key.is_none() {
             warn(
-                "provider.issuer",
-                "the provider demands pushed authorization requests (PAR), which are not sent".to_owned(),
+                "provider.private_key_file",
+                "the provider takes signed authorization requests only (JAR), and there is no key to sign them"
+                    .to_owned(),
             );
         }
-        let method = match settings.client_auth {
-            ClientAuth::Basic(_) => "client_secret_basic",
-            ClientAuth::Post(_) => "client_secret_post",
-            ClientAuth::None => "none",
-        };
+        let method = settings.client_auth.name();
         if lacks(&metadata.auth_methods, method) {
-            warn("provider.client_auth", format!("the provider does not list {method} as supported"));
+            let known = metadata.auth_methods.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
+            warn("provider.client_auth", format!("the provider does not list {method} as supported, but {known}"));
+        }
+        if let ClientAuth::PrivateKeyJwt(key) = &settings.client_auth
+            && lacks(&metadata.auth_algs, key.algorithm().name())
+        {
+            let algorithm = key.algorithm();
+            warn("provider.private_key_alg", format!("the provider does not take client assertions by {algorithm}"));
+        }
+        if settings.dpop && !metadata.dpop_algs.as_ref().is_some_and(|algs| algs.iter().any(|alg| alg == "ES256")) {
+            warn("provider.dpop", "the provider does not announce DPoP with ES256: logins will fail".to_owned());
+        }
+        if settings.form_post && lacks(&metadata.response_modes, "form_post") {
+            warn("provider.response_mode", "the provider does not list form_post as supported".to_owned());
+        }
+        if settings.iss_required && !metadata.iss_parameter {
+            warn(
+                "provider.profile",
+                "the provider does not announce iss in its authorization answers (RFC 9207), which FAPI 2.0 demands"
+                    .to_owned(),
+            );
         }
         if settings.userinfo && metadata.userinfo.is_none() {
             warn("provider.userinfo", "the provider has no usable userinfo endpoint: logins will fail".to_owned());
@@ -508,9 +600,10 @@ impl Grant for Provider {
         // An answer that cannot be verified would cost the refresh token.
         self.keys.load(&self.key_source(&metadata)).await?;
         let form = token::refresh_form(&self.settings, token);
-        let answer =
-            self.client.post("token", &metadata.token, form).await.map_err(|error| not_ours(error.of_grant()))?;
-        let answer = token::decode(&answer, self.settings.default_expires_in, now).map_err(not_ours)?;
+        let answer = self.client.post("token", &metadata.token, &form, expect.dpop.as_ref()).await;
+        let answer = answer.map_err(|error| not_ours(error.of_grant()))?;
+        let token_type = TokenType::bound(expect.dpop.is_some());
+        let answer = token::decode(&answer, token_type, self.settings.default_expires_in, now).map_err(not_ours)?;
         if let Some(raw) = &answer.id_token {
             let verified = self.verify(&metadata, raw).await?;
             id_token::check_refresh(&verified, &self.settings, expect, &answer.access_token, self.after(now))?;

@@ -102,6 +102,7 @@ fn login() -> RedeemContext {
         verifier: PkceVerifier::new("v"),
         max_age: None,
         acr_values: None,
+        dpop: None,
         now: NOW,
     }
 }
@@ -399,6 +400,7 @@ async fn authorization_url_needs_metadata() {
         nonce: Nonce::new("n"),
         verifier: PkceVerifier::new("v"),
         login_params: Vec::new(),
+        dpop: None,
     };
     let url = rig.provider.authorization_url(&request).await.unwrap();
     assert!(url.starts_with(&format!("{}/authorize?response_type=code&", rig.server.origin)));
@@ -458,7 +460,7 @@ async fn judging_online() {
         ("provider.scopes", "offline_access"),
         ("provider.id_token_alg", "RS256"),
         ("provider.issuer", "S256"),
-        ("provider.issuer", "PAR"),
+        ("provider.par", "PAR"),
         ("provider.client_auth", "client_secret_basic"),
         ("provider.id_token_alg", "no key"),
     ] {

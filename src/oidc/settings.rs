@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
 use super::jwt::Algorithm;
+use super::signing::SigningKey;
 use crate::secret::Secret;
 
 /// How the client proves itself at the provider (OpenID Connect Core section 9).
@@ -14,10 +16,61 @@ use crate::secret::Secret;
 pub enum ClientAuth {
     /// `client_secret_basic`, form-encoded before base64 (RFC 6749 section 2.3.1).
     Basic(Secret),
+    /// The same without the encoding, for servers that do not decode.
+    BasicRaw(Secret),
     /// `client_secret_post`.
     Post(Secret),
+    /// `client_secret_jwt`, by HS256.
+    SecretJwt(Secret),
+    /// `private_key_jwt`.
+    PrivateKeyJwt(Arc<SigningKey>),
+    /// `tls_client_auth` (RFC 8705): by `client_certificate`.
+    Tls,
     /// A public client.
     None,
+}
+
+impl ClientAuth {
+    /// The registered name (RFC 8414 section 2).
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Basic(_) | Self::BasicRaw(_) => "client_secret_basic",
+            Self::Post(_) => "client_secret_post",
+            Self::SecretJwt(_) => "client_secret_jwt",
+            Self::PrivateKeyJwt(_) => "private_key_jwt",
+            Self::Tls => "tls_client_auth",
+            Self::None => "none",
+        }
+    }
+}
+
+/// PEM files of a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// Chain, own certificate first.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+/// Whether authorization requests are pushed (RFC 9126).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Par {
+    /// Where the provider offers it.
+    Auto,
+    /// Or there is no login.
+    Require,
+    /// Never.
+    Off,
+}
+
+/// Whether authorization requests are signed (RFC 9101).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestObject {
+    /// Where the provider demands it.
+    Auto,
+    /// Always.
+    Require,
 }
 
 /// Endpoints that replace what discovery says.
@@ -29,6 +82,7 @@ pub struct Endpoints {
     pub userinfo: Option<Url>,
     pub end_session: Option<Url>,
     pub revocation: Option<Url>,
+    pub pushed_authorization_request: Option<Url>,
 }
 
 /// How the browser leaves the provider: what the end-session endpoint wants to be told.
@@ -56,6 +110,18 @@ pub struct Settings {
     pub backchannel_base_url: Option<Url>,
     pub client_id: String,
     pub client_auth: ClientAuth,
+    /// Signs authorization requests where that is wanted.
+    pub signing_key: Option<Arc<SigningKey>>,
+    /// Shown to the provider in the TLS handshake; read when the client is made.
+    pub client_certificate: Option<CertificateFiles>,
+    pub par: Par,
+    pub request_object: RequestObject,
+    /// Bind tokens to a key of the session (RFC 9449).
+    pub dpop: bool,
+    /// The provider's answer comes as a form, by POST.
+    pub form_post: bool,
+    /// `iss` must be in the authorization answer, announced or not (FAPI 2.0 section 5.3.3).
+    pub iss_required: bool,
     /// Extra trust anchors (PEM), read at start and whenever the file changes.
     pub ca_file: Option<PathBuf>,
     pub scopes: Vec<String>,

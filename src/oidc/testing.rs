@@ -14,7 +14,7 @@ use url::Url;
 
 use super::jwt::Algorithm;
 use super::metadata::ProviderMetadata;
-use super::settings::{ClientAuth, Endpoints, LogoutStyle, Settings};
+use super::settings::{ClientAuth, Endpoints, LogoutStyle, Par, RequestObject, Settings};
 use crate::secret::Secret;
 
 pub(crate) fn settings(issuer: &str) -> Settings {
@@ -24,6 +24,13 @@ pub(crate) fn settings(issuer: &str) -> Settings {
         backchannel_base_url: None,
         client_id: "spa".to_owned(),
         client_auth: ClientAuth::Basic(Secret::new("s3cret")),
+        signing_key: None,
+        client_certificate: None,
+        par: Par::Auto,
+        request_object: RequestObject::Auto,
+        dpop: false,
+        form_post: false,
+        iss_required: false,
         ca_file: None,
         scopes: vec!["openid".to_owned(), "offline_access".to_owned()],
         audience: None,
@@ -76,7 +83,8 @@ pub(crate) struct Signer {
 
 enum Key {
     Rsa(Box<signature::RsaKeyPair>),
-    Ec(EcdsaKeyPair, &'static str),
+    /// With its private scalar, if it is of P-256.
+    Ec(EcdsaKeyPair, &'static str, Vec<u8>),
     Ed(Ed25519KeyPair),
 }
 
@@ -85,7 +93,8 @@ impl Signer {
         let random = SystemRandom::new();
         let ec = |flavour, curve| {
             let document = EcdsaKeyPair::generate_pkcs8(flavour, &random).unwrap();
-            Key::Ec(EcdsaKeyPair::from_pkcs8(flavour, document.as_ref(), &random).unwrap(), curve)
+            let pair = EcdsaKeyPair::from_pkcs8(flavour, document.as_ref(), &random).unwrap();
+            Key::Ec(pair, curve, document.as_ref()[36..68].to_vec())
         };
         let key = match algorithm {
             Algorithm::Es256 => ec(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, "P-256"),
@@ -108,7 +117,7 @@ impl Signer {
                 let public = ring::rsa::PublicKeyComponents::<Vec<u8>>::from(key.public());
                 json!({"kty": "RSA", "n": b64(public.n), "e": b64(public.e)})
             }
-            Key::Ec(key, curve) => {
+            Key::Ec(key, curve, _) => {
                 let point = &key.public_key().as_ref()[1..];
                 let (x, y) = point.split_at(point.len() / 2);
                 json!({"kty": "EC", "crv": curve, "x": b64(x), "y": b64(y)})
@@ -119,6 +128,15 @@ impl Signer {
             jwk["kid"] = json!(kid);
         }
         jwk
+    }
+
+    /// The whole key as a JWK file; P-256 only.
+    pub(crate) fn private_jwk(&self, kid: &str) -> Vec<u8> {
+        let Key::Ec(_, "P-256", scalar) = &self.key else { panic!("P-256 only") };
+        let mut jwk = self.jwk();
+        jwk["d"] = json!(b64(scalar));
+        jwk["kid"] = json!(kid);
+        jwk.to_string().into_bytes()
     }
 
     pub(crate) fn header(&self) -> Value {
@@ -145,7 +163,7 @@ impl Signer {
                 key.sign(padding, &random, message, &mut bytes).unwrap();
                 bytes
             }
-            Key::Ec(key, _) => key.sign(&random, message).unwrap().as_ref().to_vec(),
+            Key::Ec(key, ..) => key.sign(&random, message).unwrap().as_ref().to_vec(),
             Key::Ed(key) => key.sign(message).as_ref().to_vec(),
         }
     }

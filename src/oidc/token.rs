@@ -17,8 +17,34 @@ use crate::clock::Timestamp;
 /// The longest life that is believed. More is a mistake of the provider, or an attempt at overflow.
 const MAX_LIFE_SECS: u64 = 366 * 24 * 3600;
 
+/// The error of RFC 9449 section 8.
+const USE_NONCE: &str = "use_dpop_nonce";
+
+/// How an access token is to be presented (RFC 6749 section 7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenType {
+    /// RFC 6750.
+    Bearer,
+    /// RFC 9449: with a proof.
+    Dpop,
+}
+
+impl TokenType {
+    /// The type of a token that is bound to a key, or is not.
+    pub const fn bound(is_bound: bool) -> Self {
+        if is_bound { Self::Dpop } else { Self::Bearer }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bearer => "Bearer",
+            Self::Dpop => "DPoP",
+        }
+    }
+}
+
 /// A form body (`application/x-www-form-urlencoded`). Its values are secrets; `Debug` shows only names.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Form {
     names: Vec<String>,
     encoded: Zeroizing<String>,
@@ -33,7 +59,7 @@ impl Form {
     }
 
     /// Adds a parameter that may be repeated.
-    fn add(&mut self, name: &str, value: &str) {
+    pub(super) fn add(&mut self, name: &str, value: &str) {
         self.names.push(name.to_owned());
         if !self.encoded.is_empty() {
             self.encoded.push('&');
@@ -95,6 +121,10 @@ pub struct Answer {
     pub content_type: String,
     /// `Retry-After`, made relative.
     pub retry_after: Option<Duration>,
+    /// `DPoP-Nonce` (RFC 9449 section 8).
+    pub dpop_nonce: Option<String>,
+    /// `WWW-Authenticate` says that the proof lacks the server's nonce.
+    pub nonce_challenge: bool,
     /// The body, of bounded size.
     pub body: Vec<u8>,
 }
@@ -109,6 +139,13 @@ impl fmt::Debug for Answer {
 }
 
 impl Answer {
+    /// Whether the server refuses because the proof lacks its nonce (RFC 9449 sections 8 and 9).
+    pub fn demands_nonce(&self) -> bool {
+        let said =
+            || json::object(&self.body).ok().is_some_and(|members| members.get("error") == Some(&USE_NONCE.into()));
+        matches!(self.status, 400 | 401) && (self.nonce_challenge || said())
+    }
+
     fn is_html(&self) -> bool {
         let start = self.body.trim_ascii_start();
         self.content_type == "text/html" || self.content_type == "application/xhtml+xml" || start.first() == Some(&b'<')
@@ -138,13 +175,14 @@ impl fmt::Debug for TokenAnswer {
     }
 }
 
-/// Reads the answer to a grant sent at `now`.
+/// Reads the answer to a grant sent at `now`, which must bring a token of this type.
 ///
 /// # Errors
 /// By who is to blame: `Dead`, `Refused` and `Unavailable` by the provider's own words, `Ambiguous` when a success
 /// cannot be read, `Invalid` when it can and does not hold.
 pub fn decode(
     answer: &Answer,
+    token_type: TokenType,
     default_expires_in: Option<Duration>,
     now: Timestamp,
 ) -> Result<TokenAnswer, ProviderError> {
@@ -161,7 +199,7 @@ pub fn decode(
         Ok(members) if members.contains_key("error") || answer.status != 200 => {
             Err(refusal(&members, answer.retry_after))
         }
-        Ok(members) => success(&members, default_expires_in, now).map_err(ProviderError::from),
+        Ok(members) => success(&members, token_type, default_expires_in, now).map_err(ProviderError::from),
         Err(_) if answer.status == 200 && blank => Err(unavailable("empty")),
         Err(_) if matches!(answer.status, 401 | 404 | 405 | 415) => Err(ProviderError::Refused { reason: "status" }),
         Err(_) if blank || answer.is_html() => Err(unavailable("not_json")),
@@ -172,7 +210,7 @@ pub fn decode(
 }
 
 /// RFC 6749 section 5.2, with the dialects that say the same in other words.
-fn refusal(members: &Map<String, Value>, retry_after: Option<Duration>) -> ProviderError {
+pub(super) fn refusal(members: &Map<String, Value>, retry_after: Option<Duration>) -> ProviderError {
     let text = |name| members.get(name).and_then(Value::as_str).unwrap_or_default();
     let told = text("error_description");
     match text("error") {
@@ -199,18 +237,20 @@ fn refusal(members: &Map<String, Value>, retry_after: Option<Duration>) -> Provi
         "invalid_request" => ProviderError::Refused { reason: "invalid_request" },
         "invalid_scope" => ProviderError::Refused { reason: "invalid_scope" },
         "invalid_target" => ProviderError::Refused { reason: "invalid_target" },
+        "invalid_dpop_proof" => ProviderError::Refused { reason: "invalid_dpop_proof" },
+        USE_NONCE => ProviderError::Refused { reason: USE_NONCE },
         _ => ProviderError::Refused { reason: "error" },
     }
 }
 
 fn success(
     members: &Map<String, Value>,
+    token_type: TokenType,
     default_expires_in: Option<Duration>,
     now: Timestamp,
 ) -> Result<TokenAnswer, Fault> {
-    let bearer =
-        members.get("token_type").and_then(Value::as_str).is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
-    if !bearer {
+    let told = members.get("token_type").and_then(Value::as_str);
+    if !told.is_some_and(|told| told.eq_ignore_ascii_case(token_type.name())) {
         return Err(Fault("token_type"));
     }
     let text = |name: &'static str, fits: fn(u8) -> bool| match members.get(name) {

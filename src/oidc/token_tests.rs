@@ -7,11 +7,18 @@ use crate::oidc::testing::{b64, settings};
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 fn answer(status: u16, content_type: &str, body: &str) -> Answer {
-    Answer { status, content_type: content_type.into(), retry_after: None, body: body.into() }
+    Answer {
+        status,
+        content_type: content_type.into(),
+        retry_after: None,
+        dpop_nonce: None,
+        nonce_challenge: false,
+        body: body.into(),
+    }
 }
 
 fn read(status: u16, body: Value) -> Result<TokenAnswer, ProviderError> {
-    decode(&answer(status, "application/json", &body.to_string()), None, NOW)
+    decode(&answer(status, "application/json", &body.to_string()), TokenType::Bearer, None, NOW)
 }
 
 fn good() -> Value {
@@ -110,7 +117,7 @@ fn life_without_expires_in() {
     let hour = Some(Duration::from_secs(3600));
     let read = |body: &Value, default| {
         let answer = answer(200, "application/json", &body.to_string());
-        decode(&answer, default, NOW).unwrap().access_expires
+        decode(&answer, TokenType::Bearer, default, NOW).unwrap().access_expires
     };
     assert_eq!(read(&body, None), None);
     assert_eq!(read(&body, hour), Some(NOW + Duration::from_secs(3600)));
@@ -157,7 +164,7 @@ fn outages_are_no_verdict() {
     let unavailable = |status, kind: &str, body: &str| {
         let mut answer = answer(status, kind, body);
         answer.retry_after = Some(Duration::from_secs(7));
-        let error = decode(&answer, None, NOW).unwrap_err();
+        let error = decode(&answer, TokenType::Bearer, None, NOW).unwrap_err();
         let retry_after = Some(Duration::from_secs(7));
         assert!(
             matches!(error, ProviderError::Unavailable { retry_after: after, .. } if after == retry_after),
@@ -191,11 +198,12 @@ fn dialects_that_say_dead_in_other_words() {
 fn odd_successes() {
     assert_eq!(read(200, json!([good()])).unwrap_err(), ProviderError::Invalid { reason: "token_answer" });
     let doubled = good().to_string().replacen('{', r#"{"access_token":"x","#, 1);
-    let error = decode(&answer(200, "application/json", &doubled), None, NOW).unwrap_err();
+    let error = decode(&answer(200, "application/json", &doubled), TokenType::Bearer, None, NOW).unwrap_err();
     assert_eq!(error, ProviderError::Invalid { reason: "token_answer" });
-    let cut = decode(&answer(200, "application/json", r#"{"access_token":"x"#), None, NOW).unwrap_err();
+    let cut =
+        decode(&answer(200, "application/json", r#"{"access_token":"x"#), TokenType::Bearer, None, NOW).unwrap_err();
     assert_eq!(cut, ProviderError::Ambiguous { reason: "unreadable" });
-    assert!(decode(&answer(200, "text/plain", &good().to_string()), None, NOW).is_ok());
+    assert!(decode(&answer(200, "text/plain", &good().to_string()), TokenType::Bearer, None, NOW).is_ok());
 }
 
 #[test]
@@ -221,7 +229,7 @@ fn retry_after_in_both_forms() {
 proptest! {
     #[test]
     fn reading_never_panics(status in 100_u16..600, kind in "text/html|application/json|", body in ".{0,100}") {
-        let _ = decode(&answer(status, &kind, &body), None, NOW);
+        let _ = decode(&answer(status, &kind, &body), TokenType::Bearer, None, NOW);
         let _ = retry_after(&body, NOW);
     }
 

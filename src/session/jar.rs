@@ -485,9 +485,9 @@ impl Names {
     }
 }
 
-/// The provider's redirect is cross-site: a Strict cookie would stay behind.
+/// The provider's redirect is cross-site: a Strict cookie would stay behind, and a Lax one with a POST.
 pub(super) fn login_same_site(settings: &Settings) -> SameSite {
-    if settings.same_site == SameSite::None { SameSite::None } else { SameSite::Lax }
+    if settings.same_site == SameSite::None || settings.form_post { SameSite::None } else { SameSite::Lax }
 }
 
 /// A `Set-Cookie` value with a life in seconds, or one that removes the cookie.

@@ -14,6 +14,7 @@ use super::jar::{Found, Names, login_same_site, render};
 use super::{SessionId, Settings};
 use crate::clock::Timestamp;
 use crate::crypto::seal::{Opened, Purpose, Sealer};
+use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{Nonce, PkceVerifier, State};
 use crate::web::return_to::ReturnTo;
 
@@ -49,6 +50,8 @@ pub struct Attempt {
     pub restarts: u8,
     /// The session that the browser had: the new one ends it.
     pub replaces: Option<SessionId>,
+    /// The key that the code, and then the session's tokens, are bound to.
+    pub dpop: Option<DpopKey>,
 }
 
 /// What a callback's `state` amounts to.
@@ -181,6 +184,7 @@ const ACR_VALUES: u8 = 7;
 const SILENT: u8 = 8;
 const RESTARTS: u8 = 9;
 const REPLACES: u8 = 10;
+const DPOP: u8 = 11;
 
 impl Attempt {
     /// The first 16 bytes of SHA-256 of the nonce, for `Session::nonce_hash`.
@@ -211,6 +215,9 @@ impl Attempt {
         if let Some(replaces) = &self.replaces {
             put_tlv(&mut out, REPLACES, &replaces.0);
         }
+        if let Some(key) = &self.dpop {
+            put_tlv(&mut out, DPOP, key.as_bytes());
+        }
         out
     }
 
@@ -222,7 +229,7 @@ impl Attempt {
         let text = |value: &[u8]| std::str::from_utf8(value).ok().map(str::to_owned);
         let (mut id, mut nonce, mut verifier, mut started) = (None, None, None, None);
         let (mut return_to, mut max_age, mut acr_values) = (None, None, None);
-        let (mut silent, mut restarts, mut replaces) = (false, None, None);
+        let (mut silent, mut restarts, mut replaces, mut dpop) = (false, None, None, None);
         let mut last = 0;
         while let Some((tag, value)) = reader.field()? {
             if tag <= last {
@@ -240,6 +247,7 @@ impl Attempt {
                 SILENT => silent = true,
                 RESTARTS => restarts = value.first().copied(),
                 REPLACES => replaces = Some(SessionId(value.try_into().ok()?)),
+                DPOP => dpop = Some(DpopKey::from_bytes(value)?),
                 _ => return None,
             }
         }
@@ -254,6 +262,7 @@ impl Attempt {
             silent,
             restarts: restarts?,
             replaces,
+            dpop,
         })
     }
 }

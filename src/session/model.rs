@@ -193,6 +193,7 @@ pub(super) mod tests {
         Settings {
             cookie_name: "sidegate".into(),
             same_site: SameSite::Strict,
+            form_post: false,
             partitioned: false,
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),

@@ -18,6 +18,8 @@ pub struct Settings {
     /// Base name; `__Host-Http-` goes before it over https.
     pub cookie_name: String,
     pub same_site: SameSite,
+    /// The provider's answer comes by a cross-site POST (`form_post`), with which only `None` cookies travel.
+    pub form_post: bool,
     pub partitioned: bool,
     /// The origin that the browser uses: decides the name's prefix and `Secure`, and is sealed in as AAD.
     pub public: Origin,

@@ -89,8 +89,9 @@ pub fn is_internal_response(name: &str) -> bool {
 /// Challenges (`WWW-Authenticate`) that must not reach the browser: DPoP is between us and the upstream, and NTLM and
 /// Negotiate authenticate a connection, which we share between users.
 pub fn is_internal_challenge(value: &HeaderValue) -> bool {
-    let scheme = value.as_bytes().trim_ascii_start().split(|byte| matches!(byte, b' ' | b',' | b'\t')).next();
-    scheme.is_some_and(|scheme| {
+    // Several challenges may stand in one value: each, and each further parameter, follows a comma.
+    value.as_bytes().split(|byte| *byte == b',').any(|part| {
+        let scheme = part.trim_ascii().split(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
         ["dpop", "ntlm", "negotiate"].iter().any(|known| scheme.eq_ignore_ascii_case(known.as_bytes()))
     })
 }
@@ -205,7 +206,7 @@ mod tests {
         for name in ["set-cookie", "content-security-policy", "server-timing", "www-authenticate", "x-accelerate"] {
             assert!(!is_internal_response(name), "{name}");
         }
-        for value in ["DPoP algs=\"ES256\"", "NTLM", "negotiate abc"] {
+        for value in ["DPoP algs=\"ES256\"", "NTLM", "negotiate abc", "Bearer realm=\"x\", dPoP error=\"y\""] {
             assert!(is_internal_challenge(&HeaderValue::from_static(value)), "{value}");
         }
         assert!(!is_internal_challenge(&HeaderValue::from_static("Bearer error=\"invalid_token\"")));

@@ -9,9 +9,9 @@ import { start } from './binary.mjs';
 
 /**
  * `client` is what the provider was told about us. With several replicas a distributor has the port. `session` and `more`
- * are lines of configuration, the first for [session].
+ * are lines of configuration, the first for [session]; so is `provider`, for [provider].
  */
-export async function startGateway({ port, issuer, upstream, client, replicas = 1, session = '', more = '' }) {
+export async function startGateway({ port, issuer, upstream, client, replicas = 1, provider = '', session = '', more = '' }) {
   const folder = await mkdtemp(path.join(tmpdir(), 'sidegate-outer-'));
   const secret = (name, content) => writeFile(path.join(folder, name), content, { mode: 0o600 });
   const listeners = [];
@@ -41,6 +41,7 @@ scopes = ["openid", "profile", "email", "offline_access"]
 # This provider gives a refresh token only where the user was asked for consent (OpenID Connect Core 11).
 authorize_params = { prompt = "consent" }
 userinfo = true
+${provider}
 
 [session]
 key_files = ["${folder}/session-key"]

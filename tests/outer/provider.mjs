@@ -12,8 +12,11 @@ const ACCOUNTS = {
   bob: { name: 'Bob Example', preferred_username: 'bob', email: 'bob@example.test' },
 };
 
-/** Starts the provider with one client, given as client metadata (RFC 7591). */
-export async function startProvider(client) {
+/**
+ * Starts the provider with one client, given as client metadata (RFC 7591). `features` join those that are always on;
+ * `more` replaces what the package takes besides.
+ */
+export async function startProvider(client, { features = {}, ...more } = {}) {
   const counts = { authorizations: 0, refusals: 0, grants: {} };
   // The issuer holds the port, so the port comes first.
   let handle = () => {};
@@ -37,7 +40,9 @@ export async function startProvider(client) {
       devInteractions: { enabled: false },
       revocation: { enabled: true },
       rpInitiatedLogout: { enabled: true, logoutSource: confirmLogout },
+      ...features,
     },
+    ...more,
   });
 
   oidc.use(async (ctx, next) => {
@@ -65,6 +70,8 @@ export async function startProvider(client) {
       const found = token && await oidc.AccessToken.find(token);
       return found && !found.isExpired ? found.accountId : undefined;
     },
+    /** What is known of an access token: its account and the key that it is bound to. */
+    find: (token) => oidc.AccessToken.find(token),
     goDown: () => close(server),
     comeBack: async () => { server = await listen(serve, port); },
     stop: () => close(server),

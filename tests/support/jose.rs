@@ -104,6 +104,28 @@ impl Key {
         self
     }
 
+    /// A fresh P-256 key, and the same as a PKCS#8 file in PEM.
+    pub fn p256_with_file(kid: &str) -> (Self, String) {
+        let (way, random) = (&signature::ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
+        let document = EcdsaKeyPair::generate_pkcs8(way, &random).expect("a key");
+        let pair = EcdsaKeyPair::from_pkcs8(way, document.as_ref(), &random).expect("a key");
+        let key = Self { kid: kid.to_owned(), alg: "ES256", usage: "sig", secret: Secret::Ec(Arc::new(pair)) };
+        (key, pem("PRIVATE KEY", document.as_ref()))
+    }
+
+    /// A fresh Ed25519 key, and the same as a PKCS#8 file in PEM.
+    pub fn ed25519_with_file(kid: &str) -> (Self, String) {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("a key");
+        let pair = Ed25519KeyPair::from_pkcs8(document.as_ref()).expect("a key");
+        let key = Self { kid: kid.to_owned(), alg: "EdDSA", usage: "sig", secret: Secret::Ed(Arc::new(pair)) };
+        (key, pem("PRIVATE KEY", document.as_ref()))
+    }
+
+    /// The PKCS#8 file of one of the five RSA keys.
+    pub fn rsa_file(which: usize) -> &'static str {
+        RSA_FILES[which % RSA_FILES.len()]
+    }
+
     /// The public key as JWK (RFC 7517).
     pub fn jwk(&self) -> Value {
         let mut jwk = match &self.secret {
@@ -172,6 +194,13 @@ pub fn compact(header: &str, payload: &str, key: &Key) -> String {
     format!("{input}.{}", b64u(signature))
 }
 
+/// A PEM file.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64_simd::STANDARD.encode_to_string(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("ASCII")).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
 /// HMAC-SHA256.
 pub fn hs256(secret: &[u8], input: &[u8]) -> Vec<u8> {
     ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret), input).as_ref().to_vec()
@@ -182,9 +211,11 @@ pub fn sha256(bytes: &[u8]) -> Vec<u8> {
     ring::digest::digest(&ring::digest::SHA256, bytes).as_ref().to_vec()
 }
 
-/// `at_hash` and `c_hash` of OpenID Connect Core section 3.1.3.6, for the 256-bit algorithms.
-pub fn half_hash(text: &str) -> String {
-    b64u(&sha256(text.as_bytes())[..16])
+/// `at_hash` and `c_hash` of OpenID Connect Core section 3.1.3.6; Ed25519 hashes with SHA-512.
+pub fn half_hash(text: &str, alg: &str) -> String {
+    let way = if alg == "EdDSA" { &ring::digest::SHA512 } else { &ring::digest::SHA256 };
+    let hash = ring::digest::digest(way, text.as_bytes());
+    b64u(&hash.as_ref()[..hash.as_ref().len() / 2])
 }
 
 /// Header and payload of a compact JWS, unverified.
@@ -204,6 +235,73 @@ pub fn verified_rs256(token: &str, jwks: &Value) -> bool {
         let public = PublicKeyComponents { n: part("n"), e: part("e") };
         public.verify(&signature::RSA_PKCS1_2048_8192_SHA256, input.as_bytes(), &signature).is_ok()
     })
+}
+
+/// Whether `token` is a JWS of the key in `jwk` by the algorithm that its header names.
+pub fn verified(token: &str, jwk: &Value) -> bool {
+    let Some((input, signature)) = token.rsplit_once('.') else { return false };
+    let (Some(signature), Some((header, _))) = (unb64u(signature), parse(token)) else { return false };
+    let part = |name: &str| jwk[name].as_str().and_then(unb64u).unwrap_or_default();
+    let by = |way: &'static dyn signature::VerificationAlgorithm, key: Vec<u8>| {
+        signature::UnparsedPublicKey::new(way, key).verify(input.as_bytes(), &signature).is_ok()
+    };
+    let rsa = |way: &'static signature::RsaParameters| {
+        let public = PublicKeyComponents { n: part("n"), e: part("e") };
+        public.verify(way, input.as_bytes(), &signature).is_ok()
+    };
+    match (jwk["kty"].as_str(), header["alg"].as_str()) {
+        (Some("EC"), Some("ES256")) => {
+            by(&signature::ECDSA_P256_SHA256_FIXED, [vec![4], part("x"), part("y")].concat())
+        }
+        (Some("OKP"), Some("EdDSA")) => by(&signature::ED25519, part("x")),
+        (Some("RSA"), Some("RS256")) => rsa(&signature::RSA_PKCS1_2048_8192_SHA256),
+        (Some("RSA"), Some("PS256")) => rsa(&signature::RSA_PSS_2048_8192_SHA256),
+        (Some("oct"), Some("HS256")) => hs256(&part("k"), input.as_bytes()) == signature,
+        _ => false,
+    }
+}
+
+/// The thumbprint of a public P-256 key (RFC 7638).
+pub fn thumbprint(jwk: &Value) -> String {
+    let canonical = format!(r#"{{"crv":{},"kty":{},"x":{},"y":{}}}"#, jwk["crv"], jwk["kty"], jwk["x"], jwk["y"]);
+    b64u(sha256(canonical.as_bytes()))
+}
+
+/// What a DPoP proof must be for (RFC 9449 section 4.3).
+#[derive(Clone, Copy, Debug)]
+pub struct Proof<'a> {
+    pub method: &'a str,
+    /// Without query.
+    pub url: &'a str,
+    pub token: Option<&'a str>,
+    pub now: i64,
+}
+
+impl Proof<'_> {
+    /// The thumbprint of the proof's key, its `jti`, and its nonce; or what is wrong with it.
+    pub fn check(&self, proof: &str) -> Result<(String, String, Option<String>), String> {
+        let (header, claims) = parse(proof).ok_or("unreadable")?;
+        let jwk = &header["jwk"];
+        let members: Vec<&str> = jwk.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        if header["typ"] != "dpop+jwt" || members != ["crv", "kty", "x", "y"] {
+            return Err(format!("header {header}"));
+        }
+        if !verified(proof, jwk) {
+            return Err("signature".to_owned());
+        }
+        if claims["htm"] != self.method || claims["htu"] != self.url {
+            return Err(format!("{} {} instead of {} {}", claims["htm"], claims["htu"], self.method, self.url));
+        }
+        if claims["iat"].as_i64().is_none_or(|iat| (iat - self.now).abs() > 30) {
+            return Err(format!("iat {} at {}", claims["iat"], self.now));
+        }
+        let ath = self.token.map(|token| Value::from(b64u(sha256(token.as_bytes()))));
+        if claims.get("ath") != ath.as_ref() {
+            return Err("ath".to_owned());
+        }
+        let jti = claims["jti"].as_str().filter(|jti| jti.len() >= 16).ok_or("jti")?;
+        Ok((thumbprint(jwk), jti.to_owned(), claims["nonce"].as_str().map(str::to_owned)))
+    }
 }
 
 /// An RSA key that *ring* will not load because it is too short; signs by plain arithmetic.

@@ -18,6 +18,7 @@ pub mod inside;
 pub mod jose;
 pub mod leak;
 pub mod mutate;
+pub mod mutual_tls;
 pub mod provider;
 pub mod text;
 pub mod upstream;

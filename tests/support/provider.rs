@@ -6,7 +6,7 @@ pub mod fault;
 pub mod modules;
 pub mod switches;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -113,6 +113,8 @@ pub struct Session {
     pub access_tokens: Vec<String>,
     pub refresh_tokens: Vec<String>,
     pub id_tokens: Vec<String>,
+    /// The thumbprint of the key that the tokens are bound to.
+    pub jkt: Option<String>,
 }
 
 #[derive(Debug)]
@@ -149,9 +151,13 @@ struct State {
     violations: Vec<String>,
     reuse_alarms: u32,
     canaries: Canaries,
+    /// Of assertions and proofs.
+    jtis: HashSet<String>,
+    dpop_nonce: String,
     published: Vec<Key>,
     signing: Key,
     ec: Key,
+    ed: Key,
     outsider: Key,
     encryption: Key,
     small: Key,
@@ -170,6 +176,17 @@ fn refuse<T>(error: &'static str, description: impl Into<String>) -> Result<T, R
     let status = if error == "invalid_client" { 401 } else { 400 };
     Err(Refusal { status, error, description: description.into() })
 }
+
+/// Whose request it is, by its proof.
+enum Proven {
+    /// The thumbprint of the key; none without DPoP.
+    By(Option<String>),
+    /// The proof lacks the nonce: this is the answer.
+    Again(Answer),
+}
+
+/// Where `MutualTls` writes the SHA-256 of the client's certificate.
+pub const CERTIFICATE: &str = "x-test-client-certificate";
 
 /// When a gate holds a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +254,7 @@ impl ProviderDouble {
     pub async fn start() -> Self {
         let signing = Key::rsa(0, &mark("rsa-"));
         let ec = Key::p256(&mark("ec-"));
+        let ed = Key::ed25519(&mark("ed-"));
         let state = State {
             sessions: Vec::new(),
             codes: HashMap::new(),
@@ -246,9 +264,12 @@ impl ProviderDouble {
             violations: Vec::new(),
             reuse_alarms: 0,
             canaries: Canaries::default(),
-            published: vec![signing.clone(), ec.clone()],
+            jtis: HashSet::new(),
+            dpop_nonce: mark("nonce-"),
+            published: vec![signing.clone(), ec.clone(), ed.clone()],
             signing,
             ec,
+            ed,
             outsider: Key::rsa(3, &mark("outsider-")),
             encryption: Key::rsa(4, &mark("enc-")).for_encryption(),
             small: Key::small_rsa(&mark("small-")),
@@ -467,6 +488,10 @@ impl Inner {
         if faults.contains(&Some(Fault::SigSmallKey)) {
             keys.push(state.small.jwk());
         }
+        if switches.id_token_alg == "PS256" {
+            let rsa = keys.iter_mut().filter(|key| key["kty"] == "RSA" && key["use"] == "sig");
+            rsa.for_each(|key| key["alg"] = "PS256".into());
+        }
         if switches.without_kid {
             keys.iter_mut().filter_map(Value::as_object_mut).for_each(|k| drop(k.shift_remove("kid")));
         }
@@ -574,7 +599,11 @@ impl Inner {
         typ: &str,
         claims: Map<String, Value>,
     ) -> fault::Draft<'a> {
-        let key = if switches.id_token_alg == "ES256" { &s.ec } else { &s.signing };
+        let key = match switches.id_token_alg {
+            "ES256" => &s.ec,
+            "EdDSA" => &s.ed,
+            _ => &s.signing,
+        };
         let mut header = Map::new();
         header.insert("alg".to_owned(), key.alg.into());
         header.insert("typ".to_owned(), typ.into());
@@ -827,9 +856,12 @@ impl Inner {
             "response_modes_supported": ["query", "form_post"],
             "grant_types_supported": ["authorization_code", "refresh_token"],
             "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256", "PS256", "ES256"],
+            "id_token_signing_alg_values_supported": ["RS256", "PS256", "ES256", "EdDSA"],
             "scopes_supported": ["openid", "profile", "email", "offline_access"],
-            "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post", "none"],
+            "token_endpoint_auth_methods_supported": [
+                "client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "tls_client_auth", "none",
+            ],
+            "token_endpoint_auth_signing_alg_values_supported": ["HS256", "RS256", "PS256", "ES256", "EdDSA"],
             "code_challenge_methods_supported": ["S256"],
             "backchannel_logout_supported": true,
             "backchannel_logout_session_supported": true,
@@ -842,6 +874,12 @@ impl Inner {
         if switches.par != Par::Off {
             document["pushed_authorization_request_endpoint"] = self.url(Endpoint::Par).into();
             document["require_pushed_authorization_requests"] = (switches.par == Par::Required).into();
+        }
+        if switches.dpop != Dpop::Off {
+            document["dpop_signing_alg_values_supported"] = json!(["ES256"]);
+        }
+        if switches.request_object.is_some() {
+            document["require_signed_request_object"] = true.into();
         }
         for (name, value) in &switches.document {
             document[name] = value.clone();
@@ -865,8 +903,20 @@ impl Inner {
         if get(form, "request_uri").is_some() {
             return refuse("invalid_request", "request_uri in a pushed request");
         }
+        let jkt = match self.check_proof(request, Endpoint::Par, None)? {
+            Proven::By(jkt) => jkt,
+            Proven::Again(answer) => return Ok(answer),
+        };
+        let not = |k: &str| !matches!(k, "client_secret" | "client_assertion" | "client_assertion_type");
+        let mut keep: Pairs = form.iter().filter(|(k, _)| not(k)).cloned().collect();
+        if let Some(jkt) = jkt {
+            if get(form, "dpop_jkt").is_some_and(|named| named != jkt) {
+                return refuse("invalid_dpop_proof", "dpop_jkt is not the proof's key");
+            }
+            keep.push(("dpop_jkt".to_owned(), jkt));
+        }
         let name = format!("urn:ietf:params:oauth:request_uri:{}", mark("par-"));
-        let keep = form.iter().filter(|(k, _)| k != "client_secret").cloned().collect();
+        self.state.lock().canaries.add("request_uri", &name);
         self.state.lock().pushed.insert(name.clone(), keep);
         Ok(Answer::json(201, json!({"request_uri": name, "expires_in": 60}).to_string()))
     }
@@ -893,6 +943,25 @@ impl Inner {
             }
             None if switches.par == Par::Required => return refuse("invalid_request", "PAR is required"),
             None => {}
+        }
+        if let Some(keys) = &switches.request_object {
+            let object = get(&params, "request").unwrap_or_default();
+            if params.iter().any(|(k, _)| !matches!(k.as_str(), "client_id" | "request" | "dpop_jkt")) {
+                self.violate("Authorize: parameters beside the request object");
+            }
+            let claims = jose::parse(object).filter(|_| keys.iter().any(|key| jose::verified(object, key)));
+            let Some((header, Value::Object(claims))) = claims else {
+                return refuse("invalid_request_object", "not signed by the client");
+            };
+            let now = self.now();
+            let timely = claims["exp"].as_i64().is_some_and(|exp| exp > now && exp <= now + 300);
+            let ours = claims["iss"] == switches.client_id.as_str() && claims["aud"] == self.issuer.as_str();
+            if header["typ"] != "oauth-authz-req+jwt" || !timely || !ours {
+                return refuse("invalid_request_object", "typ, exp, iss or aud");
+            }
+            let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            params.retain(|(k, _)| k == "dpop_jkt");
+            params.extend(claims.iter().map(|(k, v)| (k.clone(), text(v))));
         }
         let param = |name: &str| get(&params, name);
         let redirect_uri = param("redirect_uri").unwrap_or_default().to_owned();
@@ -982,6 +1051,7 @@ impl Inner {
             access_tokens: Vec::new(),
             refresh_tokens: Vec::new(),
             id_tokens: Vec::new(),
+            jkt: get(params, "dpop_jkt").map(str::to_owned),
         };
         let expires = self.now() + 60;
         let mut state = self.state.lock();
@@ -1015,21 +1085,25 @@ impl Inner {
     fn check_client(&self, request: &Request, form: &Pairs) -> Result<(), Refusal> {
         let (id, secret, how) = {
             let s = self.switches.lock();
-            (s.client_id.clone(), s.client_secret.clone(), s.client_auth)
+            (s.client_id.clone(), s.client_secret.clone(), s.client_auth.clone())
         };
         let headers = request.header_all("authorization");
         let (in_form, id_in_form) = (get(form, "client_secret"), get(form, "client_id"));
         if headers.len() > 1 || (!headers.is_empty() && in_form.is_some()) {
             return refuse("invalid_client", "more than one client authentication");
         }
-        if get(form, "client_assertion").is_some() {
+        let assertion = get(form, "client_assertion");
+        if assertion.is_some() && !matches!(how, ClientAuth::SecretJwt | ClientAuth::KeyJwt(_)) {
             return refuse("invalid_client", "a client assertion");
+        }
+        if assertion.is_some() && (in_form.is_some() || !headers.is_empty()) {
+            return refuse("invalid_client", "more than one client authentication");
         }
         if id_in_form.is_some_and(|given| given != id) {
             return refuse("invalid_client", "client_id in the form is not ours");
         }
         match how {
-            ClientAuth::Basic => {
+            ClientAuth::Basic | ClientAuth::BasicRaw => {
                 let encoded = headers.first().and_then(|h| h.strip_prefix("Basic "));
                 let plain = encoded.and_then(|e| base64_simd::STANDARD.decode_to_vec(e).ok());
                 let Some(plain) = plain.and_then(|p| String::from_utf8(p).ok()) else {
@@ -1039,11 +1113,27 @@ impl Inner {
                     return refuse("invalid_client", "no colon");
                 };
                 let unreserved = |c: char| c.is_ascii_alphanumeric() || "-._~*+%".contains(c);
+                if how == ClientAuth::BasicRaw {
+                    if user != id || password != secret {
+                        return refuse("invalid_client", "wrong id or secret");
+                    }
+                    return Ok(());
+                }
                 if !plain.chars().filter(|c| *c != ':').all(unreserved) || password.contains(':') {
                     return refuse("invalid_client", "id and secret must be form-encoded");
                 }
                 if text::unform_value(user) != id || text::unform_value(password) != secret {
                     return refuse("invalid_client", "wrong id or secret");
+                }
+            }
+            ClientAuth::SecretJwt => {
+                let key = json!({"kty": "oct", "k": b64u(secret.as_bytes())});
+                return self.check_assertion(form, &[key], &id);
+            }
+            ClientAuth::KeyJwt(keys) => return self.check_assertion(form, &keys, &id),
+            ClientAuth::Tls(certificate) => {
+                if request.header(CERTIFICATE) != Some(&certificate) || id_in_form != Some(&id) || in_form.is_some() {
+                    return refuse("invalid_client", "the client's certificate expected");
                 }
             }
             ClientAuth::Post => {
@@ -1060,20 +1150,90 @@ impl Inner {
         Ok(())
     }
 
+    /// RFC 7523 section 3, as FAPI 2.0 section 5.3.2 narrows it.
+    fn check_assertion(&self, form: &Pairs, keys: &[Value], id: &str) -> Result<(), Refusal> {
+        let bearer = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+        let token = get(form, "client_assertion").unwrap_or_default();
+        self.state.lock().canaries.add("client assertion", token);
+        let Some((header, claims)) = jose::parse(token) else {
+            return refuse("invalid_client", "no client assertion");
+        };
+        let named = |key: &&Value| header.get("kid").is_none_or(|kid| key.get("kid").is_none_or(|own| own == kid));
+        if get(form, "client_assertion_type") != Some(bearer) || header["typ"] != "JWT" {
+            return refuse("invalid_client", "client_assertion_type or typ");
+        }
+        if !keys.iter().filter(named).any(|key| jose::verified(token, key)) {
+            return refuse("invalid_client", format!("signature of the assertion, header {header}"));
+        }
+        let now = self.now();
+        if claims["iss"] != id || claims["sub"] != id || claims["aud"] != self.issuer.as_str() {
+            return refuse("invalid_client", "iss, sub or aud of the assertion");
+        }
+        if claims["exp"].as_i64().is_none_or(|exp| exp <= now || exp > now + 300) || !claims["iat"].is_i64() {
+            return refuse("invalid_client", "exp or iat of the assertion");
+        }
+        match claims["jti"].as_str().filter(|jti| jti.len() >= 16) {
+            Some(jti) if self.state.lock().jtis.insert(jti.to_owned()) => Ok(()),
+            _ => refuse("invalid_client", "jti of the assertion"),
+        }
+    }
+
+    /// RFC 9449 section 4.3 and 8: the key that the request proves, or an answer that asks for a nonce.
+    fn check_proof(&self, request: &Request, endpoint: Endpoint, token: Option<&str>) -> Result<Proven, Refusal> {
+        let switches = self.switches.lock().clone();
+        let proofs = request.header_all("dpop");
+        if switches.dpop == Dpop::Off {
+            return if proofs.is_empty() { Ok(Proven::By(None)) } else { refuse("invalid_dpop_proof", "no DPoP here") };
+        }
+        let [proof] = proofs[..] else { return refuse("invalid_dpop_proof", format!("{} proofs", proofs.len())) };
+        let url = self.url(endpoint);
+        let wanted = jose::Proof { method: &request.method, url: &url, token, now: self.now() };
+        let (jkt, jti, nonce) = match wanted.check(proof) {
+            Ok(good) => good,
+            Err(wrong) => return refuse("invalid_dpop_proof", wrong),
+        };
+        let state = &mut *self.state.lock();
+        if !state.jtis.insert(jti) {
+            return refuse("invalid_dpop_proof", "jti used twice");
+        }
+        if switches.dpop == Dpop::NeverContent {
+            state.dpop_nonce = mark("nonce-");
+        }
+        let content = nonce.as_deref() == Some(&state.dpop_nonce) && switches.dpop == Dpop::WithNonce;
+        if switches.dpop == Dpop::Bound || content {
+            return Ok(Proven::By(Some(jkt)));
+        }
+        let answer = if token.is_some() {
+            Answer::empty(401).with("WWW-Authenticate", "DPoP error=\"use_dpop_nonce\"")
+        } else {
+            Answer::json(400, r#"{"error":"use_dpop_nonce"}"#)
+        };
+        Ok(Proven::Again(answer.with("DPoP-Nonce", &state.dpop_nonce)))
+    }
+
+    /// From now on proofs need another nonce.
+    pub fn renew_dpop_nonce(&self) {
+        self.state.lock().dpop_nonce = mark("nonce-");
+    }
+
     fn token(&self, request: &Request, form: &Pairs) -> Result<Answer, Refusal> {
         self.check_form(request, form)?;
         if let Some(verifier) = get(form, "code_verifier") {
             self.state.lock().canaries.add("code verifier", verifier);
         }
         self.check_client(request, form)?;
+        let jkt = match self.check_proof(request, Endpoint::Token, None)? {
+            Proven::By(jkt) => jkt,
+            Proven::Again(answer) => return Ok(answer),
+        };
         match get(form, "grant_type") {
-            Some("authorization_code") => self.exchange(form),
-            Some("refresh_token") => self.refresh(form),
+            Some("authorization_code") => self.exchange(form, jkt),
+            Some("refresh_token") => self.refresh(form, jkt),
             other => refuse("unsupported_grant_type", format!("{other:?}")),
         }
     }
 
-    fn exchange(&self, form: &Pairs) -> Result<Answer, Refusal> {
+    fn exchange(&self, form: &Pairs, jkt: Option<String>) -> Result<Answer, Refusal> {
         let session = {
             let now = self.now();
             let state = &mut *self.state.lock();
@@ -1097,12 +1257,16 @@ impl Inner {
             if !(43..=128).contains(&verifier.len()) || get(&session.params, "code_challenge") != Some(&challenge) {
                 return refuse("invalid_grant", "PKCE verification failed");
             }
+            if session.jkt.is_some() && session.jkt != jkt {
+                return refuse("invalid_grant", "the code is bound to another key");
+            }
+            state.sessions[code.session].jkt = jkt;
             code.session
         };
         Ok(self.issue(session, None, None))
     }
 
-    fn refresh(&self, form: &Pairs) -> Result<Answer, Refusal> {
+    fn refresh(&self, form: &Pairs, jkt: Option<String>) -> Result<Answer, Refusal> {
         let switches = self.switches.lock().clone();
         let now = self.now();
         let given = get(form, "refresh_token").unwrap_or_default();
@@ -1114,6 +1278,9 @@ impl Inner {
             let session = &mut state.sessions[refresh.session];
             if !session.alive {
                 return refuse("invalid_grant", "Session not active");
+            }
+            if session.jkt != jkt {
+                return refuse("invalid_grant", "the refresh token is bound to another key");
             }
             if refresh.expires.is_some_and(|at| at <= now) {
                 return refuse("invalid_grant", "refresh token expired");
@@ -1171,7 +1338,8 @@ impl Inner {
         let mut members: Vec<(String, String)> = Vec::new();
         let mut put = |name: &str, json: String| members.push((name.to_owned(), json));
         put("access_token", json!(access).to_string());
-        if let Some(token_type) = &switches.token_type {
+        let bound = switches.dpop != Dpop::Off && switches.token_type.as_deref() == Some("Bearer");
+        if let Some(token_type) = if bound { Some("DPoP") } else { switches.token_type.as_deref() } {
             put("token_type", json!(token_type).to_string());
         }
         match &switches.expires_in {
@@ -1251,7 +1419,7 @@ impl Inner {
         let s = &state.sessions[session];
         let mut claims = json!({
             "iss": self.issuer, "sub": s.sub, "aud": switches.client_id, "exp": now + switches.id_lifetime, "iat": now,
-            "auth_time": s.auth_time, "sid": s.sid, "at_hash": jose::half_hash(access),
+            "auth_time": s.auth_time, "sid": s.sid, "at_hash": jose::half_hash(access, switches.id_token_alg),
             "name": switches.name, "email": switches.email, "preferred_username": "alice",
         });
         if let Some(nonce) = s.nonce.as_ref().filter(|_| !at_refresh || switches.nonce_at_refresh) {
@@ -1283,9 +1451,18 @@ impl Inner {
         if in_body || get(&request.query_pairs(), "access_token").is_some() {
             return refuse("invalid_request", "the access token belongs in the header");
         }
-        let Some(token) = request.bearer() else {
+        let bound = request.header("authorization").and_then(|value| value.strip_prefix("DPoP "));
+        let bound = bound.filter(|_| self.switches.lock().dpop != Dpop::Off);
+        let Some(token) = bound.or_else(|| request.bearer()) else {
             return refuse("invalid_request", "no bearer token");
         };
+        let jkt = match self.check_proof(request, Endpoint::Userinfo, Some(token))? {
+            Proven::By(jkt) => jkt,
+            Proven::Again(answer) => return Ok(answer),
+        };
+        if self.sessions().iter().any(|s| s.access_tokens.iter().any(|t| t == token) && s.jkt != jkt) {
+            return refuse("invalid_token", "the token is bound to another key");
+        }
         if !self.is_active(token) {
             let challenge = "Bearer error=\"invalid_token\"";
             return Ok(Answer::empty(401).with("WWW-Authenticate", challenge));

@@ -1,8 +1,8 @@
-//! `GET <prefix>/callback`: the provider sends the browser back (RFC 6749 section 4.1.2).
+//! `GET <prefix>/callback`, by `form_post` also `POST`: the provider sends the browser back (RFC 6749 section 4.1.2).
 
 use std::sync::Arc;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::login::MAX_RESTARTS;
 use super::{Answer, Visitor, origin, provider_problem, set_location, to_page, without_fragment};
@@ -47,7 +47,15 @@ enum Callback<'a> {
 
 /// Finishes a login, or says why not.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-    let params = Params::parse(request.query);
+    let params = if request.method == Method::POST {
+        // What a form brings is all that counts: the URL of the callback has no query of ours.
+        if !has_form(request) {
+            return bad_callback(state, request, "content_type");
+        }
+        Params::form(request.form)
+    } else {
+        Params::parse(request.query)
+    };
     let (login_state, callback) = match read(&params) {
         Ok(read) => read,
         Err(reason) => return bad_callback(state, request, reason),
@@ -76,6 +84,18 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         }
         Callback::Code(code) => redeem(state, request, visitor, *attempt, clear, code, login_state).await,
     }
+}
+
+/// RFC9700-16: after a POST the browser is to go on with GET.
+fn onward(request: &RequestView<'_>) -> StatusCode {
+    if request.method == Method::POST { StatusCode::SEE_OTHER } else { StatusCode::FOUND }
+}
+
+fn has_form(request: &RequestView<'_>) -> bool {
+    let media_type =
+        request.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
 /// RFC6749-01, BFF-02: one state, and either a code or an error; no token by the front channel.
@@ -116,6 +136,7 @@ async fn redeem(
             verifier: attempt.verifier.clone(),
             max_age: attempt.max_age,
             acr_values: attempt.acr_values.clone(),
+            dpop: attempt.dpop.clone(),
             now,
         };
         let nonce_hash = attempt.nonce_hash();
@@ -147,7 +168,7 @@ async fn redeem(
                 // this redirect: leave a short-lived trace of the attempt, by which that page is answered with a hop.
                 let typed = request.headers.get("sec-fetch-site").is_some_and(|site| site == "none");
                 let attempt_cookie = if typed { state.logins.trace(attempt.id) } else { clear };
-                set_location(to_page(StatusCode::FOUND, &attempt.return_to), &without_fragment(&attempt.return_to))
+                set_location(to_page(onward(request), &attempt.return_to), &without_fragment(&attempt.return_to))
                     .set_cookies(cookies)
                     .set_cookies(attempt_cookie)
                     .into()
@@ -215,7 +236,7 @@ async fn refused_by_provider(
             pages::signed_out(&attempt.return_to.login_url(&state.settings.prefix))
         } else {
             let location = without_fragment(&attempt.return_to);
-            set_location(to_page(StatusCode::FOUND, &attempt.return_to), &location)
+            set_location(to_page(onward(request), &attempt.return_to), &location)
         };
         return response.set_cookies(clear).into();
     }
@@ -248,7 +269,7 @@ fn error_word(error: &str) -> &'static str {
 fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) -> bool {
     let path = target.as_str().split(['?', '#']).next().unwrap_or("/");
     let Ok(path) = CleanPath::parse(path) else { return true };
-    match state.routes.find(&path, request.host, Some(&http::Method::GET)) {
+    match state.routes.find(&path, request.host, Some(&Method::GET)) {
         Matched::Route(entry) => entry.0.settings.access == Access::Session,
         Matched::MethodNotAllowed { .. } | Matched::None => false,
     }
@@ -259,7 +280,7 @@ fn needs_session(state: &State, request: &RequestView<'_>, target: &ReturnTo) ->
 fn stale(state: &State, request: &RequestView<'_>, visitor: &Visitor, login_state: &str, restarts: u8) -> Answer {
     tracing::info!(target: "sidegate", event = "login_stale", request_id = request.request_id, restarts);
     if visitor.session.is_some() {
-        return to_page(StatusCode::FOUND, &ReturnTo::home()).into();
+        return to_page(onward(request), &ReturnTo::home()).into();
     }
     if restarts >= MAX_RESTARTS {
         return bad_callback(state, request, "stale");

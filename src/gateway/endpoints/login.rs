@@ -98,6 +98,7 @@ async fn start(
         silent: value("prompt").is_some_and(|prompt| prompt == "none"),
         restarts,
         replaces: visitor.session.as_ref().map(|session| session.id),
+        dpop: state.provider.new_dpop_key(),
     };
     let (login_state, cookies) = state.logins.start(&attempt, request.headers, request.now);
     let authorization = AuthorizationRequest {
@@ -105,6 +106,7 @@ async fn start(
         nonce: attempt.nonce.clone(),
         verifier: attempt.verifier.clone(),
         login_params: asked,
+        dpop: attempt.dpop.clone(),
     };
     match state.provider.authorization_url(&authorization).await {
         Ok(url) => LocalResponse::redirect(StatusCode::FOUND, &url).set_cookies(cookies).into(),

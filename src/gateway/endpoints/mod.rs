@@ -10,7 +10,7 @@ pub mod session;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 
 use super::decide::Caller;
 use super::settings::Settings;
@@ -98,9 +98,10 @@ impl Endpoint {
         }
     }
 
-    /// Its methods, as `Allow` lists them.
-    pub fn methods(self) -> &'static str {
+    /// Its methods, as `Allow` lists them. The provider's answer comes by POST only where it was asked to (`form_post`).
+    pub fn methods(self, settings: &Settings) -> &'static str {
         match self {
+            Self::Callback if settings.form_post => "GET, POST",
             Self::Login | Self::Callback | Self::Frontchannel | Self::Events => "GET",
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh | Self::Backchannel => "POST",
@@ -118,19 +119,16 @@ impl Endpoint {
     }
 
     /// Whether it reads a form from the request's body.
-    pub fn reads_form(self) -> bool {
-        self == Self::Backchannel
-    }
-
-    fn takes(self, method: &Method) -> bool {
-        self.methods().split(", ").any(|own| own == method.as_str())
+    pub fn reads_form(self, settings: &Settings) -> bool {
+        self == Self::Backchannel || (self == Self::Callback && settings.form_post)
     }
 
     /// Serves one request.
     pub async fn serve(self, state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-        if !self.takes(request.method) {
+        let methods = self.methods(&state.settings);
+        if !methods.split(", ").any(|own| own == request.method.as_str()) {
             let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
-            return problem.allow(self.methods().to_owned()).into();
+            return problem.allow(methods.to_owned()).into();
         }
         match self {
             Self::Login => login::serve(state, request, visitor).await,

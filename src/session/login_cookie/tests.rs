@@ -18,6 +18,7 @@ fn attempt(number: u8, started: Timestamp) -> Attempt {
         silent: true,
         restarts: 2,
         replaces: Some(SessionId([3; 16])),
+        dpop: None,
     }
 }
 

@@ -466,8 +466,8 @@ impl Draft<'_> {
                 self.signed_by(key)
             }
             Fault::MissingAthash => self.without_claim("at_hash"),
-            Fault::InvalidAthash => self.with_claim("at_hash", jose::half_hash("another token")),
-            Fault::InvalidChash => self.with_claim("c_hash", jose::half_hash("another code")),
+            Fault::InvalidAthash => self.with_claim("at_hash", jose::half_hash("another token", "RS256")),
+            Fault::InvalidChash => self.with_claim("c_hash", jose::half_hash("another code", "RS256")),
             Fault::TypLogout => self.with_header("typ", "logout+jwt"),
             Fault::TypAccess => self.with_header("typ", "at+jwt"),
             Fault::TypJarm => self.with_header("typ", "oauth-authz-resp+jwt"),

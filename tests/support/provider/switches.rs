@@ -33,10 +33,18 @@ pub enum Grants {
 }
 
 /// How the client must authenticate (RFC 6749 section 2.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ClientAuth {
     /// `client_secret_basic`, both parts form-encoded.
     Basic,
+    /// The same without the encoding.
+    BasicRaw,
+    /// `client_secret_jwt`.
+    SecretJwt,
+    /// `private_key_jwt`, by one of these public keys.
+    KeyJwt(Vec<Value>),
+    /// `tls_client_auth`: the SHA-256 of the certificate, as `MutualTls` tells it.
+    Tls(String),
     /// `client_secret_post`.
     Post,
     /// A public client: `client_id` in the form and nothing else.
@@ -263,6 +271,19 @@ pub enum Par {
     Required,
 }
 
+/// Proofs of possession (RFC 9449).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dpop {
+    /// Unknown here: tokens are bearer tokens.
+    Off,
+    /// Demanded; tokens are bound.
+    Bound,
+    /// Also with a nonce of the provider.
+    WithNonce,
+    /// Every proof lacks the newest nonce.
+    NeverContent,
+}
+
 /// Everything that a test may change, at any time. The default is a strict, well-behaved provider.
 #[derive(Clone, Debug)]
 pub struct Switches {
@@ -270,6 +291,9 @@ pub struct Switches {
     pub client_id: String,
     pub client_secret: String,
     pub client_auth: ClientAuth,
+    pub dpop: Dpop,
+    /// Authorization requests must be signed by one of these public keys.
+    pub request_object: Option<Vec<Value>>,
     /// Exact; see `ProviderDouble::register`.
     pub redirect_uris: Vec<String>,
     pub post_logout_redirect_uris: Vec<String>,
@@ -336,6 +360,7 @@ pub struct Switches {
     pub id_token_at_refresh: bool,
     /// The nonce of the login in ID tokens of a refresh.
     pub nonce_at_refresh: bool,
+    /// `RS256`, `PS256`, `RS384`, `ES256` or `EdDSA`.
     pub id_token_alg: &'static str,
     pub id_lifetime: i64,
     /// `None`: the member is missing.
@@ -388,6 +413,8 @@ impl Default for Switches {
             client_id: "spa-client".to_owned(),
             client_secret: mark("secret-"),
             client_auth: ClientAuth::Basic,
+            dpop: Dpop::Off,
+            request_object: None,
             redirect_uris: Vec::new(),
             post_logout_redirect_uris: Vec::new(),
             sub: "alice-4711".to_owned(),
