@@ -229,7 +229,7 @@ mod tests {
     fn endpoints_come_from_the_document() {
         let metadata = with("issuer", json!("https://op.example")).unwrap();
         assert_eq!(metadata.authorization.as_str(), "https://op.example/authorize?p=1");
-        assert_eq!(metadata.jwks.unwrap().as_str(), "https://keys.example/set-8a1");
+        assert_eq!(metadata.jwks.as_ref().unwrap().as_str(), "https://keys.example/set-8a1");
         assert!(metadata.iss_parameter);
         assert!(metadata.denies_scope("offline_access") && !metadata.denies_scope("email"));
         assert!(!with("scopes_supported", Value::Null).unwrap().denies_scope("offline_access"));
@@ -283,7 +283,7 @@ mod tests {
         settings.endpoints.revocation = Some(Url::parse("https://other.example/r").unwrap());
         let metadata = ProviderMetadata::parse(document().to_string().as_bytes(), &settings).unwrap();
         assert_eq!(metadata.token.as_str(), "http://keycloak.svc:8080/token");
-        assert_eq!(metadata.jwks.unwrap().as_str(), "http://keycloak.svc:8080/set-8a1");
+        assert_eq!(metadata.jwks.as_ref().unwrap().as_str(), "http://keycloak.svc:8080/set-8a1");
         assert_eq!(metadata.userinfo.unwrap().as_str(), "http://keycloak.svc:8080/userinfo");
         assert_eq!(metadata.revocation.unwrap().as_str(), "https://other.example/r");
         assert_eq!(metadata.authorization.as_str(), "https://op.example/authorize?p=1");
