@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use support::burst::{Health, Plan, Reuse, Tally, run};
+use support::burst::{Health, Plan, Reuse, Share, Tally, run};
 
 /// Bursts of requests on tokens that are over, before real processes.
 #[derive(Clone, Debug, Parser)]
@@ -87,7 +87,65 @@ fn rows() -> Vec<Row> {
             must: [Nothing, NobodyOut, NobodyOut, NobodyOut],
             plan: |plan| Plan { replicas: 3, ..plan },
         },
+        Row { name: "1 process, Redis", must: [All; 4], plan: |plan| Plan { share: Share::Redis, ..plan } },
+        Row { name: "3 processes, Redis", must: [All; 4], plan: with_redis },
+        Row {
+            name: "3 processes, Redis, provider stalls",
+            must: [All; 4],
+            plan: |plan| Plan { health: Health::Stalls, ..with_redis(plan) },
+        },
+        Row {
+            name: "3 processes, Redis, provider 5xx",
+            must: [All; 4],
+            plan: |plan| Plan { health: Health::Errors, ..with_redis(plan) },
+        },
+        Row {
+            name: "3 processes, Redis, provider 429",
+            must: [All; 4],
+            plan: |plan| Plan { health: Health::RateLimit, ..with_redis(plan) },
+        },
+        Row {
+            name: "3 processes, Redis, kill -9",
+            must: [Nothing, Nothing, NoLogin, NobodyOut],
+            plan: |plan| Plan { kills: true, ..with_redis(plan) },
+        },
+        // Without Redis three processes are three processes: a family is lost.
+        Row {
+            name: "3 processes, Redis absent",
+            must: [Nothing, NobodyOut, NobodyOut, NobodyOut],
+            plan: |plan| Plan { share: Share::Absent, ..with_redis(plan) },
+        },
+        Row {
+            name: "3 processes, Redis killed",
+            must: [Nothing, NobodyOut, NobodyOut, NobodyOut],
+            plan: |plan| Plan { share: Share::Killed, ..with_redis(plan) },
+        },
+        Row {
+            name: "3 processes, Redis restarted",
+            must: [Nothing, NobodyOut, NobodyOut, NobodyOut],
+            plan: |plan| Plan { share: Share::Restarted, ..with_redis(plan) },
+        },
+        Row {
+            name: "3 processes, Redis paused",
+            must: [Nothing, NobodyOut, NobodyOut, NobodyOut],
+            plan: |plan| Plan { share: Share::Paused, ..with_redis(plan) },
+        },
+        // What is over waits for Redis: slower, and nobody is lost.
+        Row {
+            name: "3 processes, Redis restarted, on_error wait",
+            must: [NobodyOut; 4],
+            plan: |plan| Plan { share: Share::Restarted, waits_for_redis: true, ..with_redis(plan) },
+        },
+        Row {
+            name: "3 processes, Redis paused, on_error wait",
+            must: [NobodyOut; 4],
+            plan: |plan| Plan { share: Share::Paused, waits_for_redis: true, ..with_redis(plan) },
+        },
     ]
+}
+
+fn with_redis(plan: Plan) -> Plan {
+    Plan { replicas: 3, share: Share::Redis, ..plan }
 }
 
 fn main() -> ExitCode {
@@ -169,6 +227,9 @@ fn ratio(value: f64) -> String {
 }
 
 fn objection(tally: &Tally, must: Must) -> Option<&'static str> {
+    if !tally.leaks.is_empty() {
+        return Some("secrets stand in Redis");
+    }
     let nobody_out = matches!(must, Must::All | Must::NobodyOut);
     if must == Must::Nothing {
         None

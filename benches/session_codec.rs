@@ -16,7 +16,7 @@ use sidegate::oidc::types::{AccessToken, IdToken, Identity, Login, RefreshToken,
 use sidegate::session::codec::{self, PackedToken};
 use sidegate::session::jar::{Jar, Presented};
 use sidegate::session::lifecycle::State;
-use sidegate::session::settings::{SameSite, Settings};
+use sidegate::session::settings::{Layout, SameSite, Settings, Store};
 use sidegate::session::{Session, SessionId};
 use sidegate::web::origin::Origin;
 
@@ -66,6 +66,9 @@ fn settings() -> Settings {
         public: Origin::parse("https://app.example.com").expect("an origin"),
         issuer: "https://login.example.com/realms/production".into(),
         client_id: "spa-gateway".into(),
+        store: Store::Cookie,
+        layout: Layout::Single,
+        prefix: "/auth".into(),
         max_age: Duration::from_secs(12 * 3600),
         idle_timeout: None,
         max_refreshes: 0,

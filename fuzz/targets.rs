@@ -259,8 +259,21 @@ fn token_answer(data: &[u8]) {
     let Some((kind, body)) = data.split_first() else { return };
     let status = [200, 200, 400, 401, 403, 429, 500, 503, 302, 204][usize::from(*kind) % 10];
     let content_type = ["application/json", "text/html", "application/x-www-form-urlencoded"][usize::from(*kind) % 3];
-    let answer = Answer { status, content_type: content_type.to_owned(), retry_after: None, body: body.to_vec() };
-    if let Ok(answer) = token::decode(&answer, Some(Duration::from_secs(300)), NOW) {
+    let answer = Answer {
+        status,
+        content_type: content_type.to_owned(),
+        retry_after: None,
+        dpop_nonce: None,
+        nonce_challenge: false,
+        body: body.to_vec(),
+    };
+    if let Ok(answer) = token::decode(
+        &answer,
+        token::TokenType::Bearer,
+        &sidegate::oidc::dialect::Dialect::default(),
+        Some(Duration::from_secs(300)),
+        NOW,
+    ) {
         assert_eq!(status, 200);
         let token = answer.access_token.expose();
         assert!(!token.is_empty() && token.bytes().all(|byte| (0x21..0x7f).contains(&byte)));

@@ -2,6 +2,7 @@
 
 mod generation;
 mod reload;
+mod replicas;
 
 use std::fmt;
 use std::future::Future;
@@ -16,7 +17,6 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownWatch};
@@ -35,10 +35,11 @@ use crate::gateway::refusals::Wording;
 use crate::gateway::state::State;
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
 use crate::net::accept::{AcceptService, Entrance, bind};
-use crate::net::{Connections, Kind, ListenAddress, Tls, connection, load_server_config, resolve};
+use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
 use crate::session::endings::Whose;
 use crate::session::store::By;
 use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
+use crate::spans::Prepared;
 use crate::telemetry;
 
 /// How often what is past its time is dropped, and gauges are set.
@@ -124,6 +125,8 @@ pub struct Assembly {
     phase: watch::Receiver<Phase>,
     drain: watch::Sender<bool>,
     reloader: Arc<Reloader>,
+    /// Taken at the start: it needs a runtime.
+    traces: Option<Prepared>,
 }
 
 impl fmt::Debug for Assembly {
@@ -149,22 +152,31 @@ impl Assembly {
             }
             None => None,
         };
-        let state = Arc::new(ArcSwap::from_pointee(generation::first(&config, clock).map_err(StartError)?));
+        let metrics = Metrics::new();
+        let store = replicas::store(&config, clock, &metrics);
+        let state = generation::first(&config, clock, metrics, store.as_ref()).map_err(StartError)?;
+        let state = Arc::new(ArcSwap::from_pointee(state));
+        let traces = state.load().tracer.prepare(config.tracing.as_ref()).map_err(StartError)?;
         {
-            let refresh = Arc::clone(&state.load().refresh);
-            shutdown.on_drain(move || {
-                let refresh = Arc::clone(&refresh);
-                async move { refresh.drain().await }
+            // Run in reverse: the spans of the last refresh go out too.
+            let tracer = Arc::clone(&state.load().tracer);
+            shutdown.on_drain(move || async move { tracer.flush().await });
+            let (refresh, store) = (Arc::clone(&state.load().refresh), store.clone());
+            shutdown.on_drain(move || async move {
+                refresh.drain().await;
+                // A refresh may have ended a session.
+                if let Some(store) = store {
+                    store.drain().await;
+                }
             });
         }
         let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(config.server.net.keepalive);
+        // Refused by the gateway, in its own words.
+        options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
-        let mut h2 = default_h2_options();
-        // Beyond twice the limit a head is not even read; below it the refusal is ours, and clears the cookies.
-        h2.max_header_list_size(u32::try_from(config.server.net.header_bytes.saturating_mul(2)).unwrap_or(u32::MAX));
-        proxy.h2_options = Some(h2);
+        proxy.h2_options = Some(http2_options(&config.server.net));
         let connections = Connections::new(Arc::new(Gauges {
             metrics: Arc::clone(&state.load().metrics),
             shutdown: Arc::clone(shutdown),
@@ -191,6 +203,7 @@ impl Assembly {
             read: reload,
             in_force,
             state: Arc::clone(&state),
+            store,
             shutdown: Arc::clone(shutdown),
             net: settings,
             proxy_protocol,
@@ -207,6 +220,7 @@ impl Assembly {
             phase: shutdown.phase(),
             drain,
             reloader: Arc::new(reloader),
+            traces: Some(traces),
         })
     }
 
@@ -223,6 +237,9 @@ impl Assembly {
     /// Serves until `shutdown` turns true or the process drains, and the last connection has ended.
     pub async fn serve(&mut self, shutdown: ShutdownWatch) {
         let Some(mut accept) = self.accept.take() else { return };
+        if let Some(traces) = self.traces.take() {
+            self.state.load().tracer.install(traces);
+        }
         let tasks = self.start_background();
         self.readiness.set_listening();
         accept.run(shutdown).await;
@@ -232,18 +249,27 @@ impl Assembly {
     }
 
     fn start_background(&self) -> Vec<JoinHandle<()>> {
+        let names = Arc::clone(&self.state.load().names);
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
         let reloader = Arc::clone(&self.reloader);
         // Before anybody is told that we serve: until then this signal ends the process.
         reload::expect_signal();
-        vec![
+        let mut tasks = vec![
             self.of_each_generation("provider", |state| Arc::clone(&state.provider).keep_ready()),
-            self.of_each_generation("resolve", |state| resolve::keep_fresh(state.names())),
+            keep("resolve", move || {
+                let names = Arc::clone(&names);
+                async move { names.keep_fresh().await }
+            }),
             keep("sweep", move || sweep(Arc::clone(&swept))),
             keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
             keep("reload", move || Arc::clone(&reloader).watch()),
-        ]
+        ];
+        if let Some(store) = self.reloader.store.clone() {
+            let ends = Arc::clone(&self.state.load().ends);
+            tasks.push(keep("redis", move || Arc::clone(&store).run(Arc::clone(&ends) as _)));
+        }
+        tasks
     }
 
     /// A task that begins anew with every generation of the state.

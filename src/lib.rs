@@ -21,7 +21,7 @@
 //!          │    └──────► crypto only here: aes_gcm
 //!        oidc                   only oidc/client.rs: reqwest
 //!          └──┬──► web          HTTP vocabulary: no IO, no Pingora
-//!             └──► secret, clock, metrics
+//!             └──► secret, clock, metrics; spans (reqwest too: the export of traces)
 //! ```
 //!
 //! An arrow points at what a layer may import; `tests/layers.rs` checks it. Layers do not import `config`: each has
@@ -42,6 +42,7 @@ pub mod refresh;
 pub mod secret;
 pub mod session;
 pub mod shutdown;
+pub mod spans;
 pub mod store;
 pub mod telemetry;
 pub mod web;

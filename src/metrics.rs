@@ -97,6 +97,17 @@ label! {
 }
 
 label! {
+    /// What becomes of an ending that other replicas are to hear of.
+    EndingFate {
+        Told => "told",
+        /// Redis is away: kept until it is back.
+        Kept => "kept",
+        /// More were kept than there is room for.
+        Dropped => "dropped",
+    }
+}
+
+label! {
     /// Why a session ended.
     EndReason {
         Logout => "logout",
@@ -237,6 +248,8 @@ pub struct Metrics {
     connections: PerWord<IntGauge>,
     /// Registered when first told: without Redis the family is absent, not 0.
     redis_up: OnceLock<IntGauge>,
+    /// Likewise.
+    redis_endings: OnceLock<PerWord<IntCounter>>,
     /// Epoch seconds; constant, so read once.
     started: Option<f64>,
 }
@@ -248,7 +261,7 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Registers all families but `sidegate_redis_up`.
+    /// Registers all families but those of Redis.
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let requests = counters(&registry, "requests_total", "Requests answered.", &["route", "method", "status"]);
@@ -304,6 +317,7 @@ impl Metrics {
             config_reloads: PerWord::new::<ReloadOutcome>(|word| reloads.with_label_values(&[word])),
             connections: PerWord::new::<ConnectionKind>(|word| connections.with_label_values(&[word])),
             redis_up: OnceLock::new(),
+            redis_endings: OnceLock::new(),
             started: process::started(),
             routes: Mutex::new(HashMap::new()),
             requests,
@@ -387,6 +401,21 @@ impl Metrics {
     pub fn set_redis_up(&self, up: bool) {
         let make = || registered(&self.registry, IntGauge::with_opts(opts("redis_up", "Whether Redis answers.")));
         self.redis_up.get_or_init(make).set(i64::from(up));
+    }
+
+    /// What became of so many endings that other replicas are to hear of. The family appears with the first call.
+    pub fn observe_redis_endings(&self, fate: EndingFate, count: usize) {
+        let make = || {
+            let endings = counters(
+                &self.registry,
+                "redis_endings_total",
+                "Ends of sessions that other replicas are to hear of.",
+                &["outcome"],
+            );
+            PerWord::new::<EndingFate>(|word| endings.with_label_values(&[word]))
+        };
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.redis_endings.get_or_init(make).with(fate, |counter| counter.inc_by(count));
     }
 
     /// Counts a connection for as long as the guard lives.

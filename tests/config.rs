@@ -221,7 +221,7 @@ upstream = "http://127.0.0.1:1"
         "provider.client_id: is required: the client id as registered at the provider",
         "session.keys[0]: the key is not base64url of 32 bytes; make one with `sidegate keygen` (base.toml line 13)",
         "session.keys[1]: the key is not base64url of 32 bytes; make one with `sidegate keygen` (base.toml line 13)",
-        "route[0].upstream: must begin with http://, https:// or unix:; got \"ftp://127.0.0.1\" (base.toml line 22)",
+        "route[0].upstream: must begin with http://, https://, h2c:// or unix:; got \"ftp://127.0.0.1\" (base.toml line 22)",
         "route[1].path: \"/x\" is also taken by route[0]: let them differ by path, methods or hosts (base.toml line 25)",
     ];
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
@@ -284,6 +284,25 @@ fn one_mistake_is_named_where_it_is() {
             "upstream = \"http://127.0.0.1:3000\"\nstatic_dir = \"/srv\"",
             "route[0].static_dir",
             "keep one",
+        ),
+        (
+            "upstream = \"http://127.0.0.1:3000\"",
+            "static_dir = \"/no/such/folder\"",
+            "route[0].static_dir",
+            "cannot read the folder",
+        ),
+        ("path = \"/api/\"", "path = \"/api/\"\nfallback = \"index.html\"", "route[0].fallback", "needs static_dir"),
+        (
+            "upstream = \"http://127.0.0.1:3000\"",
+            "static_dir = \"/\"\nfallback = \"../x\"",
+            "route[0].fallback",
+            "below static_dir",
+        ),
+        (
+            "upstream = \"http://127.0.0.1:3000\"",
+            "static_dir = \"/\"\nmethods = [\"GET\", \"POST\"]",
+            "route[0].methods[1]",
+            "not for files",
         ),
     ] {
         let text = Desk::with(from, to).complaint();
@@ -401,19 +420,34 @@ fn weakening_is_said_aloud() {
     let alone = Desk::with("[session]", "[refresh]\nreuse = \"family\"\n[session]")
         .env("SIDEGATE_SERVER__SINGLE_REPLICA", "true");
     assert_eq!(warnings(&alone.config()), "");
+    // Nobody can be harmed where replicas know of each other, or the provider forgives.
+    for harmless in ["leeway = \"30s\"", "rotation = \"none\"", "[redis]\nurl = \"redis://127.0.0.1\""] {
+        let desk = Desk::with("[session]", &format!("[refresh]\nreuse = \"family\"\n{harmless}\n[session]"));
+        assert_eq!(warnings(&desk.config()), "", "{harmless}");
+    }
 }
 
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
-    for (from, to, key) in [
-        ("listen =", "h2c = true\nlisten =", "server.h2c"),
-        ("path = \"/api/\"", "path = \"/api/\"\ntoken = { audience = \"x\" }", "route[0].token"),
-    ] {
+    for (from, to, key) in [("path = \"/api/\"", "path = \"/api/\"\ntoken = { audience = \"x\" }", "route[0].token")] {
         let text = Desk::with(from, to).complaint();
         assert!(text.contains(&format!("{key}: is not yet supported")), "{to}: {text}");
     }
-    let said = warnings(&Desk::with("[session]", "[session]\nlayout = \"split\"").config());
-    assert!(said.contains("session.layout: has no effect in this version yet"), "{said}");
+}
+
+/// DOS-16
+#[test]
+fn a_rate_that_nothing_fits_is_refused() {
+    for (rate, key) in [
+        ("{ requests = 0 }", "route[0].rate_limit.requests: must be at least 1"),
+        ("{ burst = 0 }", "route[0].rate_limit.burst: must be at least 1"),
+        ("{ per = \"0s\" }", "route[0].rate_limit.per: must be longer than nothing"),
+    ] {
+        let to = format!("path = \"/api/\"\nrate_limit = {rate}");
+        let text = Desk::with("path = \"/api/\"", &to).complaint();
+        assert!(text.contains(key), "{rate}: {text}");
+    }
+    Desk::with("path = \"/api/\"", "path = \"/api/\"\nrate_limit = { requests = 5, per = \"1s\" }").config();
 }
 
 /// A preset fills in what nobody set; what it cannot is asked for by its key.

@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use http::Method;
 use sidegate::config;
 use sidegate::crypto::keyring::Key;
+use sidegate::metrics::Metrics;
 use toml::Table;
 
 fn root() -> &'static Path {
@@ -316,9 +320,93 @@ fn the_reference_lists_every_code_and_metric() {
     for code in codes {
         assert!(reference.contains(&format!("`{code}`")), "{code} is not in docs/endpoints.md");
     }
-    let metrics = sidegate::metrics::Metrics::new().render();
+    let metrics = Metrics::new().render();
     let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     for name in names.filter(|name| name.starts_with("sidegate_")) {
         assert!(reference.contains(&format!("`{name}`")), "{name} is not in docs/endpoints.md");
+    }
+}
+
+/// The names of all metrics that a process shows which has done everything once.
+fn metrics() -> BTreeSet<String> {
+    let metrics = Metrics::new();
+    metrics.route("/").observe(&Method::GET, 200, Duration::ZERO, Some(Duration::ZERO));
+    metrics.set_redis_up(true);
+    let text = metrics.render();
+    text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned)).collect()
+}
+
+/// MET-03: every name of the contract is there.
+#[test]
+fn metrics_have_the_names_that_alerts_are_written_against() {
+    let there = metrics();
+    for name in [
+        "sidegate_requests_total",
+        "sidegate_request_duration_seconds",
+        "sidegate_upstream_duration_seconds",
+        "sidegate_logins_total",
+        "sidegate_refreshes_total",
+        "sidegate_refresh_duration_seconds",
+        "sidegate_refresh_joined_total",
+        "sidegate_stale_cookies_total",
+        "sidegate_cookie_reuse_total",
+        "sidegate_handoff_entries",
+        "sidegate_handoff_bytes",
+        "sidegate_sessions_ended_total",
+        "sidegate_csrf_refused_total",
+        "sidegate_cookie_bytes",
+        "sidegate_provider_request_duration_seconds",
+        "sidegate_redis_up",
+        "sidegate_config_reloads_total",
+        "sidegate_connections",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_cpu_seconds_total",
+    ] {
+        assert!(there.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_exist() {
+    let there = metrics();
+    let dashboard = read("deploy/grafana/sidegate.json");
+    assert!(serde_json::from_str::<serde_json::Value>(&dashboard).is_ok_and(|json| json["panels"].is_array()));
+    for text in [dashboard, read("deploy/prometheus/alerts.yaml")] {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let asked: BTreeSet<&str> =
+            words.filter(|word| word.starts_with("sidegate_") || word.starts_with("process_")).collect();
+        assert!(asked.len() > 8, "{asked:?}");
+        for name in asked {
+            assert!(there.contains(name.trim_end_matches("_bucket")), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_compose_files_configuration_is_fine() {
+    let text = read("deploy/compose/sidegate.toml").replace("/run/secrets/", "/run/secrets/sidegate/");
+    for finding in findings(&text) {
+        assert!(finding.contains("plain http to app"), "{finding}");
+    }
+    let compose = read("deploy/compose/compose.yaml");
+    for line in ["    read_only: true", "    cap_drop: [ALL]", "    internal: true"] {
+        assert!(compose.lines().any(|own| own == line), "{line}");
+    }
+}
+
+/// A reload is a signal away, and the stop is given its time.
+#[test]
+fn the_systemd_unit_knows_the_program() {
+    let unit = read("deploy/systemd/sidegate.service");
+    for line in [
+        "ExecStart=/usr/local/bin/sidegate run -c /etc/sidegate/sidegate.toml",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "RestartPreventExitStatus=78",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "LimitCORE=0",
+    ] {
+        assert!(unit.lines().any(|own| own == line), "{line}");
     }
 }

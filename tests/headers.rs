@@ -141,7 +141,7 @@ async fn hdr_02_the_client_cannot_take_away_what_we_add() {
 
 /// HDR-01, HDR-10: hop-by-hop fields of the upstream stop here, and what it tells of the inside.
 #[tokio::test]
-async fn hdr_10_response_fields_of_one_hop_stop_here() {
+async fn pitfall_07_response_fields_of_one_hop_stop_here() {
     let rig = Rig::start(all_kinds).await;
     let on = |answer: Answer| rig.upstream.on("/x", Script::Answer(answer.with("X-Stay", "1")));
     for (name, value) in [
@@ -268,7 +268,7 @@ async fn bff_27_the_route_says_which_token_and_how() {
 
 /// HDR-03, HDR-05: an identity cannot be claimed, on no kind of route, in no spelling.
 #[tokio::test]
-async fn hdr_03_identity_cannot_be_claimed() {
+async fn pitfall_03_identity_cannot_be_claimed() {
     let rig = Rig::start(all_kinds).await;
     let session = rig.provider.last_session();
     let sent: [&Fields<'_>; 11] = [
@@ -365,7 +365,7 @@ async fn hdr_04_names_that_fold_are_dropped() {
 
 /// HDR-06, BFF-32: what an untrusted peer says of its origin is gone, the truth is added.
 #[tokio::test]
-async fn hdr_06_forwarding_fields() {
+async fn pitfall_08_forwarding_fields() {
     let rig = Rig::start(all_kinds).await;
     let upstream = rig.upstream.url().replace("http://", "");
     let host = rig.gateway.host().to_owned();
@@ -403,7 +403,7 @@ async fn hdr_06_forwarding_fields() {
 
 /// HDR-06: a trusted peer's chain is believed and extended, nothing else of it.
 #[tokio::test]
-async fn hdr_06_the_chain_of_a_trusted_proxy() {
+async fn pitfall_25_the_chain_of_a_trusted_proxy() {
     let rig = Rig::start(|config, up| {
         all_kinds(config, up);
         set(config, "server.trusted_proxies", "['127.0.0.0/8', '10.0.0.0/8']");
@@ -686,4 +686,41 @@ async fn bff_03_no_answer_shows_a_token() {
         assert!(secrets.iter().all(|secret| !shown.contains(secret.as_str())), "{target}: {shown}");
         assert!(!reply.text().contains(&query));
     }
+}
+
+/// HDR-09: fields that may be there once are there once, or the request is refused.
+#[tokio::test]
+async fn hdr_09_repeated_singletons() {
+    let rig = Rig::start(|_, _| {}).await;
+    let twice = |name: &'static str, one: &'static str, two: &'static str| vec![(name, one), (name, two)];
+    for fields in [
+        twice("Content-Type", "application/json", "text/plain"),
+        twice("Host", "localhost", "evil.example"),
+        twice("Content-Length", "0", "0"),
+    ] {
+        let reply = rig.gateway.exact("GET", "/api/x", &rig.signed(&[SCRIPT, &fields].concat()), None).await;
+        assert_eq!(reply.expect("an answer").status, 400, "{fields:?}");
+    }
+    let origins = twice("Origin", "https://evil.example", "https://other.example");
+    assert_eq!(rig.call("POST", "/api/x", &rig.signed(&[SCRIPT, &origins].concat())).await.status, 403);
+    assert!(rig.upstream.untouched());
+    let tokens = twice("Authorization", "Bearer a", "Bearer b");
+    let seen = rig.forwarded("GET", "/api/x", &rig.signed(&[SCRIPT, &tokens].concat())).await;
+    assert_eq!(seen.header_all("authorization").len(), 1);
+    assert!(seen.bearer().is_some_and(|token| rig.provider.is_active(token)));
+}
+
+/// HDR-17: an answer's head has a limit.
+#[tokio::test]
+async fn hdr_17_a_head_without_end_is_a_502() {
+    let rig = Rig::start(|_, _| {}).await;
+    let many: String = (0..20_000).map(|n| format!("X-{n}: {}\r\n", "y".repeat(500))).collect();
+    for raw in
+        [format!("HTTP/1.1 200 OK\r\n{many}\r\n"), format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "y".repeat(10 << 20))]
+    {
+        rig.upstream.on("/api/big", Script::RawThenClose(raw.into_bytes()));
+        let reply = rig.get("/api/big", &[]).await;
+        assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
+    }
+    assert_eq!(rig.get("/api/x", &[]).await.status, 200);
 }

@@ -492,8 +492,9 @@ async fn ws_02_bytes_sent_in_hope_of_a_tunnel_are_not_a_request() {
     assert_eq!(rig.app.served.load(Ordering::SeqCst), 1);
 }
 
+/// DOS-19: a panic is one client's trouble.
 #[tokio::test]
-async fn dos_19_a_panic_is_a_500_and_the_next_client_is_served() {
+async fn pitfall_17_a_panic_is_a_500_and_the_next_client_is_served() {
     let rig = Rig::new();
     assert!(rig.exchange("GET /panic HTTP/1.1\r\nHost: a\r\n\r\n").await.starts_with("HTTP/1.1 500 "));
     assert_eq!(rig.connect().await.get("/").await, ok("GET / "));
@@ -551,8 +552,9 @@ async fn tls_carries_requests_and_names_the_host() {
     assert_eq!(info.peer, Some(client.stream.get_ref().0.local_addr().unwrap()));
 }
 
+/// DOS-23: nobody holds a connection by not shaking hands.
 #[tokio::test]
-async fn dos_23_a_handshake_has_a_deadline() {
+async fn pitfall_30_a_handshake_has_a_deadline() {
     let settings = Settings { head_timeout: Duration::from_millis(200), ..Settings::default() };
     let rig = Rig::with(settings, Some(tls()));
     let mut silent = rig.connect().await;
@@ -647,7 +649,7 @@ async fn hdr_07_a_proxy_header_counts_only_from_trusted_peers() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_named() {
+async fn pitfall_18_a_taken_port_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let error = bind(&[ListenAddress::Tcp(address)]).unwrap_err();

@@ -3,22 +3,24 @@
 //!
 //! | | pitfall | test |
 //! | --- | --- | --- |
-//! | 3 | identity headers from the client | `headers.rs` `hdr_03_identity_cannot_be_claimed`, `hdr_04_names_that_fold_are_dropped` |
-//! | 5 | paths with two readings | `routes.rs` `route_02_no_spelling_reaches_a_protected_path` |
-//! | 7 | hop-by-hop response fields | `headers.rs` `hdr_10_response_fields_of_one_hop_stop_here` |
-//! | 8, 25 | `X-Forwarded-*` | `headers.rs` `hdr_06_forwarding_fields`, `hdr_06_the_chain_of_a_trusted_proxy` |
-//! | 9 | header limits | `wire.rs` `dos_05_a_head_that_is_too_large` |
-//! | 10 | slow heads, idle connections | `wire.rs` `dos_01_slow_clients_are_cut_off` |
-//! | 11 | upstream time-outs | `wire.rs` `dos_08_upstreams_that_do_not_answer` |
-//! | 12 | body limits | `wire.rs` `dos_06_…` |
-//! | 13 | half-close and pipelining | `net.rs` `pitfall_13_pipelining_and_half_close_through_the_proxy` |
-//! | 17 | panics | `net.rs` `dos_19_a_panic_is_a_500_and_the_next_client_is_served` |
-//! | 18 | addresses that cannot be bound | `net.rs` `a_taken_port_is_named` |
-//! | 26, 27 | upstream certificates | `routes.rs` `an_untrusted_certificate_is_a_502`, `tls_is_never_given_up` |
-//! | 30 | slow handshakes, connection limits | `net.rs` `dos_23_a_handshake_has_a_deadline`, `dos_07_…` |
+//! | 3 | identity headers from the client | `headers.rs` |
+//! | 5 | paths with two readings | `routes.rs` |
+//! | 7 | hop-by-hop response fields | `headers.rs` |
+//! | 8, 25 | `X-Forwarded-*` | `headers.rs` |
+//! | 9 | header limits | `wire.rs`; for HTTP/2 `http2.rs` |
+//! | 10 | slow heads, idle connections | `wire.rs`; for HTTP/2 `http2.rs` |
+//! | 11 | upstream time-outs | `wire.rs`, also `dos_08_…` |
+//! | 12 | body limits | `wire.rs` |
+//! | 13 | half-close and pipelining | `net.rs` |
+//! | 17 | panics | `net.rs` |
+//! | 18 | addresses that cannot be bound | `net.rs` |
+//! | 19 | the way out | `shutdown.rs` |
+//! | 26, 27, 28 | upstream certificates | `routes.rs` |
+//! | 29 | certificates that change | `tls.rs` |
+//! | 30 | slow handshakes, connection limits | `net.rs`, also `dos_07_…` |
 //!
-//! 19 (shutdown) and 29 (certificates that change) belong to the tests of operation. 20 to 23 and 28 are about how the
-//! program is put together and show nothing to a client.
+//! 20 to 22 (one runtime, spans, the port that was found) are about how the program is put together and show nothing
+//! to a client.
 
 mod support;
 
@@ -36,6 +38,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
 use support::client::Ask;
 use support::exact::{PATIENCE, Rig, SCRIPT, answer, cookie_of, route, routes};
 use support::gateway::{Gateway, free_port, set};
+use support::http2::{field, frame};
 use support::inside::Inside;
 use support::provider::{Endpoint, ProviderDouble};
 use support::text::latin1;
@@ -43,33 +46,6 @@ use support::upstream::{Script, Upstream};
 
 fn fixture(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", "tls", name].iter().collect()
-}
-
-/// A frame of HTTP/2 (RFC 9113 section 4.1).
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
-}
-
-/// A field of HPACK without any compression (RFC 7541 section 6.2.3).
-fn field(name: &str, value: &str) -> Vec<u8> {
-    let text = |text: &str| {
-        let mut bytes = Vec::new();
-        if text.len() < 127 {
-            bytes.push(u8::try_from(text.len()).expect("short"));
-        } else {
-            bytes.push(127);
-            let mut rest = text.len() - 127;
-            while rest >= 128 {
-                bytes.push(u8::try_from(rest % 128).expect("seven bits") | 128);
-                rest /= 128;
-            }
-            bytes.push(u8::try_from(rest).expect("seven bits"));
-        }
-        bytes.extend_from_slice(text.as_bytes());
-        bytes
-    };
-    [vec![0x10], text(name), text(value)].concat()
 }
 
 /// The body of the answer on stream 1.
@@ -309,4 +285,14 @@ async fn pitfall_32_proxy_variables_are_not_read() {
     let browser = gateway.signed_in().await;
     assert_eq!(browser.fetch("/api/x").await.status, 200);
     assert!(PATIENCE > Duration::ZERO && provider.violations().is_empty(), "{:?}", provider.violations());
+}
+
+/// One library does all cryptography, and nothing brings another one along.
+#[test]
+fn pitfall_23_one_crypto_library() {
+    let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).expect("the lock file");
+    for other in ["aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls", "boring-sys"] {
+        assert!(!lock.contains(&format!("name = \"{other}\"")), "{other}");
+    }
+    assert!(lock.contains("name = \"ring\""));
 }

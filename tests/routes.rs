@@ -250,7 +250,7 @@ async fn route_09_paths_are_stripped_rewritten_and_based() {
 
 /// ROUTE-02, ROUTE-03, ROUTE-04, ROUTE-10: a path with two readings gets past no rule.
 #[tokio::test]
-async fn route_02_no_spelling_reaches_a_protected_path() {
+async fn pitfall_05_no_spelling_reaches_a_protected_path() {
     let rig = Rig::start(|config, up| {
         routes(config, &[route("/api/", up, ""), route("/public/", up, "access = 'public'")].concat());
     })
@@ -476,7 +476,7 @@ impl Secure {
 /// RFC9700-14: a certificate that cannot be verified ends in a 502, never in an unchecked or plain connection; one
 /// route's trust is not another's.
 #[tokio::test]
-async fn an_untrusted_certificate_is_a_502() {
+async fn pitfall_27_an_untrusted_certificate_is_a_502() {
     let secure = Secure::start().await;
     let port = secure.port;
     let trust = format!("ca_file = {:?}", fixture("localhost.pem"));
@@ -506,9 +506,26 @@ async fn an_untrusted_certificate_is_a_502() {
     assert_eq!(rig.get("/x", &[]).await.status, 200);
 }
 
+/// What a route's own trust costs is paid once a connection, and connections are kept.
+#[tokio::test]
+async fn pitfall_28_connections_with_own_trust_are_kept() {
+    let secure = Secure::start().await;
+    let port = secure.port;
+    let rig = Rig::start(|config, _| {
+        let trust = format!("upstream_tls = {{ ca_file = {:?} }}", fixture("localhost.pem"));
+        routes(config, &route("/", &format!("https://localhost:{port}"), &trust));
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(rig.get("/x", &[]).await.status, 200);
+    }
+    assert!(secure.requests.load(Ordering::SeqCst) >= 5);
+    assert_eq!(secure.connections.load(Ordering::SeqCst), 1);
+}
+
 /// A plain upstream behind `https://` is not spoken to in clear text.
 #[tokio::test]
-async fn tls_is_never_given_up() {
+async fn pitfall_26_tls_is_never_given_up() {
     let rig = Rig::start(|config, up| {
         routes(config, &route("/api/", &up.replace("http://", "https://"), "connect_timeout = '300ms'"));
     })

@@ -37,7 +37,7 @@ async fn answers(gateway: &Gateway, path: &str, wanted: u16) {
 
 /// DOS-25, K8S: not ready at once, alive, and the request in flight is finished. The end has status 0.
 #[tokio::test]
-async fn a_signal_lets_requests_in_flight_finish() {
+async fn pitfall_19_a_signal_lets_requests_in_flight_finish() {
     for signal in [Signal::TERM, Signal::INT] {
         let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
         let gateway = Gateway::start_with(&provider, &upstream, unhurried("1s")).await;

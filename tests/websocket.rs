@@ -295,3 +295,29 @@ async fn ws_08_an_event_stream_ends_with_its_session() {
     assert_eq!(end, None);
     events.closed().await;
 }
+
+/// WS-09: a sub-protocol is the app's business: no token is taken from it, and ours is not in it.
+#[tokio::test]
+async fn ws_09_sub_protocols_carry_no_token() {
+    let rig = Rig::start(all_kinds).await;
+    let (ours, key) = (rig.gateway.public_url.clone(), ws::new_key());
+    let token = rig.provider.last_session().access_tokens[0].clone();
+    let offered = format!("bearer, {token}");
+    let fields = [&handshake(&key)[..], &[("Origin", ours.as_str()), ("Sec-WebSocket-Protocol", &offered)]].concat();
+    assert_eq!(rig.call("GET", "/api/ws", &fields).await.status, 401);
+    assert!(rig.upstream.untouched());
+    let fields = [
+        &handshake(&key)[..],
+        &[("Origin", ours.as_str()), ("Sec-WebSocket-Protocol", "chat.v2"), ("Cookie", rig.cookie.as_str())],
+    ]
+    .concat();
+    rig.upstream.on("/api/ws", Script::WebSocket);
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&rig.gateway.bytes("GET", "/api/ws", &fields, None)).await.expect("sent");
+    let head = tokio::time::timeout(PATIENCE, conn.take_until(b"\r\n\r\n")).await.expect("an answer");
+    let head = String::from_utf8_lossy(&head.expect("an answer").expect("an answer")).into_owned();
+    assert!(head.starts_with("HTTP/1.1 101") && !head.contains(&token), "{head}");
+    let seen = rig.upstream.last();
+    assert_eq!(seen.header_all("sec-websocket-protocol"), ["chat.v2"]);
+    assert!(seen.bearer().is_some_and(|token| rig.provider.is_active(token)));
+}

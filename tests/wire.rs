@@ -3,12 +3,18 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
 use toml::Table;
 
+use support::client::Ask;
 use support::exact::{PATIENCE, Rig, SCRIPT, TYPED, answer, route, routes};
 use support::gateway::set;
 use support::text::mark;
-use support::upstream::{Script, feed};
+use support::upstream::{Script, Upstream, feed};
 use support::wire::Answer;
 
 fn bounded(config: &mut Table, up: &str) {
@@ -22,7 +28,7 @@ fn bounded(config: &mut Table, up: &str) {
 
 /// DOS-06: an announced excess is refused at once, and nothing of it reaches the upstream.
 #[tokio::test]
-async fn dos_06_an_announced_excess_is_a_413() {
+async fn pitfall_12_an_announced_excess_is_a_413() {
     let rig = Rig::start(bounded).await;
     for path in ["/api/x", "/x"] {
         for body in [vec![b'x'; 1025], vec![b'x'; 200_000]] {
@@ -66,7 +72,7 @@ async fn dos_06_a_chunked_excess_never_completes() {
 
 /// DOS-03, DOS-04, DOS-05: heads have limits; 431 lets the user recover from cookies that grew too large.
 #[tokio::test]
-async fn dos_05_a_head_that_is_too_large() {
+async fn pitfall_09_a_head_that_is_too_large() {
     let rig = Rig::start(|config, up| {
         bounded(config, up);
         set(config, "limits.header_bytes", "'8KiB'");
@@ -98,7 +104,7 @@ async fn dos_05_a_head_that_is_too_large() {
 
 /// DOS-01, DOS-02: a head or a body that does not come ends the connection.
 #[tokio::test]
-async fn dos_01_slow_clients_are_cut_off() {
+async fn pitfall_10_slow_clients_are_cut_off() {
     let rig = Rig::start(|config, up| {
         bounded(config, up);
         set(config, "limits.head_timeout", "'300ms'");
@@ -169,7 +175,7 @@ async fn a_dead_kept_alive_connection() {
 
 /// DOS-08: silence of the upstream is a 504, no connection a 502.
 #[tokio::test]
-async fn dos_08_upstreams_that_do_not_answer() {
+async fn pitfall_11_upstreams_that_do_not_answer() {
     let rig = Rig::start(bounded).await;
     rig.upstream.on("/api/x", Script::Stall);
     assert_eq!(rig.get("/api/x", &[]).await.verdict(), (504, "upstream_timeout".to_owned()));
@@ -183,6 +189,103 @@ async fn dos_08_upstreams_that_do_not_answer() {
     assert!(events.send("half"));
     let reply = rig.get("/api/half", &[]).await;
     assert_eq!((reply.status, reply.text().as_str(), reply.complete), (200, "half", false));
+}
+
+/// DOS-08: how long an upstream may be silent depends on what it answers, not on what the client says it would like.
+#[tokio::test]
+async fn dos_08_silence_is_judged_by_the_answer() {
+    let rig = Rig::start(bounded).await;
+    let events = [("Accept", "text/event-stream")];
+    rig.upstream.on("/api/x", Script::Stall);
+    assert_eq!(rig.get("/api/x", &events).await.verdict(), (504, "upstream_timeout".to_owned()));
+    for (kind, accept) in [("text/plain", "text/event-stream"), ("application/json", "*/*, text/event-stream")] {
+        let (pieces, script) = feed(kind);
+        rig.upstream.on("/api/half", script);
+        assert!(pieces.send("half"));
+        let reply = rig.get("/api/half", &[("Accept", accept)]).await;
+        assert_eq!((reply.status, reply.text().as_str(), reply.complete), (200, "half", false), "{kind}");
+    }
+    for kind in ["text/event-stream", "Text/Event-Stream;charset=utf-8", "application/grpc-web+proto"] {
+        let (pieces, script) = feed(kind);
+        rig.upstream.on("/api/events", script);
+        let mut stream = rig.browser.open(&Ask::fetch("/api/events").header("Accept", "*/*")).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert!(pieces.send("late"));
+        assert_eq!(stream.read_until("late").await.as_deref(), Some("late"), "{kind}");
+        stream.abort();
+    }
+    // An answer whose end is the connection's does not end for the client when it is we who end it.
+    rig.upstream.on("/api/old", Script::Raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhalf".to_vec()));
+    let reply = rig.get("/api/old", &[]).await;
+    assert_eq!((reply.status, reply.text().as_str(), reply.complete), (200, "half", false));
+    rig.upstream.on("/api/old", Script::RawThenClose(b"HTTP/1.1 200 OK\r\n\r\nwhole".to_vec()));
+    let reply = rig.get("/api/old", &[]).await;
+    assert_eq!((reply.text().as_str(), reply.complete), ("whole", true));
+}
+
+/// DOS-08: a client that is slow to send is not the upstream's silence; one that has sent all waits for the upstream.
+#[tokio::test]
+async fn dos_08_a_slow_upload_is_no_silence() {
+    let rig = Rig::start(bounded).await;
+    for expect in [&[][..], &[("Expect", "100-continue")]] {
+        for (script, status) in [(Script::Echo, 200), (Script::Stall, 504)] {
+            rig.upstream.on("/api/up", script);
+            let mut conn = rig.gateway.dial().await;
+            let fields = [SCRIPT, &[("Content-Length", "4")], expect].concat();
+            conn.send(&rig.gateway.bytes("POST", "/api/up", &rig.signed(&fields), None)).await.expect("sent");
+            for byte in ["b", "o", "d", "y"] {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                conn.send(byte.as_bytes()).await.expect("sent");
+            }
+            let mut reply = answer(&mut conn, "POST").await.expect("an answer");
+            if reply.status == 100 {
+                reply = answer(&mut conn, "POST").await.expect("an answer");
+            }
+            assert_eq!(reply.status, status, "{expect:?}");
+        }
+    }
+}
+
+/// DOS-08, K8S-18: all upstreams of a list are used; a dead one and one whose name does not resolve are passed over, and
+/// not every request pays for them.
+#[tokio::test]
+async fn dead_upstreams_are_passed_over() {
+    let second = Upstream::start().await;
+    let (hole, visits) = black_hole().await;
+    let rig = Rig::start(|config, up| {
+        let list =
+            format!("['http://127.0.0.1:9', {up:?}, 'http://no-such-host.invalid', {:?}, {hole:?}]", second.url());
+        let text = format!(
+            "[[route]]\npath = '/api/'\nupstream = {list}\nconnect_timeout = '300ms'\n\
+             [[route]]\npath = '/gone/'\nupstream = 'http://no-such-host.invalid'\n"
+        );
+        routes(config, &text);
+    })
+    .await;
+    for _ in 0..40 {
+        assert_eq!(rig.get("/api/x", &[]).await.status, 200);
+        assert_eq!(rig.call("POST", "/api/x", &rig.signed(SCRIPT)).await.status, 200);
+    }
+    let visits = visits.load(Ordering::Relaxed);
+    assert!((1..8).contains(&visits), "each fifth of 80 requests began there, and {visits} tried");
+    assert!(rig.upstream.requests().len() > 20 && second.requests().len() > 20);
+    assert_eq!(rig.get("/gone/x", &[]).await.verdict(), (502, "upstream_unreachable".to_owned()));
+}
+
+/// Takes connections and never says a word, so that a TLS handshake with it does not end. Counts them.
+async fn black_hole() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("https://{}", listener.local_addr().expect("an address"));
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&count);
+    tokio::spawn(async move {
+        let mut held: Vec<TcpStream> = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            counting.fetch_add(1, Ordering::Relaxed);
+            held.push(stream);
+        }
+    });
+    (url, count)
 }
 
 /// HTTP-22, HTTP-24: an answer that is no valid HTTP is a 502 or a cut connection, never spliced into the next.

@@ -48,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct AdminState {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
-    /// The effective configuration as JSON, secrets masked.
+    /// The effective configuration as TOML, secrets masked.
     pub config: Arc<dyn Fn() -> String + Send + Sync>,
     pub revoke: Arc<Revoke>,
 }
@@ -301,7 +301,7 @@ fn show(state: &AdminState, head: &RequestHead) -> Answer {
             }
         },
         "/metrics" => |state| Answer::new(StatusCode::OK, metrics::MEDIA_TYPE, state.metrics.render()),
-        "/config" => |state| Answer::new(StatusCode::OK, "application/json", (state.config)()),
+        "/config" => |state| Answer::new(StatusCode::OK, "application/toml", (state.config)()),
         _ => return Answer::empty(StatusCode::NOT_FOUND),
     };
     if head.method == "GET" || head.method == "HEAD" { show(state) } else { Answer::not_allowed("GET, HEAD") }
@@ -357,7 +357,7 @@ mod tests {
     fn state(phase: &watch::Sender<Phase>) -> AdminState {
         let readiness = Readiness::new(phase.subscribe(), None);
         readiness.set_listening();
-        let config = Arc::new(|| r#"{"server":{}}"#.to_owned());
+        let config = Arc::new(|| "[server]\n".to_owned());
         AdminState { metrics: Metrics::new(), readiness, config, revoke: Arc::new(Revoke::new(|| None, |_| false)) }
     }
 
@@ -400,7 +400,7 @@ mod tests {
             ("/livez", "text/plain; charset=utf-8", "ok\n"),
             ("/readyz", "text/plain; charset=utf-8", "ready\n"),
             ("/metrics?x=1", "text/plain; version=0.0.4; charset=utf-8", "sidegate_connections"),
-            ("/config", "application/json", r#"{"server":{}}"#),
+            ("/config", "application/toml", "[server]\n"),
         ] {
             let answer = call(address, "GET", path).await;
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {answer}");
@@ -411,7 +411,7 @@ mod tests {
         }
         let head = call(address, "HEAD", "/config").await;
         assert!(head.starts_with("HTTP/1.1 200 ") && body(&head).is_empty());
-        assert_eq!(length(&head), r#"{"server":{}}"#.len());
+        assert_eq!(length(&head), "[server]\n".len());
     }
 
     /// MET-01

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
 
+use super::replicas;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::crypto::random;
@@ -17,41 +19,64 @@ use crate::refresh::coordinator::{Coordinator, Handles, Observer, Terms};
 use crate::refresh::policy;
 use crate::session::jar::Jar;
 use crate::session::model::{Handle, Session};
+use crate::session::vault::{Keeping, Vault};
+use crate::spans::{self, Kind, Span, Tracer};
+use crate::store::Store;
 use crate::telemetry::{SubHasher, audit};
 
 /// The first generation, with all that lives as long as the process.
 ///
 /// # Errors
 /// A sentence that names the file that cannot be used.
-pub(super) fn first(config: &Config, clock: &Clock) -> Result<State, String> {
-    let metrics = Metrics::new();
+pub(super) fn first(
+    config: &Config,
+    clock: &Clock,
+    metrics: Arc<Metrics>,
+    store: Option<&Arc<Store>>,
+) -> Result<State, String> {
     let provider = {
-        let metrics = Arc::clone(&metrics);
+        let (metrics, timer) = (Arc::clone(&metrics), clock.clone());
         let observer = move |endpoint: &'static str, took| {
+            if let Some(caller) = spans::current() {
+                let began = timer.now() - took;
+                Span::new(&caller.child(), format!("provider {endpoint}"), Kind::Client, began, took).end();
+            }
             if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
                 metrics.observe_provider(*known, took);
             }
         };
         Provider::new(config.oidc.clone(), clock.clone(), Box::new(observer)).map_err(|error| error.to_string())?
     };
-    let jar = Arc::new(Jar::new(config.session.clone(), config.keyring.clone()));
+    let vault = vault(Jar::new(config.session.clone(), config.keyring.clone()), clock, store);
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let refresh = Coordinator::with_terms(terms(config, &provider, &jar, &metrics, &sub_hasher), clock.clone());
-    let ends =
-        Ends::new(Arc::clone(&jar), Arc::clone(&refresh), Arc::clone(&metrics), Arc::clone(&sub_hasher), clock.clone());
+    let first = terms(config, &provider, &vault, &metrics, &sub_hasher, clock, store);
+    let refresh = Coordinator::with_terms(first, clock.clone());
+    let ends = Ends::new(
+        Arc::clone(vault.jar()),
+        Arc::clone(&refresh),
+        Arc::clone(&metrics),
+        Arc::clone(&sub_hasher),
+        clock.clone(),
+    );
+    if let Some(store) = store {
+        ends.share(Arc::clone(store) as _);
+    }
     let via = format!("1.1 sidegate-{}", random::base64url::<6>());
     let shared = Shared {
         refresh,
         ends: Arc::new(ends),
-        attempts: Arc::new(Attempts::default()),
+        attempts: Arc::new(Attempts::among_replicas(store.map(|store| Arc::clone(store) as _))),
         nonces: Arc::default(),
         brought: Arc::default(),
         metrics,
         clock: clock.clone(),
         sub_hasher,
+        tracer: Tracer::new(clock.clone()),
+        streams: Arc::default(),
+        names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
-    State::new(config.gateway.clone(), Parts { jar, provider, names: Vec::new() }, shared)
+    State::new(config.gateway.clone(), Parts { vault, provider }, shared)
 }
 
 /// A generation that is ready to be put in place of another one.
@@ -65,39 +90,62 @@ pub(super) struct Next {
 ///
 /// # Errors
 /// As [`first`].
-pub(super) fn next(config: &Config, old: &State) -> Result<Next, String> {
+pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> Result<Next, String> {
     let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
-    let jar = Arc::new(old.jar.renewed(config.session.clone(), config.keyring.clone()));
-    let terms = terms(config, &provider, &jar, &old.metrics, &old.sub_hasher);
-    let parts = Parts { jar, provider, names: old.names() };
+    let vault = vault(old.jar.renewed(config.session.clone(), config.keyring.clone()), &old.clock, store);
+    let terms = terms(config, &provider, &vault, &old.metrics, &old.sub_hasher, &old.clock, store);
+    let parts = Parts { vault, provider };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
+}
+
+/// Where sessions are kept.
+fn vault(jar: Jar, clock: &Clock, store: Option<&Arc<Store>>) -> Arc<Vault> {
+    Arc::new(Vault::new(Arc::new(jar), store.map(|store| Arc::clone(store) as _), clock.clone()))
 }
 
 fn terms(
     config: &Config,
     provider: &Arc<Provider>,
-    jar: &Arc<Jar>,
+    vault: &Arc<Vault>,
     metrics: &Arc<Metrics>,
     sub_hasher: &Arc<SubHasher>,
+    clock: &Clock,
+    store: Option<&Arc<Store>>,
 ) -> Terms {
-    let told =
-        Told { metrics: Arc::clone(metrics), sub_hasher: Arc::clone(sub_hasher), issuer: config.oidc.issuer.clone() };
+    let told = Told {
+        metrics: Arc::clone(metrics),
+        sub_hasher: Arc::clone(sub_hasher),
+        issuer: config.oidc.issuer.clone(),
+        clock: clock.clone(),
+    };
     Terms {
         settings: config.refresh.clone(),
         grant: Arc::clone(provider) as _,
-        handles: Arc::clone(jar) as _,
+        handles: Arc::clone(vault) as _,
         observer: Arc::new(told),
-        shared: None,
+        shared: replicas::shared(config, store),
     }
 }
 
-impl Handles for Jar {
+impl Handles for Vault {
     fn handle(&self, session: &Session) -> Option<Handle> {
-        Self::handle(self, session)
+        self.jar().handle(session)
     }
 
     fn index_key(&self, now: Timestamp) -> u16 {
-        self.sealing_key_id(now)
+        self.jar().sealing_key_id(now)
+    }
+
+    fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
+        self.jar().seal_result(spent, handle, next)
+    }
+
+    fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
+        self.jar().open_result(spent, handle, sealed)
+    }
+
+    fn keep(&self, next: Session) -> BoxFuture<'_, Keeping> {
+        Box::pin(Self::keep(self, next))
     }
 }
 
@@ -106,6 +154,7 @@ struct Told {
     metrics: Arc<Metrics>,
     sub_hasher: Arc<SubHasher>,
     issuer: String,
+    clock: Clock,
 }
 
 impl Told {
@@ -122,8 +171,21 @@ impl Observer for Told {
         if let Some(known) = RefreshOutcome::ALL.iter().find(|known| known.as_str() == outcome) {
             self.metrics.observe_refresh(*known, took);
         }
+        if let Some(context) = spans::current() {
+            Span::new(&context, "refresh", Kind::Internal, self.clock.now() - took, took)
+                .with("sidegate.outcome", outcome)
+                .failed(outcome != RefreshOutcome::Ok.as_str())
+                .end();
+        }
         let reason = (outcome != RefreshOutcome::Ok.as_str()).then_some(reason);
         audit::refresh(&self.origin(session), outcome, reason);
+    }
+
+    fn accompany(&self, flight: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        match spans::current() {
+            Some(request) => Box::pin(spans::within(Some(request.child()), flight)),
+            None => flight,
+        }
     }
 
     fn joined(&self) {

@@ -23,6 +23,7 @@ use crate::gateway::state::State;
 use crate::metrics::ReloadOutcome;
 use crate::net::{self, Tls, load_server_config};
 use crate::shutdown::Shutdown;
+use crate::store::Store;
 use crate::telemetry;
 
 /// How often files are looked at. Kubernetes swaps symlinks; a poll sees that as well as a plain write.
@@ -38,6 +39,8 @@ pub(super) struct Reloader {
     /// The configuration in force.
     pub(super) in_force: Arc<ArcSwap<Config>>,
     pub(super) state: Arc<ArcSwap<State>>,
+    /// None when the process began without.
+    pub(super) store: Option<Arc<Store>>,
     pub(super) shutdown: Arc<Shutdown>,
     pub(super) net: Arc<ArcSwap<net::Settings>>,
     pub(super) proxy_protocol: Arc<ArcSwap<Vec<IpNet>>>,
@@ -129,7 +132,8 @@ impl Reloader {
         let running = self.in_force.load_full();
         let kept = config.keep_until_restart(&running);
         let old = self.state.load_full();
-        let next = generation::next(&config, &old)?;
+        let next = generation::next(&config, &old, self.store.as_ref())?;
+        let tracer = old.tracer.prepare(config.tracing.as_ref())?;
         let tls = match (&self.tls, &config.server.tls) {
             (Some(tls), Some(files)) => {
                 let client_ca = files.client_ca_file.as_deref();
@@ -146,10 +150,14 @@ impl Reloader {
         if let Some((tls, server)) = tls {
             tls.replace(server);
         }
+        if let (Some(store), Some((settings, _))) = (&self.store, &config.redis) {
+            store.reconfigure(settings);
+        }
         self.net.store(Arc::new(config.server.net));
         self.proxy_protocol.store(Arc::new(proxy_protocol(&config)));
         self.shutdown.set_times(config.server.shutdown_delay, config.server.shutdown_drain);
         telemetry::reconfigure(&log_settings(&config));
+        old.tracer.install(tracer);
         old.refresh.replace_terms(next.terms);
         old.ends.replace_jar(Arc::clone(&next.state.jar));
         self.state.store(Arc::new(next.state));

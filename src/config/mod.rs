@@ -29,7 +29,8 @@ use ipnet::IpNet;
 
 use crate::crypto::keyring::Keyring;
 use crate::net::settings::ListenAddress;
-use crate::{gateway, net, oidc, refresh, session};
+use crate::refresh::shared::OnError;
+use crate::{gateway, net, oidc, refresh, session, spans, store};
 
 pub use load::Surroundings;
 pub use problem::{Problem, Warning};
@@ -54,8 +55,12 @@ pub struct Config {
     pub keyring: Keyring,
     /// The keys were made up for this run: sessions end with the process, and a reload must keep them.
     pub keyring_is_random: bool,
+    /// Traces; none = off.
+    pub tracing: Option<spans::Settings>,
     /// Refreshing.
     pub refresh: refresh::settings::Settings,
+    /// What replicas share, and what to do while it is away.
+    pub redis: Option<(store::Settings, OnError)>,
     /// What was configured, defaults included; serializes with secrets masked.
     pub raw: raw::RawConfig,
     /// Configuration files and all files that they name: a change of one asks for a reload.
@@ -82,8 +87,15 @@ impl Config {
         keep(self.server.listen != running.server.listen, "server.listen");
         keep(self.server.tls.is_some() != running.server.tls.is_some(), "server.tls");
         keep(self.server.threads != running.server.threads, "server.threads");
+        keep(self.server.h2c != running.server.h2c, "server.h2c");
         keep(self.admin.listen != running.admin.listen, "admin.listen");
         keep(new.verify.listen != old.verify.listen, "verify.listen");
+        let prefix = |config: &Option<(store::Settings, OnError)>| config.as_ref().map(|(it, _)| it.prefix.clone());
+        if prefix(&self.redis) != prefix(&running.redis) {
+            keep(true, if self.redis.is_some() == running.redis.is_some() { "redis.prefix" } else { "redis" });
+            new.redis.clone_from(&old.redis);
+            self.redis.clone_from(&running.redis);
+        }
         new.server.listen = old.server.listen.clone();
         self.server.listen.clone_from(&running.server.listen);
         if new.server.tls.is_some() != old.server.tls.is_some() {
@@ -91,6 +103,8 @@ impl Config {
             self.server.tls.clone_from(&running.server.tls);
         }
         new.server.threads = old.server.threads;
+        new.server.h2c = old.server.h2c;
+        self.server.h2c = running.server.h2c;
         self.server.threads = running.server.threads;
         new.admin.listen.clone_from(&old.admin.listen);
         self.admin.listen = running.admin.listen;

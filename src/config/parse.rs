@@ -24,9 +24,11 @@ use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{CertificateFiles, ClientAuth, Endpoints};
 use crate::oidc::signing::SigningKey;
+use crate::refresh::shared::OnError;
 use crate::secret::Secret;
+use crate::store::settings::{Address, Deployment};
 use crate::web::origin::{Origin, is_loopback};
-use crate::{gateway, oidc, refresh, session};
+use crate::{gateway, oidc, refresh, session, spans, store};
 
 /// What the authorization request says itself: a fixed or passed-on parameter must not replace it.
 const OWN_AUTHORIZE_PARAMS: [&str; 11] = [
@@ -73,6 +75,16 @@ pub(super) fn parse(raw: RawConfig, found: Findings, around: &Surroundings) -> R
     Reading { files: named, outcome }
 }
 
+/// Collectors are named by their base, as other exporters do; the whole path is taken as it is.
+fn traces_endpoint(mut url: Url) -> Url {
+    let path = url.path().trim_end_matches('/');
+    if !path.ends_with("/v1/traces") {
+        let path = format!("{path}/v1/traces");
+        url.set_path(&path);
+    }
+    url
+}
+
 pub(super) struct Parser {
     pub(super) found: Findings,
     pub(super) files: Files,
@@ -102,14 +114,14 @@ impl Parser {
             self.found.problem("session.store", "\"redis\" needs a [redis] section");
         }
         let refresh = self.refresh(&raw);
-        self.redis(raw.redis.as_mut());
+        let redis = self.redis(raw.redis.as_mut());
         self.family_kill(&raw);
         let csrf = self.csrf(&raw.csrf);
         let logout = self.logout(&raw);
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
         self.verify(&raw.verify);
-        self.tracing(&raw.tracing);
+        let tracing = self.tracing(&raw.tracing);
 
         let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
@@ -130,6 +142,15 @@ impl Parser {
             },
             form_post: oidc.form_post,
             partitioned: raw.session.partitioned,
+            store: match raw.session.store {
+                raw::Store::Cookie => session::settings::Store::Cookie,
+                raw::Store::Redis => session::settings::Store::Tickets,
+            },
+            layout: match raw.session.layout {
+                raw::Layout::Single => session::settings::Layout::Single,
+                raw::Layout::Split => session::settings::Layout::Split,
+            },
+            prefix: raw.endpoints.prefix.clone(),
             public: public.clone(),
             issuer: oidc.issuer.clone(),
             client_id: oidc.client_id.clone(),
@@ -167,7 +188,9 @@ impl Parser {
             session,
             keyring,
             keyring_is_random,
+            tracing,
             refresh,
+            redis,
             raw,
             watched_files: Vec::new(),
             warnings: Vec::new(),
@@ -967,54 +990,85 @@ impl Parser {
         }
     }
 
-    fn redis(&mut self, redis: Option<&mut raw::Redis>) {
-        let Some(redis) = redis else { return };
+    fn redis(&mut self, redis: Option<&mut raw::Redis>) -> Option<(store::Settings, OnError)> {
+        let redis = redis?;
         let given = redis.url.is_some() || redis.url_file.is_some();
         let url = self.secret("redis.url", &mut redis.url, &mut redis.url_file);
-        if let Some(url) = url {
-            self.redis_url("redis.url", &url);
-        }
+        let url = url.and_then(|url| self.redis_url("redis.url", &url));
+        let mut urls = Vec::new();
         for (index, url) in redis.urls.iter().flatten().enumerate() {
-            self.redis_url(&format!("redis.urls[{index}]"), url);
+            urls.extend(self.redis_url(&format!("redis.urls[{index}]"), url));
         }
         let many = redis.urls.as_ref().is_some_and(|urls| !urls.is_empty());
-        match redis.mode {
+        let deployment = match redis.mode {
             raw::RedisMode::Single => {
                 if !given && !self.found.blamed("redis.url_file") {
                     self.found.missing("redis.url", "or redis.url_file is required, such as \"redis://redis:6379\"");
                 }
+                for (set, key) in [(many, "redis.urls"), (redis.master.is_some(), "redis.master")] {
+                    if set {
+                        self.found
+                            .problem(key, "is for mode = \"sentinel\" or \"cluster\"; a single server has redis.url");
+                    }
+                }
+                url.map(Deployment::Single)
             }
             raw::RedisMode::Sentinel | raw::RedisMode::Cluster => {
                 if !many {
                     let text = format!("is required with mode = {:?}: a list of redis:// URLs", redis.mode.as_str());
                     self.found.missing("redis.urls", text);
                 }
+                if given {
+                    let text = format!("has no use with mode = {:?}, which has redis.urls", redis.mode.as_str());
+                    self.found.problem("redis.url", text);
+                }
                 if redis.mode == raw::RedisMode::Sentinel && redis.master.is_none() {
                     self.found.missing("redis.master", "is required with mode = \"sentinel\"");
                 }
+                if urls.iter().any(|url| url.is_tls() != urls.first().is_some_and(Address::is_tls)) {
+                    self.found.problem("redis.urls", "must be all redis:// or all rediss://");
+                }
+                if redis.mode == raw::RedisMode::Cluster && urls.iter().any(Address::is_unix) {
+                    self.found
+                        .problem("redis.urls", "a cluster has no unix: URLs: its nodes tell addresses of each other");
+                }
+                match (redis.mode, redis.master.clone()) {
+                    (raw::RedisMode::Cluster, _) => Some(Deployment::Cluster(urls)),
+                    (_, master) => master.map(|master| Deployment::Sentinel { sentinels: urls, master }),
+                }
             }
-        }
-        self.secret("redis.password", &mut redis.password, &mut redis.password_file);
+        };
+        let password = self.secret("redis.password", &mut redis.password, &mut redis.password_file);
         if let Some(path) = &redis.ca_file {
             self.files.certificates("redis.ca_file", path, &mut self.found);
         }
+        let mut client = None;
         if redis.cert_file.is_some() || redis.key_file.is_some() {
-            self.both("redis", ["cert_file", "key_file"], [&redis.cert_file, &redis.key_file]);
+            let pair = self.both("redis", ["cert_file", "key_file"], [&redis.cert_file, &redis.key_file]);
+            client = pair.map(|(cert, key)| (PathBuf::from(cert), PathBuf::from(key)));
         }
-        self.positive("redis.timeout", &redis.timeout);
+        let timeout = self.positive("redis.timeout", &redis.timeout);
+        if redis.prefix.is_empty() || !redis.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let text = format!("must be visible ASCII such as \"sidegate:\", not {}", shown(&redis.prefix));
+            self.found.problem("redis.prefix", text);
+        }
+        let tls = store::settings::TlsFiles { ca_file: redis.ca_file.as_ref().map(PathBuf::from), client };
+        let on_error = match redis.on_error {
+            raw::OnRedisError::Local => OnError::Local,
+            raw::OnRedisError::Wait => OnError::Wait,
+        };
+        let (username, prefix) = (redis.username.clone(), redis.prefix.clone());
+        Some((store::Settings { deployment: deployment?, username, password, tls, prefix, timeout }, on_error))
     }
 
     /// Says nothing of the URL itself: it may hold a password.
-    fn redis_url(&mut self, key: &str, url: &Secret) {
-        let text = url.expose();
-        let fits = match text.strip_prefix("unix:") {
-            Some(path) => path.starts_with('/'),
-            None => Url::parse(text).is_ok_and(|url| {
-                matches!(url.scheme(), "redis" | "rediss") && url.host_str().is_some_and(|host| !host.is_empty())
-            }),
-        };
-        if !fits {
-            self.found.problem(key, "must be a redis://, rediss:// or unix: URL");
+    fn redis_url(&mut self, key: &str, url: &Secret) -> Option<Address> {
+        match Address::parse(url.expose()) {
+            Ok(address) => Some(address),
+            Err(reason) => {
+                self.found.problem(key, reason);
+                None
+            }
         }
     }
 
@@ -1098,18 +1152,45 @@ impl Parser {
         claims.expose.clone()
     }
 
-    fn tracing(&mut self, tracing: &raw::Tracing) {
-        if let Some(text) = &tracing.otlp_endpoint
-            && !Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
-        {
-            self.found
-                .problem("tracing.otlp_endpoint", format!("must be an http:// or https:// URL, not {}", shown(text)));
+    fn tracing(&mut self, tracing: &raw::Tracing) -> Option<spans::Settings> {
+        let endpoint = tracing.otlp_endpoint.as_ref().and_then(|text| {
+            let url =
+                Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
+            if url.is_none() {
+                self.found.problem(
+                    "tracing.otlp_endpoint",
+                    format!("must be an http:// or https:// URL, not {}", shown(text)),
+                );
+            }
+            url.map(traces_endpoint)
+        });
+        let mut headers = Vec::new();
+        for (name, value) in &tracing.headers {
+            self.trace_header(&join("tracing.headers", name), name, value.expose(), &mut headers);
         }
         if let Some(path) = &tracing.headers_file {
             if !tracing.headers.is_empty() {
                 self.found.problem("tracing.headers_file", "is set beside tracing.headers; keep one of them");
             }
-            self.files.secret("tracing.headers_file", path, &mut self.found);
+            let secret = self.files.secret("tracing.headers_file", path, &mut self.found);
+            for line in secret.iter().flat_map(|secret| secret.expose().lines()).filter(|line| !line.trim().is_empty())
+            {
+                let (name, value) = line.split_once(':').unwrap_or_default();
+                self.trace_header("tracing.headers_file", name.trim(), value.trim(), &mut headers);
+            }
+        }
+        let (sample, service_name) = (tracing.sample, tracing.service_name.clone());
+        endpoint.map(|endpoint| spans::Settings { endpoint, headers, sample, service_name })
+    }
+
+    /// The value is a secret: no message shows it.
+    fn trace_header(&mut self, key: &str, name: &str, value: &str, headers: &mut Vec<(HeaderName, HeaderValue)>) {
+        match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+            (Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                headers.push((name, value));
+            }
+            _ => self.found.problem(key, "must hold header fields, one a line in a file: `Name: value`"),
         }
     }
 

@@ -776,10 +776,10 @@ pub struct Route {
     /// `http://`, `https://`, `h2c://` or `unix:/path`, or a list of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<OneOrMany<String>>,
-    /// Serve files from this folder instead.
+    /// Serve files from this folder instead, to GET and HEAD: with validators, ranges and `.br` or `.gz` variants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub static_dir: Option<String>,
-    /// With `static_dir`: what navigations get.
+    /// With `static_dir`: the file that page loads get which match none, such as `index.html`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
     /// `session`: needs one. `optional`: token when there is one. `public`: never a token.
@@ -922,7 +922,7 @@ pub struct RateLimit {
     pub requests: u32,
     /// … in this time.
     pub per: DurationText,
-    /// So many at once.
+    /// So many at once; as many as `requests` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub burst: Option<u32>,
@@ -1012,16 +1012,16 @@ impl Default for Log {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tracing {
-    /// OTLP over HTTP; traces are off without it.
+    /// The collector, such as `http://127.0.0.1:4318`: OTLP over HTTP, protobuf, to `/v1/traces`. Off without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_endpoint: Option<String>,
     /// Headers of the export, often credentials; better `headers_file`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, Secret>,
-    /// File with those headers.
+    /// File with those headers, one a line: `Name: value`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub headers_file: Option<String>,
-    /// Share of traces that are kept.
+    /// Share of traces that are kept, 0 to 1.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub sample: f64,
     /// Name of this service in traces.

@@ -1,16 +1,17 @@
 //! `[[route]]`: each route by itself, then all against each other.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue, Method};
 
-use super::load::join;
+use super::load::{cause, join};
 use super::parse::{Parser, duration, each, is_local, is_token};
 use super::problem::shown;
 use super::raw;
 use crate::gateway::settings::{
-    Access, OnAnonymous, Route, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
+    Access, OnAnonymous, Rate, Route, StaticFiles, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
 };
 
 /// Headers that frame a message or name its target: no claim, token or fixed value may stand there.
@@ -98,6 +99,7 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
         hosts: hosts(parser, at, raw),
         methods: methods(parser, at, raw),
         upstreams: upstreams(parser, at, raw),
+        files: static_files(parser, at, raw),
         access,
         on_anonymous: match raw.on_anonymous {
             raw::OnAnonymous::Auto => OnAnonymous::Auto,
@@ -123,7 +125,22 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
         },
         max_token_age: raw.max_token_age.as_ref().map(duration),
         upstream_tls: upstream_tls(parser, &key("upstream_tls"), raw.upstream_tls.as_ref()),
+        rate_limit: raw.rate_limit.as_ref().and_then(|raw| rate_limit(parser, &key("rate_limit"), raw)),
     })
+}
+
+fn rate_limit(parser: &mut Parser, at: &str, raw: &raw::RateLimit) -> Option<Rate> {
+    let per = parser.positive(&join(at, "per"), &raw.per);
+    let mut some = |name: &str, number: u32| {
+        let number = NonZeroU32::new(number);
+        if number.is_none() {
+            parser.found.problem(join(at, name), "must be at least 1");
+        }
+        number
+    };
+    let (requests, burst) =
+        (some("requests", raw.requests), some("burst", raw.burst.unwrap_or_else(|| raw.requests.max(1))));
+    Some(Rate { requests: requests?, per, burst: burst? })
 }
 
 /// Canonical, as requests are compared: what is written otherwise would never match.
@@ -182,11 +199,17 @@ fn hosts(parser: &mut Parser, at: &str, raw: &raw::Route) -> Vec<String> {
 }
 
 fn methods(parser: &mut Parser, at: &str, raw: &raw::Route) -> Vec<Method> {
+    if raw.static_dir.is_some() && raw.methods.is_empty() {
+        return vec![Method::GET, Method::HEAD];
+    }
     let mut methods = Vec::new();
     for (index, text) in raw.methods.iter().enumerate() {
         let key = format!("{at}.methods[{index}]");
         match Method::from_bytes(text.as_bytes()) {
             Ok(Method::TRACE | Method::CONNECT) => parser.found.problem(key, format!("{text} is never forwarded")),
+            Ok(method) if raw.static_dir.is_some() && !matches!(method, Method::GET | Method::HEAD) => {
+                parser.found.problem(key, format!("{text} is not for files: a static_dir takes GET and HEAD"));
+            }
             Ok(method) => {
                 if text.bytes().any(|byte| byte.is_ascii_lowercase()) {
                     parser.found.warn(
@@ -238,6 +261,41 @@ fn upstreams(parser: &mut Parser, at: &str, raw: &raw::Route) -> Vec<Upstream> {
         }
     }
     upstreams
+}
+
+fn static_files(parser: &mut Parser, at: &str, raw: &raw::Route) -> Option<StaticFiles> {
+    let Some(text) = &raw.static_dir else {
+        if raw.fallback.is_some() {
+            parser.found.problem(join(at, "fallback"), "needs static_dir: it names a file in that folder");
+        }
+        return None;
+    };
+    let dir = PathBuf::from(text);
+    match std::fs::read_dir(&dir) {
+        Ok(_) => {}
+        Err(error) => {
+            let text = format!("cannot read the folder {}: {}", shown(text), cause(&error));
+            parser.found.problem(join(at, "static_dir"), text);
+            return None;
+        }
+    }
+    if raw.strip_prefix.is_some() || raw.rewrite_prefix.is_some() {
+        let key = if raw.strip_prefix.is_some() { "strip_prefix" } else { "rewrite_prefix" };
+        parser.found.warn(join(at, key), "has no effect: the route's path is never part of a file's name");
+    }
+    let fallback = raw.fallback.as_ref().map(PathBuf::from);
+    if let Some(name) = &fallback {
+        let key = join(at, "fallback");
+        if !name.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+            let name = raw.fallback.as_deref().unwrap_or_default();
+            parser
+                .found
+                .problem(key, format!("must be a name below static_dir, such as \"index.html\", not {}", shown(name)));
+        } else if !dir.join(name).is_file() {
+            parser.found.warn(key, "is not there yet: until it is, page loads that match no file get 404");
+        }
+    }
+    Some(StaticFiles { dir, fallback })
 }
 
 fn prefixes(parser: &mut Parser, at: &str, raw: &raw::Route) -> (Option<String>, Option<String>) {

@@ -20,10 +20,41 @@ fn generate() -> Value {
     });
     let mut schema = settings.into_generator().into_root_schema_for::<RawConfig>().to_value();
     without_null(&mut schema);
+    let examples = include_str!("examples.toml").parse::<toml::Table>().unwrap_or_default();
+    let examples = serde_json::to_value(examples).unwrap_or_default();
+    with_examples(&mut schema, Some(&examples));
     if let Some(schema) = schema.as_object_mut() {
         schema.insert("title".to_owned(), "sidegate.toml".into());
     }
     schema
+}
+
+/// Gives each key an example: that of the document, else the default.
+fn with_examples(schema: &mut Value, examples: Option<&Value>) {
+    let Some(Value::Object(properties)) = schema.get_mut("properties") else { return };
+    for (key, property) in properties {
+        let example = examples.and_then(|examples| examples.get(key));
+        let first = example.and_then(|example| example.get(0));
+        with_examples(property, example);
+        if let Some(items) = property.get_mut("items") {
+            with_examples(items, first);
+        }
+        for branch in property.get_mut("anyOf").and_then(Value::as_array_mut).into_iter().flatten() {
+            with_examples(branch, example);
+            if let Some(items) = branch.get_mut("items") {
+                with_examples(items, first.or(example));
+            }
+        }
+        let nothing = |value: &&Value| {
+            value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
+        };
+        let example = example.or_else(|| property.get("default").filter(|default| !nothing(default))).cloned();
+        if let (Some(example), Some(property)) = (example, property.as_object_mut())
+            && !property.contains_key("properties")
+        {
+            property.insert("examples".to_owned(), Value::Array(vec![example]));
+        }
+    }
 }
 
 /// Whether a value of this JSON kind may stand here.
@@ -101,6 +132,41 @@ mod tests {
         let strip = &schema()["properties"]["route"]["items"]["properties"]["strip_prefix"];
         assert_eq!(strip["anyOf"][0]["type"], "boolean", "{strip}");
         assert_eq!(strip["anyOf"][1]["type"], "string");
+    }
+
+    /// One of a kind that the key takes. Secrets have none: an example would be copied.
+    #[test]
+    fn keys_have_examples_that_fit() {
+        fn walk(schema: &Value, path: &str, without: &mut Vec<String>) {
+            for (key, value) in schema["properties"].as_object().into_iter().flatten() {
+                let path = format!("{path}.{key}");
+                match value["examples"].as_array().and_then(|examples| examples.first()) {
+                    Some(example) => {
+                        let kind = match example {
+                            Value::Null => "null",
+                            Value::Bool(_) => "boolean",
+                            Value::Number(number) if number.is_f64() => "number",
+                            Value::Number(_) => "integer",
+                            Value::String(_) => "string",
+                            Value::Array(_) => "array",
+                            Value::Object(_) => "object",
+                        };
+                        assert!(accepts(value, kind), "{path}: {example} for {value}");
+                        if let (Some(words), Some(word)) = (value["enum"].as_array(), example.as_str()) {
+                            assert!(words.iter().any(|known| known == word), "{path}: {word}");
+                        }
+                    }
+                    None if value["properties"].is_object() || is_secret(value) => {}
+                    None => without.push(path.clone()),
+                }
+                walk(value, &path, without);
+                walk(&value["items"], &path, without);
+            }
+        }
+        let mut without = Vec::new();
+        walk(schema(), "", &mut without);
+        without.retain(|path| !matches!(path.as_str(), ".presets" | ".provider.dialect"));
+        assert_eq!(without, Vec::<String>::new(), "add them to examples.toml");
     }
 
     #[test]

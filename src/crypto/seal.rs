@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! offset  size  field
-//!      0     1  type and version: 0x11 session, 0x21 login attempt, 0x31 marker, 0x41 `state`
+//!      0     1  type and version: 0x11 session, 0x21 login attempt, 0x31 marker, 0x41 `state`,
+//!               0x51 tokens apart, 0x61 pass, 0x71 ticket
 //!      1     1  flags, all zero; unknown ones are refused
 //!      2     2  key id
 //!      4    12  derivation salt
@@ -60,6 +61,12 @@ pub enum Purpose {
     Marker = 0x31,
     /// The `state` parameter.
     State = 0x41,
+    /// The tokens that the `split` layout keeps apart from their session.
+    Apart = 0x51,
+    /// The way to such tokens and back.
+    Pass = 0x61,
+    /// The cookie of a session that is in the store.
+    Ticket = 0x71,
 }
 
 /// The place where blobs open; anywhere else they are garbage.
@@ -304,6 +311,57 @@ impl Sealer {
             context.update(part);
         }
         context.sign().as_ref().try_into().unwrap_or_default()
+    }
+
+    /// Seals for whoever knows `secret`: AES-256-GCM under HKDF-SHA256 of the secret, salted with what is derived from
+    /// the ring's key of that id, so that neither the secret nor the server's keys alone open it. The key is of `info`
+    /// alone and the nonce random; the nonce stands first.
+    pub fn seal_for(&self, id: KeyId, secret: &[&[u8]], info: &[&[u8]], aad: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
+        let cipher = self.cipher_for(id, secret, info);
+        let nonce = random::bytes::<12>();
+        let mut sealed = Vec::with_capacity(nonce.len() + plain.len() + TAG);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(plain);
+        let (_, body) = sealed.split_at_mut(nonce.len());
+        let tag = cipher.encrypt_inout_detached(&nonce.into(), aad, InOutBuf::from(body)).ok()?;
+        sealed.extend_from_slice(&tag);
+        Some(sealed)
+    }
+
+    /// Opens what [`Self::seal_for`] sealed.
+    pub fn open_for(
+        &self,
+        id: KeyId,
+        secret: &[&[u8]],
+        info: &[&[u8]],
+        aad: &[u8],
+        sealed: &[u8],
+    ) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, rest) = sealed.split_first_chunk::<12>()?;
+        let (body, tag) = rest.split_last_chunk::<TAG>()?;
+        let mut body = Zeroizing::new(body.to_vec());
+        let cipher = self.cipher_for(id, secret, info);
+        let opened =
+            cipher.decrypt_inout_detached(&(*nonce).into(), aad, InOutBuf::from(&mut **body), &(*tag).into()).is_ok();
+        opened.then_some(body)
+    }
+
+    /// The parts of a secret are hashed with their lengths, so that no two lists of parts are one secret.
+    #[expect(clippy::expect_used, reason = "HKDF-SHA256 gives up to 8160 bytes")]
+    fn cipher_for(&self, id: KeyId, secret: &[&[u8]], info: &[&[u8]]) -> Aes256Gcm {
+        let salt = self.index(id, &[b"seal for"]);
+        let mut material = Zeroizing::new(Vec::with_capacity(secret.iter().map(|part| part.len() + 8).sum()));
+        for part in secret {
+            material.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            material.extend_from_slice(part);
+        }
+        let mut key = Zeroizing::new([0; 32]);
+        hkdf::Salt::new(hkdf::HKDF_SHA256, &salt)
+            .extract(&material)
+            .expand(info, hkdf::HKDF_SHA256)
+            .and_then(|expanded| expanded.fill(&mut *key))
+            .expect("32 bytes are one output block");
+        Aes256Gcm::new((&*key).into())
     }
 
     fn salt(&self, kid: KeyId) -> [u8; 12] {

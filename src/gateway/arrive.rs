@@ -51,6 +51,13 @@ impl Ctx {
         if session.is_http2() {
             within_limits(head, settings.head)?;
         }
+        if matches!(head.method, Method::TRACE | Method::CONNECT) {
+            return Err(Problem::new(Code::MethodNotAllowed, "This method is not served.").allow(String::new()));
+        }
+        // Which of them counts is a matter of taste; Host and the framing are judged before, Origin in `fetch`.
+        if headers.get_all(header::CONTENT_TYPE).iter().nth(1).is_some() {
+            return Err(Problem::new(Code::BadRequest, "The Content-Type field is repeated."));
+        }
         let target = std::str::from_utf8(head.raw_path())
             .map_err(|_| Problem::new(Code::BadPath, "The path is not valid UTF-8."))?;
         let target = origin_form(target);
@@ -66,9 +73,6 @@ impl Ctx {
         let host = host_of(head);
         if host != settings.public.host() && !self.state.routes.knows_host(&host) {
             return Err(Problem::new(Code::WrongHost, "This host is not served here."));
-        }
-        if matches!(head.method, Method::TRACE | Method::CONNECT) {
-            return Err(Problem::new(Code::MethodNotAllowed, "This method is not served.").allow(String::new()));
         }
         if went_through_us(headers, &self.state.via) {
             return Err(Problem::new(Code::LoopDetected, "The request came through this gateway before."));

@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::clock::Timestamp;
+use crate::session::login_cookie::attempt_name;
+use crate::session::store::UsedAttempts;
 
 /// How long a used attempt is remembered: the life of its cookie.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -21,18 +23,23 @@ const CAPACITY: usize = 50_000;
 pub struct Attempts<T = super::endpoints::callback::Finished> {
     used: Arc<Mutex<Used<T>>>,
     capacity: usize,
+    /// What other replicas used.
+    shared: Option<Arc<dyn UsedAttempts>>,
 }
 
 #[derive(Debug)]
 struct Used<T> {
     /// The outcome to come; none once it was there.
-    attempts: HashMap<[u8; 16], Option<watch::Receiver<Option<T>>>>,
+    attempts: HashMap<[u8; 16], Option<Running<T>>>,
     /// In the order of use, which is the order in which they are forgotten.
     order: VecDeque<(Timestamp, [u8; 16])>,
 }
 
+/// Where an exchange tells its outcome.
+type Running<T> = watch::Receiver<Option<Taken<T>>>;
+
 /// What became of asking for an exchange.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Taken<T> {
     /// The exchange's outcome, our own or the one we came in time to share.
     Outcome(T),
@@ -49,7 +56,12 @@ impl<T> Default for Attempts<T> {
 impl<T> Attempts<T> {
     fn bounded(capacity: usize) -> Self {
         let used = Used { attempts: HashMap::new(), order: VecDeque::new() };
-        Self { used: Arc::new(Mutex::new(used)), capacity }
+        Self { used: Arc::new(Mutex::new(used)), capacity, shared: None }
+    }
+
+    /// Attempts that are used once among all replicas. While the store is away, in this process.
+    pub fn among_replicas(shared: Option<Arc<dyn UsedAttempts>>) -> Self {
+        Self { shared, ..Self::default() }
     }
 }
 
@@ -67,7 +79,7 @@ impl<T> Used<T> {
 
 impl<T: Clone + Send + Sync + 'static> Attempts<T> {
     /// Runs `exchange` for this attempt in a task that outlives the browser's connection, once; whoever comes while
-    /// it runs waits for the same outcome.
+    /// it runs waits for the same outcome. The future it makes is dropped when another replica used the attempt.
     pub async fn once<F>(&self, id: [u8; 16], now: Timestamp, exchange: impl FnOnce() -> F) -> Taken<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -84,8 +96,13 @@ impl<T: Clone + Send + Sync + 'static> Attempts<T> {
                     used.order.push_back((now + REMEMBERED, id));
                     let over = Over { used: Arc::clone(&self.used), id };
                     let exchange = exchange();
+                    let shared = self.shared.clone();
                     tokio::spawn(async move {
-                        let done = exchange.await;
+                        let first = match shared {
+                            Some(shared) => shared.take(attempt_name(id), REMEMBERED).await.unwrap_or(true),
+                            None => true,
+                        };
+                        let done = if first { Taken::Outcome(exchange.await) } else { Taken::Used };
                         drop(over);
                         tell.send_replace(Some(done));
                     });
@@ -94,7 +111,7 @@ impl<T: Clone + Send + Sync + 'static> Attempts<T> {
             }
         };
         match outcome.wait_for(Option::is_some).await {
-            Ok(done) => done.clone().map_or(Taken::Used, Taken::Outcome),
+            Ok(done) => done.clone().unwrap_or(Taken::Used),
             // The exchange panicked: nothing can be said about its code, so it is used.
             Err(_) => Taken::Used,
         }
@@ -124,7 +141,10 @@ impl<T> Drop for Over<T> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use async_trait::async_trait;
+
     use super::*;
+    use crate::session::store::{Away, Name};
 
     const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
 
@@ -178,6 +198,38 @@ mod tests {
         assert_eq!(Arc::strong_count(&outcome), 1, "no outcome is kept");
         attempts.sweep(NOW + REMEMBERED);
         assert!(attempts.used.lock().attempts.is_empty());
+    }
+
+    /// A memory that replicas share, or one that is away.
+    #[derive(Debug, Default)]
+    struct Memory(Mutex<Vec<Name>>, bool);
+
+    #[async_trait]
+    impl UsedAttempts for Memory {
+        async fn take(&self, name: Name, life: Duration) -> Result<bool, Away> {
+            assert_eq!(life, REMEMBERED);
+            let mut names = self.0.lock();
+            let first = !names.contains(&name);
+            names.push(name);
+            if self.1 { Err(Away) } else { Ok(first) }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_another_replica_used_is_used() {
+        let memory: Arc<dyn UsedAttempts> = Arc::new(Memory::default());
+        let [one, other] = [(), ()].map(|()| Attempts::<u32>::among_replicas(Some(Arc::clone(&memory))));
+        assert!(matches!(one.once([1; 16], NOW, || async { 7 }).await, Taken::Outcome(7)));
+        let never = || async { panic!("the code was sent") };
+        assert!(matches!(other.once([1; 16], NOW, never).await, Taken::Used));
+        assert!(matches!(other.once([2; 16], NOW, || async { 8 }).await, Taken::Outcome(8)));
+    }
+
+    #[tokio::test]
+    async fn while_the_store_is_away_each_process_remembers_by_itself() {
+        let attempts = Attempts::<u32>::among_replicas(Some(Arc::new(Memory(Mutex::default(), true))));
+        assert!(matches!(attempts.once([1; 16], NOW, || async { 7 }).await, Taken::Outcome(7)));
+        assert!(matches!(attempts.once([1; 16], NOW, || async { 8 }).await, Taken::Used));
     }
 
     #[tokio::test]

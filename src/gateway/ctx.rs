@@ -9,20 +9,24 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::Result;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
 use super::live::{self, Tied};
 use super::respond;
-use super::state::{RouteEntry, State, Target};
+use super::state::{Pick, RouteEntry, State, Target};
+use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
+use crate::net::dial::Silence;
 use crate::session::Session;
 use crate::session::jar::Presented;
+use crate::spans;
 use crate::telemetry::{SubHash, audit};
+use crate::web::forwarded;
 use crate::web::origin::Origin;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem, Shape};
@@ -59,8 +63,18 @@ pub struct Ctx {
     pub retried: bool,
     /// The request is sent once more, with the nonce that the upstream wants.
     pub proof: Again,
+    /// Set when the request is traced.
+    pub traced: Option<Traced>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
     pub tied: Option<Tied>,
+    /// Watches over the upstream's silence.
+    pub silence: Option<Silence>,
+    /// The client has sent all of its request.
+    pub request_over: bool,
+    /// The head of the final answer came.
+    pub answering: bool,
+    /// The answer's end is the connection's, which proves nothing.
+    pub until_close: bool,
 }
 
 /// A repetition that happens at most once.
@@ -70,6 +84,16 @@ pub enum Again {
     /// Decided, and about to happen.
     Now,
     Done,
+}
+
+/// The spans of a traced request.
+#[derive(Debug)]
+pub struct Traced {
+    /// The request's own.
+    pub context: spans::Context,
+    /// Of what is forwarded.
+    pub upstream: spans::Context,
+    pub began: Timestamp,
 }
 
 /// The route's name in log and metric: bounded.
@@ -101,7 +125,9 @@ pub struct Forward {
     /// The origin that the latest proof of possession was made for.
     pub proven_for: Option<String>,
     pub upgrade: bool,
-    /// Expects a stream of events: silence is no error.
+    /// A call of gRPC, which needs HTTP/2 and its trailers all the way; gRPC-web does not.
+    pub grpc: bool,
+    /// The client would take events: with an upstream that speaks HTTP/2 the only hint that silence is natural.
     pub event_stream: bool,
     /// GET or HEAD without a body: may be sent again when a kept-alive connection was dead.
     pub repeatable: bool,
@@ -111,8 +137,10 @@ pub struct Forward {
     pub expire: Vec<HeaderValue>,
     pub forwarded_for: String,
     pub traceparent: Option<String>,
-    /// Which of the route's upstreams, and which of its addresses, this try takes.
+    /// Where this try begins to look among the route's upstreams and their addresses.
     pub turn: usize,
+    /// Where this try goes.
+    pub pick: Option<Pick>,
     /// Connects that failed so far.
     pub failed: usize,
 }
@@ -132,8 +160,19 @@ pub struct Used {
 impl Forward {
     /// The upstream of this try.
     pub fn target(&self) -> Option<&Target> {
-        let targets = &self.route.targets;
-        targets.get(self.turn % targets.len().max(1))
+        self.route.targets.get(self.pick?.index)
+    }
+
+    /// Takes note of whether this try's upstream could be connected to.
+    pub fn took(&self, connected: bool) {
+        if let Some(pick) = self.pick {
+            self.route.took(pick, connected);
+        }
+    }
+
+    /// The upstream of this try is spoken to in HTTP/2.
+    pub fn over_http2(&self) -> bool {
+        self.target().is_some_and(|target| target.http2 || (self.grpc && target.tls))
     }
 
     /// Moves on to the next address; false when every one was tried.
@@ -165,8 +204,21 @@ impl Ctx {
             body_bytes: 0,
             retried: false,
             proof: Again::NotYet,
+            traced: None,
             tied: None,
+            silence: None,
+            request_over: false,
+            answering: false,
+            until_close: false,
         }
+    }
+
+    /// Begins the request's span, when it is to be traced.
+    pub(super) fn begin_trace(&mut self, headers: &HeaderMap) -> Option<spans::Context> {
+        let context = self.state.tracer.begin(forwarded::traceparent(headers))?;
+        let began = self.state.tracer.now();
+        self.traced = Some(Traced { upstream: context.child(), context: context.clone(), began });
+        Some(context)
     }
 
     /// Answers the request ourselves.
@@ -211,6 +263,30 @@ impl Ctx {
         }
     }
 
+    /// How long the upstream may be silent from here on depends on what it answers.
+    pub fn watch_answer(&mut self, request: &RequestHeader, response: &ResponseHeader) {
+        let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        let Some(silence) = &self.silence else { return };
+        if response.status.is_informational() && !switching {
+            return silence.heard();
+        }
+        self.answering = true;
+        let media_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        if switching || media_type.is_some_and(is_quiet) {
+            silence.pause();
+        } else {
+            silence.listen();
+        }
+        let framed = response.headers.contains_key(header::CONTENT_LENGTH)
+            || response.headers.contains_key(header::TRANSFER_ENCODING);
+        let bodiless = request.method == Method::HEAD
+            || matches!(
+                response.status,
+                StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        self.until_close = !framed && !bodiless;
+    }
+
     /// The request that an audit event belongs to.
     pub fn origin(&self) -> audit::Origin<'_> {
         audit::Origin { request_id: Some(&self.request_id), client: self.client, sub_hash: self.sub_hash }
@@ -230,4 +306,11 @@ impl Label {
             Self::Route(entry) => &entry.settings.path,
         }
     }
+}
+
+/// Media types of answers in which silence is natural.
+fn is_quiet(media_type: &str) -> bool {
+    ["text/event-stream", "application/grpc"]
+        .iter()
+        .any(|kind| media_type.get(..kind.len()).is_some_and(|start| start.eq_ignore_ascii_case(kind)))
 }

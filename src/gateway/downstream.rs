@@ -1,7 +1,7 @@
 //! Towards the browser: the upstream's head as it leaves us.
 
 use base64_simd::STANDARD;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::ctx::Forward;
@@ -58,6 +58,31 @@ pub fn rewrite_interim(response: &mut ResponseHeader) {
     for name in unwanted {
         response.remove_header(&name);
     }
+}
+
+/// Trailers go to clients of gRPC only, for which they hold the call's status; as headers they would say nothing.
+pub fn rewrite_trailers(trailers: &mut HeaderMap, grpc: bool) {
+    if !grpc {
+        return trailers.clear();
+    }
+    let unwanted: Vec<HeaderName> =
+        trailers.keys().filter(|name| is_unwanted(name, false) || is_never_trailing(name)).cloned().collect();
+    for name in unwanted {
+        trailers.remove(&name);
+    }
+}
+
+/// Fields that frame, route or authenticate a message, or change what the browser keeps (RFC 9110 section 6.5.1).
+fn is_never_trailing(name: &HeaderName) -> bool {
+    [
+        header::CONNECTION,
+        header::CONTENT_LENGTH,
+        header::HOST,
+        header::SET_COOKIE,
+        header::TRANSFER_ENCODING,
+        header::WWW_AUTHENTICATE,
+    ]
+    .contains(name)
 }
 
 fn is_unwanted(name: &HeaderName, switching: bool) -> bool {

@@ -62,6 +62,7 @@ fn describe(
     let caller = Caller { navigation: navigate, document: navigate, proven: true, ..Caller::default() };
     let return_to = ReturnTo::from_request(path, query, &settings.prefix);
     let says = |presence| match decide(rules, presence, caller, method) {
+        Decision::ForwardAnonymous | Decision::ForwardWithSession if route.files.is_some() => "the file".to_owned(),
         Decision::ForwardAnonymous => "forwarded, without a token".to_owned(),
         Decision::ForwardWithSession => "forwarded, refreshed first if due".to_owned(),
         Decision::Preflight => "answered by sidegate (CORS preflight)".to_owned(),
@@ -86,10 +87,17 @@ fn describe(
         line("upstream", &shown(own));
         line("forwarded as", &upstream::target(route, &own.base_path, path, query));
     }
+    if let Some(files) = &route.files {
+        line("files from", &files.dir.display().to_string());
+        if let Some(fallback) = &files.fallback {
+            line("fallback", &format!("{}, for page loads that match no file", fallback.display()));
+        }
+    }
     line("without session", &says(Presence::Absent));
     line("with session", &says(Presence::Live));
     let token = match (route.access, route.token) {
         (Access::Public, _) | (_, Token::None) => "none".to_owned(),
+        _ if route.files.is_some() => "none".to_owned(),
         (_, token) => {
             let kind = if token == Token::Id { "id" } else { "access" };
             let scheme = route.token_header.scheme.as_deref().unwrap_or("(bare)");
@@ -106,7 +114,12 @@ fn describe(
 fn shown(upstream: &Upstream) -> String {
     match &upstream.address {
         UpstreamAddress::Tcp { tls, .. } => {
-            format!("{}://{}{}", if *tls { "https" } else { "http" }, upstream.authority, upstream.base_path)
+            let scheme = match (tls, upstream.http2) {
+                (true, _) => "https",
+                (false, true) => "h2c",
+                (false, false) => "http",
+            };
+            format!("{scheme}://{}{}", upstream.authority, upstream.base_path)
         }
         UpstreamAddress::Unix(path) => format!("unix:{}", path.display()),
     }
@@ -119,4 +132,16 @@ fn refusal(problem: &Problem) -> String {
         problem.code.as_str(),
         problem.detail
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_are_shown_as_they_were_written() {
+        for text in ["http://a:1/b", "https://a", "h2c://a:50051", "unix:/run/app.sock"] {
+            assert_eq!(shown(&Upstream::parse(text).unwrap()), text);
+        }
+    }
 }

@@ -34,16 +34,19 @@ impl Ctx {
             },
             None => None,
         };
-        let event_stream = head
-            .headers
-            .get(header::ACCEPT)
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|accept| accept.contains("text/event-stream"));
+        let says = |name, wanted: &[&str]| {
+            let value = head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let kind = value.split(';').next().unwrap_or_default().trim();
+            wanted.iter().any(|wanted| kind.eq_ignore_ascii_case(wanted))
+        };
+        let grpc = says(header::CONTENT_TYPE, &["application/grpc", "application/grpc+proto", "application/grpc+json"]);
+        let event_stream = says(header::ACCEPT, &["text/event-stream"]);
         let safe = matches!(head.method, Method::GET | Method::HEAD);
         let bodiless =
             !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
         Outcome::Forward(Box::new(Forward {
             upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
+            grpc,
             event_stream,
             repeatable: safe && bodiless,
             replayable: self.state.settings.replay_refused
@@ -53,8 +56,12 @@ impl Ctx {
                 || "unknown".to_owned(),
                 |peer| forwarded::forwarded_for(peer, &head.headers, &self.state.settings.trusted_proxies),
             ),
-            traceparent: traceparent(&head.headers),
+            traceparent: match &self.traced {
+                Some(traced) => Some(traced.upstream.traceparent()),
+                None => traceparent(&head.headers),
+            },
             turn: entry.turn(),
+            pick: None,
             failed: 0,
             path: request.path.clone(),
             query: request.query.clone(),
@@ -112,13 +119,15 @@ impl Ctx {
             return Vec::new();
         }
         let Some(newest) = state.refresh.outgoing(&used.session, self.started.elapsed()) else { return Vec::new() };
-        if newest.generation <= used.presented_generation && !used.touch {
-            return Vec::new();
+        // The browser has arrived.
+        let mut cookies: Vec<_> = state.jar.unmark(&used.presented).into_iter().collect();
+        if newest.generation > used.presented_generation || used.touch {
+            let now = state.clock.now();
+            let mut touched = UserSession::clone(&newest);
+            touched.touch(now);
+            cookies.extend(state.seal(&touched, &used.presented, now, &self.request_id));
         }
-        let now = state.clock.now();
-        let mut touched = UserSession::clone(&newest);
-        touched.touch(now);
-        state.seal(&touched, &used.presented, now, &self.request_id)
+        cookies
     }
 }
 

@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn a_burst_and_then_one_at_a_time() {
         let limiter = Limiter::new(3, Duration::from_secs(2));
-        let mut may = |who, at| {
+        let may = |who, at| {
             let now = NOW + Duration::from_secs(at);
             let wait = limiter.wait(client(who), now);
             if wait.is_none() {

@@ -1,11 +1,13 @@
 //! What outlives a request: tunnels and streams that end with their session, and `GET <prefix>/events`, which tells a
 //! page what becomes of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
+use parking_lot::Mutex;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -18,7 +20,7 @@ use crate::clock::Timestamp;
 use crate::metrics::ConnectionKind;
 use crate::net::Control;
 use crate::refresh::coordinator::Change;
-use crate::session::Session as UserSession;
+use crate::session::{Session as UserSession, SessionId};
 use crate::web::response::LocalResponse;
 
 /// How often a session is looked at whose end nobody announces: by age, or told to another process.
@@ -32,6 +34,45 @@ const TICK: Duration = Duration::from_secs(1);
 const HEARTBEAT: u32 = 15;
 /// How long before its end an access token counts as expiring, when nothing refreshes it earlier.
 const EXPIRING: Duration = Duration::from_secs(30);
+
+/// How many event streams a session may have open: one for each tab of a busy user.
+const STREAMS: usize = 32;
+
+/// The event streams that are open, counted by session.
+#[derive(Debug, Default)]
+pub struct Streams(Mutex<HashMap<SessionId, usize>>);
+
+impl Streams {
+    /// Counts one more; none when the session has too many.
+    pub fn open(self: &Arc<Self>, session: SessionId) -> Option<OpenStream> {
+        let mut open = self.0.lock();
+        let count = open.entry(session).or_default();
+        if *count >= STREAMS {
+            return None;
+        }
+        *count += 1;
+        Some(OpenStream { streams: Arc::clone(self), session })
+    }
+}
+
+/// Counts an event stream for as long as it lives.
+#[derive(Debug)]
+pub struct OpenStream {
+    streams: Arc<Streams>,
+    session: SessionId,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let mut open = self.streams.0.lock();
+        if let Some(count) = open.get_mut(&self.session) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.session);
+            }
+        }
+    }
+}
 
 /// Ends a connection when its session ends; until it is dropped.
 #[derive(Debug)]

@@ -13,9 +13,11 @@ pub mod downstream;
 pub mod endpoints;
 pub mod ends;
 pub mod explain;
+mod files;
 mod forward;
 pub mod limiter;
 pub mod live;
+pub mod rate;
 mod record;
 pub mod refusals;
 pub mod replay;
@@ -28,15 +30,18 @@ pub mod state;
 pub mod upstream;
 pub mod verify;
 
+use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
@@ -46,6 +51,8 @@ use self::ctx::{Again, Ctx, Phase};
 use self::serve::Outcome;
 use self::state::State;
 use crate::net::Guard;
+use crate::net::dial::{Line, Silence};
+use crate::spans;
 use crate::web::problem::{Code, Problem};
 
 /// Not a failure: the app refused the token, a newer one is there, and the request is sent again.
@@ -84,20 +91,26 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let outcome = AssertUnwindSafe(ctx.serve(session)).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(target: "sidegate", event = "panic_caught", request_id = %ctx.request_id);
-            Problem::new(Code::Internal, "This is a bug in the gateway; the log has it under the request id.").into()
-        });
+        let span = ctx.begin_trace(&session.req_header().headers);
+        let outcome =
+            AssertUnwindSafe(spans::within(span, ctx.serve(session))).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(target: "sidegate", event = "panic_caught", request_id = %ctx.request_id);
+                Problem::new(Code::Internal, "This is a bug in the gateway; the log has it under the request id.")
+                    .into()
+            });
         match outcome {
             Outcome::Forward(forward) => {
+                let files = forward.route.settings.files.clone();
                 ctx.phase = Phase::Forward(forward);
-                Ok(false)
+                let Some(files) = files else { return Ok(false) };
+                ctx.serve_file(session, &files).await?;
+                Ok(true)
             }
             Outcome::Respond(response) => {
                 ctx.respond(session, response).await?;
                 Ok(true)
             }
-            Outcome::Events(user) => {
+            Outcome::Events(user, _open) => {
                 ctx.phase = Phase::Answered;
                 let state = Arc::clone(&ctx.state);
                 // A page that went away is no news.
@@ -117,14 +130,36 @@ impl ProxyHttp for Gateway {
             return Error::e_explain(ErrorType::InternalError, "forwarding was not decided");
         };
         ctx.upstream_started.get_or_insert_with(Instant::now);
-        // An upstream whose name does not resolve is passed over like one that does not answer.
-        for _ in 0..forward.route.targets.len() {
-            match upstream::peer(forward).await {
-                Ok(peer) => return Ok(Box::new(peer)),
-                Err(_) => forward.turn = forward.turn.wrapping_add(1),
-            }
+        let peer = upstream::peer(forward).await.map_err(|_| Error::new_up(ErrorType::ConnectNoRoute))?;
+        Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: RawFd,
+        digest: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let Phase::Forward(forward) = &ctx.phase else { return Ok(()) };
+        if !reused {
+            forward.took(true);
         }
-        Err(Error::new_up(ErrorType::ConnectNoRoute))
+        // A try that is not the first sends the body again.
+        (ctx.request_over, ctx.body_bytes) = (session.is_body_empty(), 0);
+        if forward.over_http2() {
+            return Ok(());
+        }
+        ctx.silence = digest.and_then(Line::of).map(|line| line.begin(forward.route.settings.read_timeout));
+        match &ctx.silence {
+            Some(silence) if ctx.request_over => silence.listen(),
+            // While the client still sends, it is not the upstream's turn. On HTTP/1.1 `net::guard` watches the client.
+            Some(silence) if session.is_http2() => silence.listen_for(ctx.state.settings.body_idle),
+            _ => {}
+        }
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -145,9 +180,18 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.request_over |= end;
+        if let Some(silence) = &ctx.silence {
+            if end && !ctx.answering { silence.listen() } else { silence.heard() }
+        }
+        if end && body.as_ref().is_some_and(Bytes::is_empty) {
+            // Pingora would write it as a chunk, which is the end of a body, and then the end once more: bytes that the
+            // upstream takes for the next request. HTTP/2 often ends so.
+            *body = None;
+        }
         let (Phase::Forward(forward), Some(body)) = (&ctx.phase, body) else { return Ok(()) };
         if session.was_upgraded() {
             return Ok(());
@@ -183,7 +227,24 @@ impl ProxyHttp for Gateway {
         {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
+        ctx.watch_answer(session.req_header(), response);
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        let Some(silence) = &ctx.silence else { return Ok(None) };
+        silence.heard();
+        if end && ctx.until_close && silence.is_over() {
+            // The end was our doing, not the upstream's: the client is not to take it for the answer's.
+            return Err(Error::new_up(ErrorType::ReadTimedout));
+        }
+        Ok(None)
     }
 
     async fn response_filter(
@@ -205,6 +266,17 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
+    async fn response_trailer_filter(
+        &self,
+        session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        let grpc = matches!(&ctx.phase, Phase::Forward(forward) if forward.grpc) && session.is_http2();
+        downstream::rewrite_trailers(trailers, grpc);
+        Ok(None)
+    }
+
     fn fail_to_connect(
         &self,
         _session: &mut Session,
@@ -214,7 +286,10 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         // Nothing was sent: the next address may have it, once for every address there is.
         let another = match &mut ctx.phase {
-            Phase::Forward(forward) => forward.next_address(),
+            Phase::Forward(forward) => {
+                forward.took(false);
+                forward.next_address()
+            }
             Phase::Arrived | Phase::Answered => false,
         };
         e.set_retry(another);
@@ -242,7 +317,8 @@ impl ProxyHttp for Gateway {
         }
         // A kept-alive connection may have died under us: only what is safe to repeat is sent again, and once.
         let repeatable = matches!(&ctx.phase, Phase::Forward(forward) if forward.repeatable);
-        let again = repeatable && client_reused && !ctx.retried && ctx.upstream_answered.is_none();
+        let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);
+        let again = repeatable && client_reused && !ctx.retried && !silent && ctx.upstream_answered.is_none();
         ctx.retried |= again;
         if again {
             e.retry.decide_reuse(client_reused);
@@ -258,7 +334,10 @@ impl ProxyHttp for Gateway {
             return dead;
         }
         let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
-        let Some(problem) = fault.map(Problem::from).or_else(|| rescue::problem(e)) else { return dead };
+        let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);
+        let silent = silent.then(|| if ctx.request_over { rescue::timed_out() } else { rescue::stalled() });
+        let problem = fault.map(Problem::from).or(silent).or_else(|| rescue::problem(e));
+        let Some(problem) = problem else { return dead };
         let code = problem.code.status().as_u16();
         tracing::warn!(target: "sidegate", event = "forward_failed", request_id = %ctx.request_id, code = problem.code.as_str(), kind = e.etype().as_str());
         let cookies = ctx.late_cookies();

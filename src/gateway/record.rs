@@ -1,9 +1,12 @@
 //! The request's line in the log and its place in the metrics.
 
+use std::time::Duration;
+
 use pingora::proxy::Session;
 
-use super::ctx::{Ctx, Label, Phase};
+use super::ctx::{Ctx, Label, Phase, Traced};
 use crate::metrics::MethodLabel;
+use crate::spans::{Kind, Span};
 use crate::telemetry::{self, AccessLine};
 use crate::web::path::CleanPath;
 
@@ -22,10 +25,15 @@ impl Ctx {
                 self.state.metrics.observe_no_route(*kind, MethodLabel::from(&head.method), status, duration);
             }
         }
-        let trace_id = match &self.phase {
-            Phase::Forward(forward) => forward.traceparent.as_deref().and_then(|parent| parent.split('-').nth(1)),
-            Phase::Arrived | Phase::Answered => None,
+        let own = self.traced.as_ref().map(|traced| traced.context.traceparent());
+        let trace = match &self.phase {
+            Phase::Forward(forward) => own.as_deref().or(forward.traceparent.as_deref()),
+            Phase::Arrived | Phase::Answered => own.as_deref(),
         };
+        let trace_id = trace.and_then(|parent| parent.split('-').nth(1));
+        if let Some(traced) = &self.traced {
+            self.tell_spans(traced, MethodLabel::from(&head.method).as_str(), status, duration);
+        }
         telemetry::access(&AccessLine {
             request_id: &self.request_id,
             route: self.route.as_str(),
@@ -39,5 +47,38 @@ impl Ctx {
             trace_id,
             code: self.code,
         });
+    }
+
+    /// The request's span, and that of what was forwarded.
+    fn tell_spans(&self, traced: &Traced, method: &'static str, status: u16, took: Duration) {
+        let route = self.route.as_str();
+        let public = self.public();
+        let mut span = Span::new(&traced.context, format!("{method} {route}"), Kind::Server, traced.began, took)
+            .with("http.request.method", method)
+            .with("http.route", route)
+            .with("http.response.status_code", status)
+            .with("url.scheme", if public.is_https() { "https" } else { "http" })
+            .with("server.address", public.host())
+            .with("sidegate.request_id", self.request_id.as_str())
+            .failed(status >= 500);
+        if let Some(code) = self.code {
+            span = span.with("sidegate.code", code);
+        }
+        span.end();
+        let (Some(started), Phase::Forward(forward)) = (self.upstream_started, &self.phase) else { return };
+        let before = started.duration_since(self.started);
+        let began = traced.began + before;
+        let answered = self.upstream_answered.is_some();
+        let mut span =
+            Span::new(&traced.upstream, format!("{method} upstream"), Kind::Client, began, took.saturating_sub(before))
+                .with("http.request.method", method)
+                .failed(!answered || status >= 500);
+        if let Some(address) = forward.target().and_then(|target| target.authority.to_str().ok()) {
+            span = span.with("server.address", address);
+        }
+        if answered {
+            span = span.with("http.response.status_code", status);
+        }
+        span.end();
     }
 }

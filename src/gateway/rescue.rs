@@ -10,12 +10,10 @@ pub fn problem(error: &Error) -> Option<Problem> {
     let unreachable = || Problem::new(Code::UpstreamUnreachable, "The application cannot be reached.");
     let answer = match error.etype() {
         E::HTTPStatus(413) => Problem::new(Code::BodyTooLarge, "The request body is larger than this route takes."),
-        E::HTTPStatus(408) => Problem::new(Code::RequestTimeout, "The request did not arrive in time."),
+        E::HTTPStatus(408) => stalled(),
         E::HTTPStatus(400) => Problem::new(Code::BadRequest, "The request is malformed."),
         kind => match (error.esource(), kind) {
-            (ErrorSource::Downstream, E::ReadTimedout) => {
-                Problem::new(Code::RequestTimeout, "The request did not arrive in time.")
-            }
+            (ErrorSource::Downstream, E::ReadTimedout) => stalled(),
             (ErrorSource::Downstream, E::ReadError | E::WriteError | E::WriteTimedout | E::ConnectionClosed) => {
                 return None;
             }
@@ -23,7 +21,7 @@ pub fn problem(error: &Error) -> Option<Problem> {
             (
                 ErrorSource::Upstream,
                 E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout,
-            ) => Problem::new(Code::UpstreamTimeout, "The application did not answer in time."),
+            ) => timed_out(),
             (
                 ErrorSource::Upstream,
                 E::ConnectRefused
@@ -47,4 +45,14 @@ pub fn problem(error: &Error) -> Option<Problem> {
         },
     };
     Some(answer)
+}
+
+/// The upstream was silent for longer than it may.
+pub fn timed_out() -> Problem {
+    Problem::new(Code::UpstreamTimeout, "The application did not answer in time.")
+}
+
+/// The client stopped sending its request's body.
+pub fn stalled() -> Problem {
+    Problem::new(Code::RequestTimeout, "The request did not arrive in time.")
 }

@@ -36,20 +36,25 @@ pub async fn write(session: &mut Session, response: LocalResponse, cors: Option<
     if response.status != http::StatusCode::NO_CONTENT {
         head.insert_header(header::CONTENT_LENGTH, response.body.len())?;
     }
-    if session.req_header().headers.contains_key(header::EXPECT) {
-        // The client waits for a 100 that will not come; whether it then sends the body is not known.
-        session.set_keepalive(None);
-    } else if !session.is_body_empty() {
-        session.set_total_drain_timeout(Some(DRAIN));
-        // One that goes on sending is cut off: the answer below closes the connection then.
-        if tokio::time::timeout(DRAIN, session.drain_request_body()).await.is_err() {
-            session.set_keepalive(None);
-        }
-    }
+    settle_request_body(session).await;
     let no_body = head_only || response.body.is_empty();
     session.write_response_header(Box::new(head), no_body).await?;
     if !no_body {
         session.write_response_body(Some(response.body), true).await?;
     }
     Ok(())
+}
+
+/// Does away with a request body that nobody wants, before the answer.
+pub(super) async fn settle_request_body(session: &mut Session) {
+    if session.req_header().headers.contains_key(header::EXPECT) {
+        // The client waits for a 100 that will not come; whether it then sends the body is not known.
+        session.set_keepalive(None);
+    } else if !session.is_body_empty() {
+        session.set_total_drain_timeout(Some(DRAIN));
+        // One that goes on sending is cut off: the answer closes the connection then.
+        if tokio::time::timeout(DRAIN, session.drain_request_body()).await.is_err() {
+            session.set_keepalive(None);
+        }
+    }
 }

@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::arrive::{Request, origin_form};
 use super::ctx::{Ctx, Forward, Label, Used};
 use super::decide::{Caller, Decision, Presence, Rules, decide};
-use super::endpoints::{self, Answer, Endpoint, Visitor};
+use super::endpoints::{self, Answer, Endpoint, Visitor, renew};
+use super::live::OpenStream;
+use super::rate;
 use super::routes::Matched;
 use super::settings::{Access, OnAnonymous};
 use super::state::{RouteEntry, State};
@@ -26,6 +29,7 @@ use crate::refresh::coordinator::Freshened;
 use crate::refresh::engine::Recognised;
 use crate::refresh::policy::{Demand, EndReason};
 use crate::session::jar::{Marker, Presented};
+use crate::session::ticket::Ticket;
 use crate::session::{Session as UserSession, lifecycle};
 use crate::web::problem::{Code, Problem};
 use crate::web::response::LocalResponse;
@@ -42,7 +46,7 @@ pub(super) enum Outcome {
     Forward(Box<Forward>),
     Respond(LocalResponse),
     /// The event stream of this session.
-    Events(Arc<UserSession>),
+    Events(Arc<UserSession>, OpenStream),
     /// A refusal, with cookies to set on it.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -62,6 +66,8 @@ struct Opened {
     session: Option<Arc<UserSession>>,
     /// Cookies came, but they are of no use: expire them.
     useless: bool,
+    /// The store has the session, and does not answer.
+    away: Option<Ticket>,
 }
 
 impl Ctx {
@@ -141,15 +147,17 @@ impl Ctx {
         if let Some(problem) = elsewhere(state, request) {
             return problem.into();
         }
-        if let Some(problem) = too_large(Some(ENDPOINT_BODY), &request.head.headers) {
+        // What only passes through is not read.
+        let most = (endpoint != Endpoint::Renew).then_some(ENDPOINT_BODY);
+        if let Some(problem) = too_large(most, &request.head.headers) {
             return problem.into();
         }
-        let opened = self.open(&request.head.headers, request.now);
-        let Opened { presented, came, session, .. } = opened;
-        let visitor = Visitor { session, came, presented, caller };
+        let opened = self.open(&request.head.headers, true, request.now).await;
+        let Opened { presented, came, session, away, .. } = opened;
+        let visitor = Visitor { session, came, presented, caller, away };
         match endpoint.serve(state, &self.view(request), visitor).await {
             Answer::Respond(response) => Outcome::Respond(response),
-            Answer::Events(session) => Outcome::Events(session),
+            Answer::Events(session, open) => Outcome::Events(session, open),
             Answer::Refuse(problem, cookies) => {
                 Outcome::Refuse(with_login_url(problem, &ReturnTo::home(), &state.settings.prefix), cookies)
             }
@@ -190,9 +198,12 @@ impl Ctx {
             return problem.into();
         }
         // Public routes have nothing to do with sessions: no cookie is opened for them.
-        let opened = (route.access != Access::Public).then(|| self.open(headers, request.now));
+        let opened = match route.access {
+            Access::Public => None,
+            Access::Session | Access::Optional => Some(self.open(headers, false, request.now).await),
+        };
         let presence = match &opened {
-            Some(Opened { session: Some(_), .. }) => Presence::Live,
+            Some(Opened { session: Some(_), .. } | Opened { away: Some(_), .. }) => Presence::Live,
             _ => Presence::Absent,
         };
         // A browser cannot put a header on a handshake; its Origin is judged instead.
@@ -203,15 +214,36 @@ impl Ctx {
             Some(opened) if opened.useless => state.jar.expire(&opened.presented),
             _ => Vec::new(),
         };
-        match decide(Rules::of(route, state.embedded), presence, caller, &request.head.method) {
+        let decision = decide(Rules::of(route, state.embedded), presence, caller, &request.head.method);
+        // What another site makes a browser send does not use up its user's share.
+        let foreign = matches!(&decision, Decision::Refuse(problem) if problem.code == Code::Csrf);
+        let user = opened.as_ref().and_then(|opened| opened.session.as_deref());
+        if let Some(problem) = (!foreign).then(|| self.too_many(&entry, user, request.now)).flatten() {
+            return problem.into();
+        }
+        match decision {
             Decision::ForwardAnonymous => self.forward(request, entry, None, expire),
             Decision::ForwardWithSession => match opened {
+                Some(Opened { away: Some(_), .. }) => endpoints::store_unavailable().into(),
                 Some(opened) => self.with_session(state, request, entry, opened, caller, &return_to).await,
                 None => self.forward(request, entry, None, expire),
             },
             Decision::Preflight => Outcome::Respond(preflight(request.head, self.cors.as_ref())),
             decision => turned_away(state, request, decision, caller, return_to, expire),
         }
+    }
+
+    /// Whether the route's `rate_limit` is used up, for the session or else for the address. Nobody's on a unix socket.
+    fn too_many(&self, entry: &RouteEntry, user: Option<&UserSession>, now: Timestamp) -> Option<Problem> {
+        let limiter = entry.limiter.as_ref()?;
+        let caller = match user {
+            Some(user) => rate::Caller::Session(user.id),
+            None => rate::Caller::at(self.client?),
+        };
+        let wait = limiter.admit(caller, now).err()?;
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        let problem = Problem::new(Code::RateLimited, "Too many requests. Try again later.");
+        Some(problem.retry_after(u64::try_from(seconds).unwrap_or(u64::MAX)))
     }
 
     /// Freshens the session and forwards with it.
@@ -261,6 +293,7 @@ impl Ctx {
                 }
                 return over(state, request, &entry, caller, return_to, expire);
             }
+            Freshened::Bring => return lead_to_token(state, request, &user, return_to),
             Freshened::Unavailable { retry_after } => {
                 return endpoints::session::unavailable(retry_after.as_secs()).into();
             }
@@ -276,6 +309,11 @@ impl Ctx {
         }
         let forbidden = !meets(&route.require, &fresh);
         let touch = state.jar.needs_touch(&fresh, request.now);
+        if touch && fresh.ticket.is_some() {
+            let mut touched = UserSession::clone(&fresh);
+            touched.touch(request.now);
+            state.vault.write_later(touched);
+        }
         let used = Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch };
         if forbidden {
             let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
@@ -284,16 +322,23 @@ impl Ctx {
         self.forward(request, entry, Some(used), Vec::new())
     }
 
-    /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold.
-    fn open(&mut self, headers: &HeaderMap, now: Timestamp) -> Opened {
-        let opened = self.state.jar.open(headers, now);
+    /// Opens the cookies; a tombstone makes them useless, a newer generation replaces what they hold. `whole`: the
+    /// browser sends all of them here.
+    async fn open(&mut self, headers: &HeaderMap, whole: bool, now: Timestamp) -> Opened {
+        let opened = self.state.vault.open(headers, whole, now).await;
         let presented = opened.presented;
         match opened.state {
             lifecycle::State::Open(session) => {
                 let came: Arc<UserSession> = Arc::from(session);
                 let session = match self.state.refresh.recognise(&came) {
                     Recognised::Current => Arc::clone(&came),
-                    Recognised::Newer(newest) => newest,
+                    Recognised::Newer(newest) => {
+                        if came.ticket.is_some() {
+                            // The store was away when it was made.
+                            self.state.vault.write_later(UserSession::clone(&newest));
+                        }
+                        newest
+                    }
                     Recognised::Reused { ends: true } => {
                         self.state.ends.spread(came.id);
                         return useless(presented);
@@ -306,9 +351,10 @@ impl Ctx {
                     return useless(presented);
                 }
                 self.sub_hash = Some(self.state.sub_hash(&session.subject));
-                Opened { presented, came: Some(came), session: Some(session), useless: false }
+                Opened { session: Some(session), came: Some(came), ..nothing(presented) }
             }
-            lifecycle::State::Absent => Opened { presented, came: None, session: None, useless: false },
+            lifecycle::State::Absent => nothing(presented),
+            lifecycle::State::Kept(ticket) => Opened { away: Some(ticket), ..nothing(presented) },
             lifecycle::State::Broken => useless(presented),
             lifecycle::State::Over(why, session) => {
                 let reason = match why {
@@ -325,7 +371,12 @@ impl Ctx {
 
 /// Cookies came that hold nothing that counts.
 fn useless(presented: Presented) -> Opened {
-    Opened { presented, came: None, session: None, useless: true }
+    Opened { useless: true, ..nothing(presented) }
+}
+
+/// No session.
+fn nothing(presented: Presented) -> Opened {
+    Opened { presented, came: None, session: None, useless: false, away: None }
 }
 
 /// The provider calls the session's refresh token dead: see [`verify`]. Whether it is to be believed, in which case the
@@ -341,21 +392,47 @@ async fn verified(
 ) -> Result<bool, LocalResponse> {
     let headers = &request.head.headers;
     let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
-    let marker = state.jar.marker(headers, request.now).filter(|marker| Some(marker.handle) == name);
-    let hops = marker.map_or(0, |marker| marker.hops);
+    let marker = state.jar.marker(headers, request.now);
+    let hops = marker.filter(|marker| Some(marker.handle) == name).map_or(0, |marker| marker.hops);
     let alone = state.settings.single_replica;
-    match (verify::judge(entry.settings.verify, alone, verify::is_replayable(headers), hops), name) {
+    match (verify::judge(entry.settings.verify, alone, verify::is_replayable(request.head), hops), name) {
         (Verdict::Again { pause, hops }, Some(handle)) => {
             tokio::time::sleep(pause).await;
-            let target = match &request.query {
-                Some(query) => format!("{}?{query}", request.path),
-                None => request.path.to_string(),
-            };
-            let marked = state.jar.mark(Marker { handle, hops }, state.clock.now());
-            Err(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &target).set_cookies(marked))
+            let dances = marker.map_or(0, |marker| marker.dances);
+            let marked = state.jar.mark(Marker { handle, hops, dances }, state.clock.now());
+            let again = LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &own_target(request));
+            Err(again.set_cookies(marked))
         }
         (verdict, _) => Ok(verdict != Verdict::Doubt),
     }
+}
+
+/// The request's own path and query, as they stand in `Location`.
+fn own_target(request: &Request<'_>) -> String {
+    let path = utf8_percent_encode(request.path.as_str(), CONTROLS);
+    match &request.query {
+        Some(query) => format!("{path}?{}", utf8_percent_encode(query, CONTROLS)),
+        None => path.to_string(),
+    }
+}
+
+/// The refresh token has to be spent, and is in a cookie that the browser sends only below the prefix: it is led there,
+/// and back. What it cannot send again is told to fetch it by itself.
+fn lead_to_token(state: &Arc<State>, request: &Request<'_>, user: &UserSession, return_to: &ReturnTo) -> Outcome {
+    let marker = state.jar.marker(&request.head.headers, request.now);
+    let dances = marker.map_or(0, |marker| marker.dances);
+    let goes = dances < renew::MOST_DANCES && verify::is_replayable(request.head);
+    let way = goes.then(|| renew::way(state, user.id, &own_target(request), request.now)).flatten();
+    let Some(way) = way else {
+        let problem = Problem::new(
+            Code::LoginRequired,
+            "The access token is over. Send POST to the refresh endpoint and try again, or log in at login_url.",
+        );
+        return Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new());
+    };
+    let (handle, hops) = marker.map_or(([0; 8], 0), |marker| (marker.handle, marker.hops));
+    let marked = state.jar.mark(Marker { handle, hops, dances: dances + 1 }, request.now);
+    Outcome::Respond(LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &way).set_cookies(marked))
 }
 
 /// The answer to a request whose session turned out to be over while it was refreshed.

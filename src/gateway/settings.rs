@@ -1,5 +1,6 @@
 //! What the gateway needs to know, parsed: routes, CSRF, endpoints, limits.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -80,8 +81,10 @@ pub struct Route {
     pub hosts: Vec<String>,
     /// Empty = any.
     pub methods: Vec<Method>,
-    /// Where requests go; several are used in turn.
+    /// Where requests go; several are used in turn. Empty when files are served instead.
     pub upstreams: Vec<Upstream>,
+    /// `static_dir`: what is served in place of an upstream.
+    pub files: Option<StaticFiles>,
     pub access: Access,
     pub on_anonymous: OnAnonymous,
     /// Removed from the front of the path before forwarding.
@@ -105,6 +108,16 @@ pub struct Route {
     pub max_token_age: Option<Duration>,
     pub upstream_tls: UpstreamTls,
     pub verify: Verify,
+    pub rate_limit: Option<Rate>,
+}
+
+/// `static_dir` and `fallback`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticFiles {
+    /// The folder; it was there when the configuration was read.
+    pub dir: PathBuf,
+    /// Below the folder: what page loads get that match no file.
+    pub fallback: Option<PathBuf>,
 }
 
 /// Who may use a route.
@@ -151,6 +164,14 @@ pub enum Verify {
     Unauthorized,
 }
 
+/// `rate_limit`: so many requests in that time, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub requests: NonZeroU32,
+    pub per: Duration,
+    pub burst: NonZeroU32,
+}
+
 /// Where an upstream listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddress {
@@ -168,10 +189,12 @@ pub struct Upstream {
     pub authority: String,
     /// Stands before the whole path; empty or beginning with `/`, never ending with it.
     pub base_path: String,
+    /// `h2c://`: HTTP/2 by prior knowledge.
+    pub http2: bool,
 }
 
 impl Upstream {
-    /// Reads `http://host[:port][/base]`, `https://…` or `unix:/path`.
+    /// Reads `http://host[:port][/base]`, `https://…`, `h2c://…` or `unix:/path`.
     ///
     /// # Errors
     /// A sentence that says what is wrong.
@@ -185,14 +208,14 @@ impl Upstream {
                 address: UpstreamAddress::Unix(PathBuf::from(path)),
                 authority: "localhost".to_owned(),
                 base_path: String::new(),
+                http2: false,
             });
         }
         let url = Url::parse(text).map_err(|_| "is not a URL such as http://127.0.0.1:3000".to_owned())?;
         let tls = match url.scheme() {
-            "http" => false,
+            "http" | "h2c" => false,
             "https" => true,
-            "h2c" => return Err("h2c:// is not yet supported by this version".to_owned()),
-            _ => return Err("must begin with http://, https:// or unix:".to_owned()),
+            _ => return Err("must begin with http://, https://, h2c:// or unix:".to_owned()),
         };
         if !url.username().is_empty() || url.password().is_some() {
             return Err("must not contain a user or password".to_owned());
@@ -204,7 +227,8 @@ impl Upstream {
         let port = url.port_or_known_default().unwrap_or(if tls { 443 } else { 80 });
         let authority = url.port().map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
         let base_path = url.path().trim_end_matches('/').to_owned();
-        Ok(Self { address: UpstreamAddress::Tcp { tls, host, port }, authority, base_path })
+        let http2 = url.scheme() == "h2c";
+        Ok(Self { address: UpstreamAddress::Tcp { tls, host, port }, authority, base_path, http2 })
     }
 }
 

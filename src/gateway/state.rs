@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,19 +15,24 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::attempts::Attempts;
 use super::ends::Ends;
+use super::live::Streams;
+use super::rate::Limiter;
 use super::replay::Brought;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
-use crate::net::resolve::Name;
+use crate::net::dial::Dialer;
+use crate::net::resolve::{Name, Names};
 use crate::oidc::Provider;
 use crate::oidc::dpop::Nonces;
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
 use crate::session::settings::SameSite;
+use crate::session::vault::Vault;
 use crate::session::{Session, SessionId};
+use crate::spans::Tracer;
 use crate::telemetry::{SubHash, SubHasher, audit};
 use crate::web::headers;
 
@@ -38,6 +44,7 @@ pub struct State {
     /// The session cookie is `SameSite=None`.
     pub embedded: bool,
     pub jar: Arc<Jar>,
+    pub vault: Arc<Vault>,
     pub logins: Arc<LoginCookies>,
     pub provider: Arc<Provider>,
     pub shared: Shared,
@@ -48,10 +55,8 @@ pub struct State {
 /// What a generation is made of, besides its settings.
 #[derive(Debug)]
 pub struct Parts {
-    pub jar: Arc<Jar>,
+    pub vault: Arc<Vault>,
     pub provider: Arc<Provider>,
-    /// The names of the generation before: their addresses stay known.
-    pub names: Vec<Arc<Name>>,
 }
 
 /// What lives as long as the process.
@@ -66,6 +71,11 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
+    pub tracer: Arc<Tracer>,
+    /// Open event streams.
+    pub streams: Arc<Streams>,
+    /// What upstreams are reached by.
+    pub names: Arc<Names>,
     /// `1.1 sidegate-<instance>`: what this process adds to `Via`, and knows itself by.
     pub via: HeaderValue,
 }
@@ -95,6 +105,8 @@ pub struct RouteEntry {
     pub settings: Route,
     pub metrics: Arc<RouteMetrics>,
     pub targets: Vec<Target>,
+    pub dialer: Arc<Dialer>,
+    pub limiter: Option<Limiter>,
     /// Where the next request begins among the targets.
     next: AtomicUsize,
 }
@@ -107,6 +119,8 @@ pub struct Target {
     pub server_name: String,
     pub authority: HeaderValue,
     pub base_path: String,
+    /// Speaks HTTP/2 by prior knowledge.
+    pub http2: bool,
     /// Keeps connections of targets with other trust anchors apart.
     pub group: u64,
     /// Trust anchors in place of the system's.
@@ -139,11 +153,11 @@ impl Borrow<Route> for Entry {
 }
 
 impl RouteEntry {
-    /// Prepares a route. `names` are those that are known already.
+    /// Prepares a route.
     ///
     /// # Errors
     /// A sentence that names the file of `upstream_tls` that cannot be used.
-    pub fn new(settings: Route, metrics: &Metrics, names: &[Arc<Name>]) -> Result<Self, String> {
+    pub fn new(settings: Route, metrics: &Metrics, names: &Names) -> Result<Self, String> {
         let anchors = settings.upstream_tls.ca_file.as_deref().map(certificates).transpose()?;
         let group = anchors.as_deref().map_or(0, trust_group);
         let ca = anchors.map(trust_anchors);
@@ -157,9 +171,7 @@ impl RouteEntry {
             .map(|upstream| {
                 let (endpoint, tls, host) = match &upstream.address {
                     UpstreamAddress::Tcp { tls, host, port } => {
-                        let known = names.iter().find(|name| name.is_of(host, *port));
-                        let name = known.map_or_else(|| Name::new(host, *port), Arc::clone);
-                        (Endpoint::Tcp(name), *tls, host.as_str())
+                        (Endpoint::Tcp(names.get(host, *port)), *tls, host.as_str())
                     }
                     UpstreamAddress::Unix(path) => {
                         (Endpoint::Unix(path.to_string_lossy().into_owned()), false, "localhost")
@@ -173,6 +185,7 @@ impl RouteEntry {
                     authority: HeaderValue::try_from(&upstream.authority)
                         .unwrap_or(HeaderValue::from_static("localhost")),
                     base_path: upstream.base_path.clone(),
+                    http2: upstream.http2,
                     group,
                     ca: ca.clone(),
                     client_cert: client_cert.clone(),
@@ -180,7 +193,9 @@ impl RouteEntry {
             })
             .collect();
         let metrics = metrics.route(&settings.path);
-        Ok(Self { settings, metrics, targets, next: AtomicUsize::new(0) })
+        let dialer = Dialer::new(settings.connect_timeout);
+        let limiter = settings.rate_limit.map(Limiter::new);
+        Ok(Self { settings, metrics, targets, dialer, limiter, next: AtomicUsize::new(0) })
     }
 
     /// Takes turns among the targets.
@@ -190,19 +205,67 @@ impl RouteEntry {
 
     /// How many addresses there are to try.
     pub fn known_addresses(&self) -> usize {
-        let known = |target: &Target| match &target.endpoint {
-            Endpoint::Tcp(name) => name.known(),
-            Endpoint::Unix(_) => 1,
-        };
-        self.targets.iter().map(known).sum()
+        self.targets.iter().map(|target| target.endpoint.known()).sum()
     }
 
-    /// The names behind this route.
-    pub fn names(&self) -> impl Iterator<Item = Arc<Name>> + '_ {
-        self.targets.iter().filter_map(|target| match &target.endpoint {
-            Endpoint::Tcp(name) => Some(Arc::clone(name)),
-            Endpoint::Unix(_) => None,
-        })
+    /// The upstream of this turn: the next one that did not fail to answer lately, else the next one. `None` when no
+    /// name resolves.
+    pub async fn pick(&self, turn: usize) -> Option<Pick> {
+        if let Some(pick) = self.pick_known(turn) {
+            return Some(pick);
+        }
+        // Names that were never looked up; one that does not resolve is not waited for while there are others.
+        for target in &self.targets {
+            if let Endpoint::Tcp(name) = &target.endpoint {
+                name.addresses().await;
+            }
+        }
+        self.pick_known(turn)
+    }
+
+    fn pick_known(&self, turn: usize) -> Option<Pick> {
+        let count = self.targets.len();
+        let most = self.targets.iter().map(|target| target.endpoint.known()).max().unwrap_or(0);
+        let mut dead = None;
+        for turn in (0..count * most).map(|step| turn.wrapping_add(step)) {
+            let index = turn % count;
+            let Some(target) = self.targets.get(index) else { continue };
+            let Endpoint::Tcp(name) = &target.endpoint else { return Some(Pick { index, address: None }) };
+            let known = name.known();
+            let Some(address) = known.get(turn / count % known.len().max(1)).copied() else { continue };
+            let pick = Pick { index, address: Some(address) };
+            if !name.is_dead(address) {
+                return Some(pick);
+            }
+            dead.get_or_insert(pick);
+        }
+        dead
+    }
+
+    /// Takes note of whether the picked upstream could be connected to.
+    pub fn took(&self, pick: Pick, connected: bool) {
+        let target = self.targets.get(pick.index);
+        if let (Some(Target { endpoint: Endpoint::Tcp(name), .. }), Some(address)) = (target, pick.address) {
+            if connected { name.mark_alive(address) } else { name.mark_dead(address) }
+        }
+    }
+}
+
+/// Where a try goes: one of the route's targets, and which of its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    pub index: usize,
+    /// None for a unix socket.
+    pub address: Option<SocketAddr>,
+}
+
+impl Endpoint {
+    /// How many addresses are known.
+    fn known(&self) -> usize {
+        match self {
+            Self::Tcp(name) => name.known().len(),
+            Self::Unix(_) => 1,
+        }
     }
 }
 
@@ -212,7 +275,8 @@ impl State {
     /// # Errors
     /// As [`RouteEntry::new`], with the route's path in front.
     pub fn new(settings: Settings, parts: Parts, shared: Shared) -> Result<Self, String> {
-        let Parts { jar, provider, names } = parts;
+        let Parts { vault, provider } = parts;
+        let jar = Arc::clone(vault.jar());
         let reserved = settings
             .routes
             .iter()
@@ -225,13 +289,13 @@ impl State {
             .collect();
         let entries = settings.routes.iter().cloned().map(|route| {
             let path = route.path.clone();
-            let entry = RouteEntry::new(route, &shared.metrics, &names);
+            let entry = RouteEntry::new(route, &shared.metrics, &shared.names);
             entry.map(|entry| Entry(Arc::new(entry))).map_err(|problem| format!("route {path}: {problem}"))
         });
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
         let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
         let embedded = jar.settings().same_site == SameSite::None;
-        Ok(Self { settings, routes, embedded, jar, logins, provider, shared, reserved })
+        Ok(Self { settings, routes, embedded, jar, vault, logins, provider, shared, reserved })
     }
 
     /// Whether a client's header could pass for one that we set.
@@ -264,11 +328,6 @@ impl State {
     /// A user's pseudonym in the log.
     pub fn sub_hash(&self, subject: &str) -> SubHash {
         self.sub_hasher.hash(&self.provider.settings().issuer, subject)
-    }
-
-    /// Every name that upstreams are reached by.
-    pub fn names(&self) -> Vec<Arc<Name>> {
-        self.routes.iter().flat_map(|entry| entry.0.names()).collect()
     }
 }
 

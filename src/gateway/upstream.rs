@@ -1,5 +1,6 @@
 //! Towards the upstream: which peer, and the request's head as it leaves us.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -20,6 +21,13 @@ use crate::web::{cookies, headers};
 /// Shorter than what common servers keep an idle connection (Node: 5 s), so that they rarely close one under us.
 const IDLE: Duration = Duration::from_secs(4);
 
+/// Requests at a time on one HTTP/2 connection; what every server takes.
+const STREAMS: usize = 100;
+/// How much of an answer may wait here for a client that reads slowly.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all answers on a connection.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -34,32 +42,42 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 ///
 /// # Errors
 /// `upstream_unreachable` when the name does not resolve.
-pub async fn peer(forward: &Forward) -> Result<HttpPeer, Problem> {
+pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     let unreachable = || Problem::new(Code::UpstreamUnreachable, "The application's address is not known.");
-    let target = forward.target().ok_or_else(unreachable)?;
-    let mut peer = match &target.endpoint {
-        Endpoint::Tcp(name) => {
-            let addresses = name.addresses().await;
-            let turn = forward.turn / forward.route.targets.len().max(1);
-            let address = addresses.get(turn % addresses.len().max(1)).ok_or_else(unreachable)?;
+    let pick = forward.route.pick(forward.turn).await;
+    forward.pick = pick;
+    let (pick, target) = pick.zip(forward.target()).ok_or_else(unreachable)?;
+    let mut peer = match (&target.endpoint, pick.address) {
+        (Endpoint::Tcp(_), Some(address)) =>
+        {
             #[expect(clippy::disallowed_methods, reason = "a socket address needs no look-up")]
-            HttpPeer::new(*address, target.tls, target.server_name.clone())
+            HttpPeer::new(address, target.tls, target.server_name.clone())
         }
-        Endpoint::Unix(path) => HttpPeer::new_uds(path, false, String::new()).map_err(|_| unreachable())?,
+        (Endpoint::Unix(path), _) => HttpPeer::new_uds(path, false, String::new()).map_err(|_| unreachable())?,
+        (Endpoint::Tcp(_), None) => return Err(unreachable()),
     };
     peer.group_key = target.group;
     peer.client_cert_key.clone_from(&target.client_cert);
     peer.options.ca.clone_from(&target.ca);
     let settings = &forward.route.settings;
     let options = &mut peer.options;
+    options.custom_l4 = Some(Arc::clone(&forward.route.dialer) as _);
     options.connection_timeout = Some(settings.connect_timeout);
     options.total_connection_timeout = Some(settings.connect_timeout);
     options.idle_timeout = Some(IDLE);
-    options.alpn = ALPN::H1;
-    // Silence is natural in a WebSocket and in a stream of events.
-    let quiet = forward.upgrade || forward.event_stream;
-    options.read_timeout = (!quiet).then_some(settings.read_timeout);
+    // How long the upstream may be silent depends on what it answers: `Ctx::silence` watches it.
+    options.read_timeout = None;
     options.write_timeout = Some(settings.read_timeout);
+    options.alpn = ALPN::H1;
+    if forward.over_http2() {
+        // Nothing less: the pool would hand gRPC a connection that speaks HTTP/1.1.
+        options.alpn = ALPN::H2;
+        options.max_h2_streams = STREAMS;
+        options.h2_stream_window_size = Some(STREAM_WINDOW);
+        options.h2_connection_window_size = Some(CONNECTION_WINDOW);
+        // One connection carries many requests: it cannot be ended for the silence in one of them.
+        options.read_timeout = (!forward.grpc && !forward.event_stream).then_some(settings.read_timeout);
+    }
     // Pingora takes a lone `Upgrade` field for a handshake; one that `Connection` does not name is none.
     options.http_upstream_request_policy = if forward.upgrade {
         HttpUpstreamRequestPolicy::standard()
@@ -211,6 +229,10 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
     set(request, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
     if let Some(traceparent) = &forward.traceparent {
         set(request, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
+    }
+    if forward.grpc && forward.over_http2() {
+        // What a server goes by to tell whether its trailers, which hold the call's status, will arrive.
+        set(request, header::TE, Some(HeaderValue::from_static("trailers")));
     }
     // A chain of proxies each adds itself (RFC 9110 section 7.6.3).
     let _ = request.append_header(header::VIA, state.via.clone());

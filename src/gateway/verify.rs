@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, header};
+use http::{Method, Version, header};
+use pingora::http::RequestHeader;
 
 use super::settings::Verify;
 use crate::web::fetch;
@@ -40,8 +41,12 @@ pub fn judge(mode: Verify, alone: bool, replayable: bool, hops: u8) -> Verdict {
 }
 
 /// Whether a browser can send the request again: not a stream whose bytes it no longer has, not a handshake.
-pub fn is_replayable(headers: &HeaderMap) -> bool {
-    !headers.contains_key(header::TRANSFER_ENCODING) && !fetch::is_websocket_handshake(headers)
+pub fn is_replayable(head: &RequestHeader) -> bool {
+    let headers = &head.headers;
+    // HTTP/2 does not say that a body is a stream, only not how long it is.
+    let has_body = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+    let untold = head.version == Version::HTTP_2 && has_body && !headers.contains_key(header::CONTENT_LENGTH);
+    !untold && !headers.contains_key(header::TRANSFER_ENCODING) && !fetch::is_websocket_handshake(headers)
 }
 
 #[cfg(test)]

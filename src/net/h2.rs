@@ -1,7 +1,8 @@
-//! An HTTP/2 connection on its way to Pingora, which frames it: what is added is an end from outside and deadlines.
+//! An HTTP/2 connection on its way to Pingora, which frames it: what is added is an end from outside, deadlines, and an
+//! end to floods.
 //!
-//! The deadlines need to know where header blocks begin and end (RFC 9113 section 4.1 and 6.2), nothing more; what the
-//! frames say is for the `h2` crate to judge.
+//! That needs to know where frames and header blocks begin and end (RFC 9113 section 4.1 and 6.2), nothing more; what
+//! the frames say is for the `h2` crate to judge.
 
 use std::fmt;
 use std::io;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
@@ -18,11 +20,35 @@ use pingora::protocols::{
     UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::connection::Half;
 use super::guard::{Connection, hand_out};
 use super::settings::Settings;
+
+/// Requests at a time on one connection.
+const STREAMS: u32 = 100;
+/// The smallest that RFC 9113 allows, and the usual one.
+const FRAME_BYTES: u32 = 16 * 1024;
+/// How much of one request's body may wait here.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// How much of all bodies on a connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How much of one answer may wait for a client that reads slowly.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// What Pingora's HTTP/2 server tells clients that they may do.
+pub fn http2_options(settings: &Settings) -> H2Options {
+    let mut options = default_h2_options();
+    // Beyond twice the limit a head is not even read; below it the refusal is ours, and clears the cookies.
+    options.max_header_list_size(u32::try_from(settings.header_bytes.saturating_mul(2)).unwrap_or(u32::MAX));
+    options.max_concurrent_streams(STREAMS);
+    options.max_frame_size(FRAME_BYTES);
+    options.initial_window_size(STREAM_WINDOW);
+    options.initial_connection_window_size(CONNECTION_WINDOW);
+    options.max_send_buffer_size(SEND_BUFFER);
+    options
+}
 
 /// What a client that speaks HTTP/2 by prior knowledge sends first; its line end included, no HTTP/1.1 head begins so.
 pub(super) const PRIOR_KNOWLEDGE: &[u8] = b"PRI * HTTP/2.0\r\n";
@@ -35,6 +61,7 @@ pub(super) struct H2Stream {
     head_timeout: Duration,
     body_idle: Duration,
     frames: Frames,
+    allowance: Allowance,
     timer: Option<(Awaits, Pin<Box<Sleep>>)>,
 }
 
@@ -42,7 +69,7 @@ impl H2Stream {
     pub(super) fn new(connection: Connection, settings: &Settings) -> Self {
         let frames = Frames { preface_left: PREFACE_BYTES, ..Frames::default() };
         let (head_timeout, body_idle) = (settings.head_timeout, settings.body_idle);
-        Self { connection, head_timeout, body_idle, frames, timer: None }
+        Self { connection, head_timeout, body_idle, frames, allowance: Allowance::new(), timer: None }
     }
 
     /// Bytes came: a head that is still incomplete keeps its deadline, a body gets a new one.
@@ -63,6 +90,15 @@ impl AsyncRead for H2Stream {
         if this.timer.is_none() {
             this.progressed();
         }
+        if this.allowance.is_used_up() && this.frames.is_between() {
+            if this.allowance.told {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            // The `h2` crate says GOAWAY to what is no frame, after what it still has to write.
+            this.allowance.told = true;
+            buf.put_slice(NO_FRAME.get(..buf.remaining().min(NO_FRAME.len())).unwrap_or_default());
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let read = if this.connection.info.control.watch(Half::Read, cx.waker()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
@@ -73,7 +109,8 @@ impl AsyncRead for H2Stream {
             Poll::Ready(Ok(()))
         };
         if read.is_ready() {
-            this.frames.came(buf.filled().get(before..).unwrap_or_default());
+            let cost = this.frames.came(buf.filled().get(before..).unwrap_or_default());
+            this.allowance.spend(cost);
             this.progressed();
         } else if let Some((_, timer)) = &mut this.timer
             && timer.as_mut().poll(cx).is_ready()
@@ -86,11 +123,15 @@ impl AsyncRead for H2Stream {
 
 impl AsyncWrite for H2Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let connection = &mut self.get_mut().connection;
-        if connection.info.control.watch(Half::Write, cx.waker()) {
+        let this = self.get_mut();
+        if this.connection.info.control.watch(Half::Write, cx.waker()) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        Pin::new(&mut connection.wire).poll_write(cx, buf)
+        let written = Pin::new(&mut this.connection.wire).poll_write(cx, buf);
+        if let Poll::Ready(Ok(bytes)) = written {
+            this.allowance.sent(bytes);
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -99,6 +140,58 @@ impl AsyncWrite for H2Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().connection.wire).poll_shutdown(cx)
+    }
+}
+
+/// A PING on a stream, which no client may send: a connection error (RFC 9113 section 6.7).
+const NO_FRAME: [u8; 9] = [0, 0, 8, 6, 0, 0, 0, 0, 1];
+
+/// What a client may send that costs us work and asks for nothing: frames that only manage the connection, requests that
+/// it takes back at once. Used up by floods (rapid reset, SETTINGS, PING, empty frames), never by what browsers and gRPC
+/// clients do.
+#[derive(Debug)]
+struct Allowance {
+    left: u64,
+    refilled: Instant,
+    /// Bytes sent since the last that counted: who reads a long answer tells us of it.
+    sent: usize,
+    told: bool,
+}
+
+impl Allowance {
+    const MOST: u64 = 2_000;
+    const A_SECOND: u64 = 100;
+    /// The smallest answer that is worth a WINDOW_UPDATE of its own.
+    const BYTES: usize = 1024;
+
+    fn new() -> Self {
+        Self { left: Self::MOST, refilled: Instant::now(), sent: 0, told: false }
+    }
+
+    fn spend(&mut self, cost: u64) {
+        if cost == 0 {
+            return;
+        }
+        let seconds = self.refilled.elapsed().as_secs();
+        if seconds > 0 {
+            self.refilled += Duration::from_secs(seconds);
+            self.left = self.left.saturating_add(seconds.saturating_mul(Self::A_SECOND)).min(Self::MOST);
+        }
+        self.left = self.left.saturating_sub(cost);
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.sent += bytes;
+        let earned = (self.sent / Self::BYTES) as u64;
+        self.sent %= Self::BYTES;
+        // What is used up stays so.
+        if self.left > 0 {
+            self.left = self.left.saturating_add(earned).min(Self::MOST);
+        }
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.left == 0
     }
 }
 
@@ -128,10 +221,14 @@ impl Frames {
     const HEADER_BYTES: usize = 9;
     const DATA: u8 = 0;
     const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
     const CONTINUATION: u8 = 9;
     const END_HEADERS: u8 = 4;
+    const END_STREAM: u8 = 1;
 
-    fn came(&mut self, mut bytes: &[u8]) {
+    /// Takes note of bytes that came, and says what the frames that began among them cost.
+    fn came(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut cost = 0;
         while let Some((byte, rest)) = bytes.split_first() {
             if self.preface_left > 0 {
                 self.preface_left -= 1;
@@ -154,9 +251,27 @@ impl Frames {
                     }
                     self.greeted |= self.payload_left == 0;
                     self.header.clear();
+                    cost += self.cost(flags);
                 }
             }
         }
+        cost
+    }
+
+    /// Of the frame whose header is complete.
+    fn cost(&self, flags: u8) -> u64 {
+        match self.kind {
+            // A request that is taken back was begun for nothing, perhaps up to the upstream.
+            Self::RST_STREAM => 10,
+            Self::DATA if self.payload_left == 0 && flags & Self::END_STREAM == 0 => 1,
+            Self::DATA | Self::HEADERS => 0,
+            _ => 1,
+        }
+    }
+
+    /// No frame is under way.
+    fn is_between(&self) -> bool {
+        self.header.is_empty() && self.payload_left == 0 && self.preface_left == 0
     }
 
     fn awaits(&self) -> Awaits {
@@ -255,5 +370,30 @@ mod tests {
             assert_eq!(came(&[0; 19]), Awaits::Nothing);
             assert_eq!(came(&[0]), Awaits::Head);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h2_08_floods_use_the_allowance_up_and_browsers_do_not() {
+        let flood = |kind: u8, flags: u8, payload: usize, count: u64| {
+            let mut frames = Frames::default();
+            let mut allowance = Allowance::new();
+            for _ in 0..count {
+                allowance.spend(frames.came(&frame(kind, flags, payload)));
+            }
+            allowance
+        };
+        for (kind, flags, payload) in [(3, 0, 4), (4, 0, 0), (6, 0, 8), (2, 0, 5), (0, 0, 0), (9, 0, 0), (8, 0, 4)] {
+            assert!(flood(kind, flags, payload, Allowance::MOST).is_used_up(), "{kind}");
+        }
+        assert!(!flood(1, 5, 30, 100_000).is_used_up(), "requests");
+        assert!(!flood(0, 0, 100, 100_000).is_used_up(), "a body");
+        assert!(!flood(3, 0, 4, 199).is_used_up(), "a page that is left");
+        let mut reader = flood(8, 0, 4, Allowance::MOST - 1);
+        reader.sent(64 * 1024);
+        reader.spend(64);
+        assert!(!reader.is_used_up(), "who reads a long answer says so");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        reader.spend(900);
+        assert!(!reader.is_used_up(), "and time passes");
     }
 }

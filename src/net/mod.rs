@@ -12,6 +12,7 @@
 
 pub mod accept;
 pub mod connection;
+pub mod dial;
 pub mod framer;
 pub mod guard;
 mod h2;
@@ -27,6 +28,7 @@ mod wire;
 pub use accept::{AcceptService, BoundListener, Entrance, bind};
 pub use connection::{ConnectionInfo, Connections, Control, Kind, Observer};
 pub use guard::Guard;
+pub use h2::http2_options;
 pub use refusal::{Refusal, Refusals};
 pub use settings::{ListenAddress, NotAListenAddress, Settings};
 pub use tls::{Tls, load_server_config};

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -25,6 +26,7 @@ use crate::oidc::ProviderError;
 use crate::oidc::provider::{Grant, RefreshExpectation};
 use crate::oidc::types::{RefreshToken, TokenSet};
 use crate::session::model::{Handle, Session, SessionId};
+use crate::session::vault::Keeping;
 
 /// Locks, so that two sessions seldom meet at one. A session's whole line is in one shard.
 const SHARDS: usize = 64;
@@ -64,6 +66,10 @@ pub trait Handles: Send + Sync {
     fn seal_result(&self, _spent: &Session, _handle: Handle, _next: &Session) -> Option<Vec<u8>> {
         None
     }
+    /// Puts the next generation where other requests look for it, before anybody uses it.
+    fn keep(&self, next: Session) -> BoxFuture<'_, Keeping> {
+        Box::pin(std::future::ready(Keeping::Kept(Box::new(next))))
+    }
     /// Opens what another replica sealed.
     fn open_result(&self, _spent: &Session, _handle: Handle, _sealed: &[u8]) -> Option<Session> {
         None
@@ -80,6 +86,11 @@ pub trait Observer: Send + Sync {
     fn stale_cookie(&self) {}
     /// It carried one whose token is unknown here.
     fn cookie_reuse(&self) {}
+    /// A flight leaves the request that started it for a task of its own, in which this is run. For whoever follows
+    /// what belongs together.
+    fn accompany(&self, flight: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        flight
+    }
     /// A session is over; once per session.
     fn session_ended(&self, _session: &Session, _reason: EndReason) {}
     /// The provider is spared from now on, or no longer: too many sessions in a row had no answer.
@@ -95,6 +106,8 @@ pub enum Freshened {
     Over { reason: EndReason },
     /// The session is good until its token ends, but the newer token that was asked for cannot be had.
     Exhausted { session: Arc<Session>, reason: EndReason },
+    /// The session goes on with its refresh token, which is in a cookie that did not come along.
+    Bring,
     /// The provider does not answer, or too many wait for it. The session is kept.
     Unavailable { retry_after: Duration },
     /// The provider refuses our client. The session is kept.
@@ -275,6 +288,7 @@ impl Coordinator {
             Step::Forward => return Freshened::Use { session, changed },
             Step::Over(reason) => return Freshened::Over { reason },
             Step::Exhausted(reason) => return Freshened::Exhausted { session, reason },
+            Step::Bring => return Freshened::Bring,
             Step::Config => Some(Landing::Refused),
             Step::BackOff { until } => Some(Landing::Unavailable { until }),
             Step::Start(_) | Step::Join(_) => {
@@ -439,10 +453,11 @@ impl Coordinator {
     ) -> (Advice, Option<watch::Receiver<Option<Landing>>>) {
         let forward = Advice { successor: None, forked: false, insists: false, step: Step::Forward };
         let Some(shard) = self.shard(session.id) else { return (forward, None) };
-        let glance = {
+        let (glance, delivered) = {
             let (mut shard, now) = self.enter(shard);
-            shard.engine.glance(facts, demand, now)
+            (shard.engine.glance(facts, demand, now), shard.engine.take_delivered())
         };
+        self.spread_delivery(delivered);
         if let Some(advice) = glance {
             return (advice, None);
         }
@@ -476,6 +491,10 @@ impl Coordinator {
             self.observer().session_ended(session, reason);
         }
         if let Some((flight, sender)) = sender {
+            if advice.successor.is_none() {
+                // It was presented, so the one before it is of no use any more, whichever replica made this one.
+                self.spread_delivery(facts.previous);
+            }
             let session = advice.successor.as_ref().unwrap_or(session).clone();
             self.aloft.send_modify(|flights| *flights += 1);
             let aloft = Aloft {
@@ -486,9 +505,20 @@ impl Coordinator {
                 began: Instant::now(),
                 sender: Some(sender),
             };
-            tokio::spawn(aloft.fly());
+            let observer = Arc::clone(&aloft.terms.observer);
+            tokio::spawn(observer.accompany(Box::pin(aloft.fly())));
         }
         (advice, landing)
+    }
+
+    /// Lets other replicas drop results that have reached the browser.
+    fn spread_delivery(&self, delivered: impl IntoIterator<Item = Handle>) {
+        for handle in delivered {
+            let terms = self.terms.load();
+            if let Some((shared, _)) = &terms.shared {
+                shared.acknowledge(handle, terms.settings.grace);
+            }
+        }
     }
 
     /// Waits for a flight.
@@ -634,7 +664,7 @@ impl Aloft {
                 let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
             }
             // Another replica would hear the same, but has no business believing us: its own answer ends its own.
-            Outcome::Mismatch(_) => {
+            Outcome::Mismatch(_) | Outcome::Ended => {
                 let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
             }
             Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Config => {
@@ -654,6 +684,7 @@ impl Aloft {
         if next.id != self.session.id || next.generation <= self.session.generation {
             return None;
         }
+        let next = Session { ticket: self.session.ticket.clone(), ..next };
         let handle = handle(handles, &next);
         let weight = rounded(weight(&next) + sealed.len());
         Some(Outcome::Renewed { next: Arc::new(next), handle, weight })
@@ -701,7 +732,7 @@ impl Aloft {
             let answer = answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" }));
             self.report(&answer);
             match answer {
-                Ok(tokens) => return (self.renewed(tokens, &token), "ok"),
+                Ok(tokens) => return (self.renewed(tokens, &token).await, "ok"),
                 Err(ProviderError::Dead { reason }) => return (Outcome::Dead(reason), reason),
                 Err(ProviderError::Invalid { reason }) => return (Outcome::Mismatch(reason), reason),
                 Err(ProviderError::Refused { reason }) => return (Outcome::Config, reason),
@@ -755,13 +786,17 @@ impl Aloft {
         self.coordinator.told(turn);
     }
 
-    fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
+    async fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
         let (handles, clock) = (&*self.terms.handles, &self.coordinator.clock);
         let longest = |token: Option<&str>, old: usize| token.map_or(old, str::len);
         let id_token = longest(tokens.id_token.as_ref().map(|token| token.expose()), self.kept_id_token());
         let refresh_token = longest(tokens.refresh_token.as_ref().map(|token| token.expose()), spent.expose().len());
         let now = clock.now();
         let next = self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now);
+        let next = match handles.keep(next).await {
+            Keeping::Kept(next) | Keeping::Newer(next) => *next,
+            Keeping::Gone => return Outcome::Ended,
+        };
         let weight = rounded(weight(&next) + id_token + refresh_token);
         let handle = handle(handles, &next);
         Outcome::Renewed { next: Arc::new(next), handle, weight }
@@ -776,7 +811,7 @@ impl Aloft {
     fn land(&mut self, outcome: Outcome, reason: &'static str) {
         let Some(sender) = self.sender.take() else { return };
         let word = match &outcome {
-            Outcome::Renewed { .. } => "ok",
+            Outcome::Renewed { .. } | Outcome::Ended => "ok",
             Outcome::Dead(_) | Outcome::Mismatch(_) => "dead",
             Outcome::Retry { .. } => "retry",
             Outcome::Ambiguous => "ambiguous",
@@ -816,9 +851,10 @@ impl Drop for Aloft {
     }
 }
 
-/// With what an allocator adds, which has blocks of a few sizes.
+/// With what an allocator adds, which has blocks of a few sizes and pages that are not full: a quarter, by
+/// `tests/refresh_memory.rs`.
 fn rounded(bytes: usize) -> usize {
-    bytes + bytes / 8
+    bytes + bytes / 4
 }
 
 /// What a session occupies without its packed tokens, about.

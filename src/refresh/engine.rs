@@ -89,6 +89,8 @@ pub enum Step {
     Forward,
     /// Spend the refresh token, exactly once, and report by [`Engine::settled`].
     Start(FlightId),
+    /// The refresh token has to be spent, but the request did not bring it.
+    Bring,
     /// Somebody is spending it: wait for that result.
     Join(FlightId),
     /// The provider failed a moment ago.
@@ -117,6 +119,8 @@ pub enum Outcome {
     Dead(&'static str),
     /// The answer was of another user or another login: its tokens must not be used, nor the session go on.
     Mismatch(&'static str),
+    /// The provider gave new tokens, but the session was ended meanwhile, elsewhere, and told of there.
+    Ended,
     /// Nothing happened there; `after` as the provider wished.
     Retry { after: Option<Duration> },
     /// Nobody knows what happened there.
@@ -170,6 +174,8 @@ pub struct Engine {
     numbers: u64,
     /// The most tombstones.
     tombstones: usize,
+    /// Tokens whose results were acknowledged and that nobody asked for yet.
+    delivered: Vec<Handle>,
     /// By how many milliseconds the wall clock has been set, as far as it was followed.
     astray: i64,
 }
@@ -189,6 +195,7 @@ impl Engine {
             ledger: Ledger::default(),
             numbers: 0,
             tombstones: usize::MAX,
+            delivered: Vec::new(),
             astray: 0,
         }
     }
@@ -219,9 +226,17 @@ impl Engine {
         Self { tombstones, ..self }
     }
 
-    /// Goes by other settings from now on; a smaller memory makes room with the next result.
+    /// Goes by other settings from now on; a smaller memory makes room with the next result. That the provider refused
+    /// our client is forgotten: that may be what was mended.
     pub fn replace_settings(&mut self, settings: Settings) {
         self.settings = settings;
+        let Self { lines, ledger, .. } = self;
+        lines.retain(|_, line| {
+            for entry in line.entries.extract_if(.., |entry| matches!(entry.state, State::Config)) {
+                ledger.strike(&entry);
+            }
+            !line.is_empty()
+        });
     }
 
     /// The answer where no handle is needed to give it: naming a token costs a MAC, and most requests carry the newest
@@ -238,7 +253,7 @@ impl Engine {
                 }
                 return Some(Advice::of(Step::Over(EndReason::Reuse)));
             }
-            line.acknowledge(facts, now + self.settings.grace, &mut self.ledger);
+            line.acknowledge(facts, now + self.settings.grace, &mut self.ledger, &mut self.delivered);
             if line.newest().is_some_and(|newest| newest.generation > facts.generation) {
                 return None;
             }
@@ -250,6 +265,11 @@ impl Engine {
         };
         let idle = !wanted && policy::due(facts, &self.settings, now) == Due::Not;
         idle.then(|| Advice::of(Step::Forward))
+    }
+
+    /// The tokens whose results were acknowledged since this was last asked: other replicas may drop them as soon.
+    pub fn take_delivered(&mut self) -> Vec<Handle> {
+        std::mem::take(&mut self.delivered)
     }
 
     /// What is known of a session that a request presents, before anything is asked of its token.
@@ -333,7 +353,8 @@ impl Engine {
             None => {}
         }
         match policy::renewable(facts, &self.settings, now) {
-            Ok(()) if !may_start && goes_on => Step::Forward,
+            Ok(()) if (facts.elsewhere || !may_start) && goes_on => Step::Forward,
+            Ok(()) if facts.elsewhere => Step::Bring,
             Ok(()) if !may_start => Step::BackOff { until: now + PAUSE },
             Ok(()) => Step::Start(self.start(facts, handle, failures, now)),
             Err(_) if goes_on => Step::Forward,
@@ -395,6 +416,10 @@ impl Engine {
             Outcome::Mismatch(reason) => {
                 self.end(flight.session, now + self.settings.recovery.max(ENDED_FOR), false);
                 return Landing::Over(EndReason::Dead(reason));
+            }
+            Outcome::Ended => {
+                self.end(flight.session, now + self.settings.recovery.max(ENDED_FOR), true);
+                return Landing::Over(EndReason::Ended);
             }
             Outcome::Config => (State::Config, now + CONFIG_FOR, 0, Landing::Refused),
             Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Renewed { .. } => {
@@ -680,7 +705,7 @@ impl Line {
     }
 
     /// The presented session proves the delivery of the generation that it is, and of all before it.
-    fn acknowledge(&mut self, facts: &Facts, until: Timestamp, ledger: &mut Ledger) {
+    fn acknowledge(&mut self, facts: &Facts, until: Timestamp, ledger: &mut Ledger, news: &mut Vec<Handle>) {
         for entry in &mut self.entries {
             let delivered =
                 facts.previous == Some(entry.handle) || entry.generation.saturating_add(1) < facts.generation;
@@ -689,6 +714,7 @@ impl Line {
                 && !*acknowledged
             {
                 *acknowledged = true;
+                news.push(entry.handle);
                 entry.until = entry.until.min(until);
                 entry.place = entry.place.map(|place| ledger.demote(place));
             }

@@ -70,6 +70,8 @@ pub struct Facts {
     pub access_expires: Option<Timestamp>,
     /// It has a refresh token.
     pub refreshable: bool,
+    /// Which this request did not bring.
+    pub elsewhere: bool,
     /// When the refresh token ends, if the provider told.
     pub refresh_expires: Option<Timestamp>,
 }
@@ -83,7 +85,8 @@ impl Facts {
             previous: session.previous,
             issued: session.issued,
             access_expires: session.access_expires,
-            refreshable: session.refresh_token.is_some(),
+            refreshable: session.has_refresh_token(),
+            elsewhere: session.refresh_token.is_none() && session.elsewhere.is_some(),
             refresh_expires: session.refresh_expires,
         }
     }
@@ -167,6 +170,7 @@ mod tests {
             issued: T0,
             access_expires: life.map(|secs| T0 + Duration::from_secs(secs)),
             refreshable: true,
+            elsewhere: false,
             refresh_expires: None,
         }
     }

@@ -121,13 +121,18 @@ impl PackedToken {
     }
 
     fn put(&self, out: &mut Vec<u8>, tag: Tag) {
-        out.push(tag as u8);
+        self.put_as(out, tag as u8);
+    }
+
+    /// As a field.
+    pub(super) fn put_as(&self, out: &mut Vec<u8>, tag: u8) {
+        out.push(tag);
         put_varint(out, self.len() as u64);
         out.push(self.codec);
         out.extend_from_slice(&self.bytes);
     }
 
-    fn read(field: &[u8]) -> Option<Self> {
+    pub(super) fn read(field: &[u8]) -> Option<Self> {
         let (codec, bytes) = field.split_first()?;
         Some(Self { codec: *codec, bytes: bytes.to_vec() })
     }
@@ -329,6 +334,7 @@ enum Tag {
     NonceHash,
     Claim,
     DpopKey,
+    Elsewhere,
 }
 
 /// Encodes a session with an access token packed by the caller, who knows whether it pays to compress it.
@@ -400,6 +406,9 @@ pub fn encode(session: &Session, access_token: &PackedToken, with_id_token: bool
     if let Some(key) = &session.dpop {
         put(&mut out, Tag::DpopKey, key.as_bytes());
     }
+    if let Some(Handle(elsewhere)) = &session.elsewhere {
+        put(&mut out, Tag::Elsewhere, elsewhere);
+    }
     out
 }
 
@@ -453,6 +462,8 @@ pub fn decode(bytes: &[u8]) -> Option<Session> {
             claims
         },
         dpop: optional(next(Tag::DpopKey)?, DpopKey::from_bytes)?,
+        ticket: None,
+        elsewhere: optional(next(Tag::Elsewhere)?, |value| value.try_into().ok().map(Handle))?,
     };
     ahead.is_none().then_some(session)
 }

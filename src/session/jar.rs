@@ -5,42 +5,45 @@
 //! many there are, and to which group it belongs (from the GCM tag). A session begins with `E` (0x11 in base64url), a
 //! part with a digit, so that the two cannot be mistaken. What the parts say of themselves is not trusted: the whole is
 //! authenticated, and a group from which a part is missing, doubled or foreign does not open.
+//!
+//! In the `split` layout refresh and ID token are a text of their own, in cookies that the browser sends only below the
+//! prefix. The session says by its [`Handle`] which refresh token is its own; see [`apart`]. What is read does not
+//! depend on the configured layout, only what is written.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use cookie::Cookie;
-use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
+use zeroize::Zeroizing;
 
+use self::names::Series;
+pub(super) use self::names::{Found, Names, login_same_site, render};
+use self::search::{group_id, search};
+use super::apart::Apart;
 use super::codec::{self, PackedToken};
 use super::endings::Whose;
 use super::lifecycle::{self, State};
 use super::model::{Handle, Session};
-use super::settings::{SameSite, Settings};
-use super::store::Name;
+use super::settings::{Layout, Settings};
+use super::store::{Kept, Name};
+use super::ticket::Ticket;
 use crate::clock::Timestamp;
 use crate::crypto::keyring::{KeyId, Keyring};
 use crate::crypto::seal::{Binding, Opened as Unsealed, Purpose, Sealer};
-use crate::web::cookies::pieces;
 
-/// Characters of a sealed session per cookie: name and value stay clear of the 4096 that browsers allow.
-const PIECE: usize = 3800;
-/// Index, total, six characters of the group.
-const PART_PREFIX: usize = 8;
+mod names;
+mod search;
+
+/// What a sealed ticket begins with: 0x71 in base64url.
+const TICKET: u8 = b'c';
 /// One digit says how many.
 const MAX_PARTS: usize = 9;
-/// Cookies of ours that are looked at in one request, and blobs that are tried. A browser has a dozen at most.
+/// Cookies of ours that are looked at in one request. A browser has a dozen at most.
 const MAX_LOOKED_AT: usize = 64;
-const MAX_TRIES: usize = 64;
-/// Ways to put one group together, so that a forged group leaves tries for others.
-const MAX_WAYS: usize = 16;
 /// Browsers keep no cookie longer (RFC 6265bis section 5.5).
 const MAX_AGE_CAP: u64 = 400 * 24 * 3600;
 /// Long enough for two redirects, and gone before the next incident.
 const MARKER_LIFE: Duration = Duration::from_secs(10);
-/// Where the `split` layout keeps the refresh token.
-const SPLIT_PATH: &str = "/auth/";
 
 /// Opens, seals and expires the session's cookies.
 #[derive(Debug)]
@@ -61,20 +64,8 @@ pub struct Opened {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Presented {
     found: Vec<Found>,
-    /// Parts that are sealed by a key we do not have, or may be: another replica wants them back.
-    unknown: Vec<u32>,
-}
-
-/// A cookie of ours, by what its name says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// The session, or its part of that number.
-    Part(u32),
-    /// A login attempt, by its id.
-    Login(String),
-    Verify,
-    /// The refresh token's cookie of the `split` layout.
-    Split,
+    /// What is sealed by a key we do not have, or may be: another replica wants it back.
+    unknown: Vec<Found>,
 }
 
 /// A session that does not fit the header budget: what it is made of, in bytes or characters, for the log.
@@ -102,12 +93,15 @@ impl std::fmt::Display for TooLarge {
 
 impl std::error::Error for TooLarge {}
 
-/// What a verify redirect left behind: which generation failed, and how often the browser was sent round.
+/// What a redirect left behind: how often the browser was sent round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marker {
-    /// The first half of the failed generation's [`Handle`].
+    /// The first half of the [`Handle`] that `hops` is about.
     pub handle: [u8; 8],
+    /// To the same URL, since its refresh token seemed dead.
     pub hops: u8,
+    /// To fetch the refresh token, of whatever generation.
+    pub dances: u8,
 }
 
 impl Presented {
@@ -161,47 +155,140 @@ impl Jar {
     }
 
     /// Reads all `Cookie` fields (RFC 9113 section 8.2.3 lets clients split them) and takes the newest session that
-    /// opens, whatever stands beside it.
+    /// opens, whatever stands beside it. Its refresh token may be in a cookie that the browser does not send here.
     pub fn open(&self, headers: &HeaderMap, now: Timestamp) -> Opened {
+        self.read(headers, false, now)
+    }
+
+    /// The same below the prefix, where the browser sends every cookie of ours: what did not come is not there.
+    pub fn open_whole(&self, headers: &HeaderMap, now: Timestamp) -> Opened {
+        self.read(headers, true, now)
+    }
+
+    fn read(&self, headers: &HeaderMap, whole: bool, now: Timestamp) -> Opened {
         let mut presented = Presented::default();
         let mut values: Vec<(u32, &[u8])> = Vec::new();
+        let mut kept_apart: Vec<(u32, &[u8])> = Vec::new();
         for (found, value) in self.names.find(headers).take(MAX_LOOKED_AT) {
-            if let Found::Part(index) = found {
-                values.push((index, value));
+            match found {
+                Found::Part(index) => values.push((index, value)),
+                Found::Refresh(index) => kept_apart.push((index, value)),
+                Found::Login(_) | Found::Verify => {}
             }
             presented.add(found);
         }
         if values.is_empty() {
             return Opened { state: State::Absent, presented };
         }
-
-        let mut search = Search { sealer: &self.sealer, tries: MAX_TRIES, best: None, garbage: false };
-        let mut groups: Vec<Group<'_>> = Vec::new();
-        for (index, value) in values {
-            match Part::read(index, value) {
-                Some(part) => match groups.iter_mut().find(|group| group.id == part.group) {
-                    Some(group) => group.parts.push(part),
-                    None => groups.push(Group { id: part.group, parts: vec![part] }),
-                },
-                None if index == 0 => {
-                    if search.consider(value) {
-                        presented.unknown.push(index);
-                    }
-                }
-                None => search.garbage = true,
+        let (kept, garbage) = self.newest_ticket(&mut values, &mut presented);
+        let mut best: Option<Session> = None;
+        let rest = search(&self.sealer, Purpose::Session, values, |plain| {
+            let Some(session) = codec::decode(plain) else { return false };
+            let age = |session: &Session| (session.created, session.generation, session.last_used);
+            if best.as_ref().is_none_or(|best| age(best) < age(&session)) {
+                best = Some(session);
             }
-        }
-        for group in &groups {
-            if group.consider(&mut search) {
-                presented.unknown.extend(group.parts.iter().map(|part| part.index));
+            true
+        });
+        presented.unknown.extend(rest.unknown.into_iter().map(Found::Part));
+        let state = match best {
+            best if kept.as_ref().is_some_and(|kept| best.as_ref().is_none_or(|best| best.created <= kept.created)) => {
+                kept.map_or(State::Absent, State::Kept)
             }
-        }
-        let state = match search.best {
-            Some(session) => lifecycle::judge(session, &self.settings, now),
-            None if search.garbage => State::Broken,
+            Some(session) => {
+                let session = self.join(session, kept_apart, whole, &mut presented);
+                lifecycle::judge(session, &self.settings, now)
+            }
+            None if rest.garbage || garbage => State::Broken,
             None => State::Absent,
         };
         Opened { state, presented }
+    }
+
+    /// Takes the tickets out of the session's values and opens the newest; and whether one did not open.
+    fn newest_ticket(&self, values: &mut Vec<(u32, &[u8])>, presented: &mut Presented) -> (Option<Ticket>, bool) {
+        let (mut newest, mut garbage): (Option<Ticket>, bool) = (None, false);
+        values.retain(|(index, value)| {
+            if *index != 0 || value.first() != Some(&TICKET) {
+                return true;
+            }
+            match self.sealer.open(Purpose::Ticket, value) {
+                Unsealed::Plain(plain) => match Ticket::decode(&plain) {
+                    Some(ticket) if newest.as_ref().is_none_or(|newest| newest.created < ticket.created) => {
+                        newest = Some(ticket);
+                    }
+                    Some(_) => {}
+                    None => garbage = true,
+                },
+                Unsealed::UnknownKey => presented.unknown.push(Found::Part(0)),
+                Unsealed::Broken => garbage = true,
+            }
+            false
+        });
+        (newest, garbage)
+    }
+
+    /// The name of what a ticket leads to.
+    pub fn entry_name(&self, ticket: &Ticket) -> Name {
+        let client = self.settings.client_id.as_bytes();
+        let parts: [&[u8]; 4] = [b"ticket1", &(client.len() as u64).to_be_bytes(), client, &ticket.id.0];
+        Name(self.sealer.index(KeyId(ticket.index_key), &parts).first_chunk().copied().unwrap_or_default())
+    }
+
+    /// A session as the store keeps it, to be opened with its ticket only.
+    pub fn seal_entry(&self, session: &Session, ticket: &Ticket) -> Option<Kept> {
+        let access = PackedToken::pack(session.access_token.expose());
+        let plain = Zeroizing::new(codec::encode(session, &access, true));
+        let aad = self.entry_place(ticket, session.generation);
+        let sealed = self.sealer.seal_for(KeyId(ticket.index_key), &[ticket.key()], &[b"ticket1"], &aad, &plain)?;
+        Some(Kept { generation: session.generation, sealed })
+    }
+
+    /// What stands under a ticket's name.
+    pub fn open_entry(&self, ticket: &Ticket, entry: &Kept) -> Option<Session> {
+        let aad = self.entry_place(ticket, entry.generation);
+        let key = KeyId(ticket.index_key);
+        let plain = self.sealer.open_for(key, &[ticket.key()], &[b"ticket1"], &aad, &entry.sealed)?;
+        let session = codec::decode(&plain).filter(|session| session.id == ticket.id)?;
+        Some(Session { ticket: Some(ticket.clone()), ..session })
+    }
+
+    fn entry_place(&self, ticket: &Ticket, generation: u64) -> Vec<u8> {
+        [&self.entry_name(ticket).0[..], &generation.to_be_bytes()].concat()
+    }
+
+    /// Puts the tokens that are kept apart beside a session of theirs; anybody else's do not count, for a sibling site
+    /// can plant a cookie of that name, its own validly sealed one included.
+    fn join(&self, session: Session, values: Vec<(u32, &[u8])>, whole: bool, presented: &mut Presented) -> Session {
+        let mut session = session;
+        if session.refresh_token.is_none() && !values.is_empty() {
+            let mut found: Option<Apart> = None;
+            let is_own =
+                |apart: &Apart| session.elsewhere.is_some() && self.name_apart(apart, &session) == session.elsewhere;
+            let rest = search(&self.sealer, Purpose::Apart, values, |plain| {
+                let Some(apart) = Apart::decode(plain) else { return false };
+                let rank = |apart: &Apart| (is_own(apart), apart.generation);
+                if apart.id == session.id && found.as_ref().is_none_or(|best| rank(best) < rank(&apart)) {
+                    found = Some(apart);
+                }
+                true
+            });
+            presented.unknown.extend(rest.unknown.into_iter().map(Found::Refresh));
+            if let Some(apart) = found {
+                let own = is_own(&apart);
+                session = apart.join(session, own);
+            }
+        }
+        if whole {
+            session.elsewhere = None;
+        }
+        session
+    }
+
+    /// The handle that a token kept apart has in this session's generation.
+    fn name_apart(&self, apart: &Apart, session: &Session) -> Option<Handle> {
+        let token = apart.refresh_token.as_ref()?;
+        self.handle_of(session.index_key, session.generation, token)
     }
 
     /// What a request carries of ours, by name; nothing is opened.
@@ -213,48 +300,86 @@ impl Jar {
         presented
     }
 
-    /// The `Set-Cookie` values that put this session into the browser and remove what is left of a longer one.
+    /// The `Set-Cookie` values that put this session into the browser and remove what is left of another form of it. A
+    /// refresh token that is elsewhere stays there.
     ///
     /// # Errors
     /// When it is larger than the header budget.
     pub fn seal(&self, session: &Session, presented: &Presented, now: Timestamp) -> Result<Vec<HeaderValue>, TooLarge> {
-        let plain = self.encode(session)?;
-        let text = self.sealer.seal(Purpose::Session, &plain, now);
         let left = lifecycle::left(session, &self.settings, now);
-        // Rounded down: the cookie must not outlive what it holds.
-        let life = left.as_secs().clamp(1, MAX_AGE_CAP);
-
-        let total = self.names.parts(text.len());
-        let mut cookies = Vec::with_capacity(total);
-        if total == 1 {
-            cookies.extend(self.set(&self.names.part(0), text, Some(life)));
-        } else {
-            let group = group_id(&text);
-            let mut rest = text.as_str();
-            for index in 0..total {
-                let (piece, after) = rest.split_at_checked(self.names.piece).unwrap_or((rest, ""));
-                rest = after;
-                let value = format!("{index}{total}{group}{piece}");
-                cookies.extend(self.set(&self.names.part(index as u32), value, Some(life)));
-            }
+        let mut cookies = Vec::with_capacity(2);
+        if let Some(ticket) = &session.ticket {
+            self.put(&mut cookies, (Series::Session, Purpose::Ticket), &ticket.encode(), left, now);
+            let is_left = |found: &&Found| matches!(found, Found::Part(1..) | Found::Refresh(_));
+            cookies.extend(presented.found.iter().filter(is_left).filter_map(|found| self.expiry(found)));
+            return Ok(cookies);
         }
+        let Plain { front, back } = self.encode(session)?;
+        let parts = self.put(&mut cookies, (Series::Session, Purpose::Session), &front, left, now);
+        let kept_apart = match back {
+            // The last use is sealed in the session alone: this one lasts as long as it may be of use.
+            Some(plain) => self.put(
+                &mut cookies,
+                (Series::Refresh, Purpose::Apart),
+                &plain,
+                session.ends(&self.settings).since(now),
+                now,
+            ),
+            None if session.elsewhere.is_some() => usize::MAX,
+            None => 0,
+        };
         for found in &presented.found {
-            if matches!(found, Found::Part(index) if *index as usize >= total) {
+            let is_left = |series: Series, parts| series.index(found).is_some_and(|index| index as usize >= parts);
+            if is_left(Series::Session, parts) || is_left(Series::Refresh, kept_apart) {
                 cookies.extend(self.expiry(found));
             }
         }
         Ok(cookies)
     }
 
+    /// Seals a text into as many cookies as it needs, and says how many.
+    fn put(
+        &self,
+        cookies: &mut Vec<HeaderValue>,
+        (series, purpose): (Series, Purpose),
+        plain: &[u8],
+        left: Duration,
+        now: Timestamp,
+    ) -> usize {
+        let text = self.sealer.seal(purpose, plain, now);
+        // Rounded down: the cookie must not outlive what it holds.
+        let life = Some(left.as_secs().clamp(1, MAX_AGE_CAP));
+        let total = self.names.parts(text.len());
+        if total == 1 {
+            cookies.extend(self.set(&series.cookie(0), text, life));
+        } else {
+            let group = group_id(&text);
+            let mut rest = text.as_str();
+            for index in 0..total {
+                let (piece, after) = rest.split_at_checked(self.names.piece).unwrap_or((rest, ""));
+                rest = after;
+                cookies.extend(self.set(&series.cookie(index as u32), format!("{index}{total}{group}{piece}"), life));
+            }
+        }
+        total
+    }
+
     /// Removes the session that was presented, open or not, with its verify marker. What another replica may be able to
     /// open stays.
     pub fn expire(&self, presented: &Presented) -> Vec<HeaderValue> {
-        let ends = |found: &&Found| match found {
-            Found::Part(index) => !presented.unknown.contains(index),
-            Found::Verify | Found::Split => true,
-            Found::Login(_) => false,
-        };
-        presented.found.iter().filter(ends).filter_map(|found| self.expiry(found)).collect()
+        let ends = |found: &&Found| !matches!(found, Found::Login(_)) && !presented.unknown.contains(found);
+        let mut cookies: Vec<_> = presented.found.iter().filter(ends).filter_map(|found| self.expiry(found)).collect();
+        if !cookies.is_empty() {
+            cookies.extend(self.expire_unseen(presented));
+        }
+        cookies
+    }
+
+    /// Removes the cookie that may be there although this request did not bring it.
+    fn expire_unseen(&self, presented: &Presented) -> Option<HeaderValue> {
+        let unseen = Found::Refresh(0);
+        let may_be = self.settings.layout == Layout::Split && !presented.found.contains(&unseen);
+        may_be.then(|| self.expiry(&unseen)).flatten()
     }
 
     /// Removes every cookie of ours that was presented, login attempts and unknown ones too: what a 431 does.
@@ -268,6 +393,7 @@ impl Jar {
         if !presented.found.contains(&Found::Part(0)) {
             cookies.extend(self.expiry(&Found::Part(0)));
         }
+        cookies.extend(self.expire_unseen(presented));
         cookies
     }
 
@@ -279,11 +405,33 @@ impl Jar {
     /// The handle of a session's generation; none without a refresh token. It is taken over the refresh token as it is
     /// sealed: the sealed form is carried on unchanged for as long as the token is, and needs no inflating.
     pub fn handle(&self, session: &Session) -> Option<Handle> {
-        let (codec, token) = session.refresh_token.as_ref()?.as_sealed();
+        match &session.refresh_token {
+            Some(token) => self.handle_of(session.index_key, session.generation, token),
+            None => session.elsewhere,
+        }
+    }
+
+    fn handle_of(&self, index_key: u16, generation: u64, token: &PackedToken) -> Option<Handle> {
+        let (codec, token) = token.as_sealed();
         let client = self.settings.client_id.as_bytes();
         let parts: [&[u8]; 6] =
-            [b"idx1", &(client.len() as u64).to_be_bytes(), client, &session.generation.to_be_bytes(), &[codec], token];
-        self.sealer.index(KeyId(session.index_key), &parts).first_chunk().copied().map(Handle)
+            [b"idx1", &(client.len() as u64).to_be_bytes(), client, &generation.to_be_bytes(), &[codec], token];
+        self.sealer.index(KeyId(index_key), &parts).first_chunk().copied().map(Handle)
+    }
+
+    /// Seals the next generation for other replicas: only who presents the spent refresh token can open it.
+    pub fn seal_result(&self, spent: &Session, handle: Handle, next: &Session) -> Option<Vec<u8>> {
+        let plain = Zeroizing::new(codec::encode(next, &PackedToken::pack(next.access_token.expose()), true));
+        let (_, token) = spent.refresh_token.as_ref()?.as_sealed();
+        let (secret, info, aad) = handoff(spent, token, &handle);
+        self.sealer.seal_for(KeyId(spent.index_key), &secret, &info, &aad, &plain)
+    }
+
+    /// Opens what another replica sealed.
+    pub fn open_result(&self, spent: &Session, handle: Handle, sealed: &[u8]) -> Option<Session> {
+        let (_, token) = spent.refresh_token.as_ref()?.as_sealed();
+        let (secret, info, aad) = handoff(spent, token, &handle);
+        codec::decode(&self.sealer.open_for(KeyId(spent.index_key), &secret, &info, &aad, sealed)?)
     }
 
     /// The names by which an ending may mean this session, under its own `index_key`: every replica that opens it has
@@ -330,9 +478,14 @@ impl Jar {
     /// The `Set-Cookie` value that remembers a verify redirect for ten seconds.
     pub fn mark(&self, marker: Marker, now: Timestamp) -> Option<HeaderValue> {
         let until = now + MARKER_LIFE;
-        let plain = [&marker.handle[..], &[marker.hops], &until.as_millis().to_be_bytes()].concat();
+        let plain = [&marker.handle[..], &[marker.hops, marker.dances], &until.as_millis().to_be_bytes()].concat();
         let text = self.sealer.seal(Purpose::Marker, &plain, now);
-        self.set(&self.names.full(&Found::Verify), text, Some(MARKER_LIFE.as_secs()))
+        self.set(&Found::Verify, text, Some(MARKER_LIFE.as_secs()))
+    }
+
+    /// Removes the marker, if there is one.
+    pub fn unmark(&self, presented: &Presented) -> Option<HeaderValue> {
+        presented.found.contains(&Found::Verify).then(|| self.expiry(&Found::Verify)).flatten()
     }
 
     /// The marker of an earlier verify redirect, if it is not older than ten seconds.
@@ -341,20 +494,28 @@ impl Jar {
         let markers = values.take(4).filter_map(|(_, value)| {
             let Unsealed::Plain(plain) = self.sealer.open(Purpose::Marker, value) else { return None };
             let (handle, rest) = plain.split_first_chunk()?;
-            let (hops, until) = rest.split_first()?;
+            let ([hops, dances], until) = rest.split_first_chunk()?;
             let until = Timestamp::from_millis(u64::from_be_bytes(until.try_into().ok()?));
-            (now < until).then_some(Marker { handle: *handle, hops: *hops })
+            (now < until).then_some(Marker { handle: *handle, hops: *hops, dances: *dances })
         });
-        markers.max_by_key(|marker| marker.hops)
+        markers.max_by_key(|marker| (marker.hops, marker.dances))
+    }
+
+    /// What to seal, in the layout that is configured.
+    fn encode(&self, session: &Session) -> Result<Plain, TooLarge> {
+        match self.settings.layout {
+            Layout::Single => Ok(Plain { front: self.encode_single(session)?, back: None }),
+            Layout::Split => self.encode_split(session),
+        }
     }
 
     /// The plaintext that makes the fewest cookies: the access token compressed only when that saves one, the ID token
     /// only when it costs none (or a route needs it).
-    fn encode(&self, session: &Session) -> Result<Vec<u8>, TooLarge> {
+    fn encode_single(&self, session: &Session) -> Result<Vec<u8>, TooLarge> {
         let access = session.access_token.expose();
         let plain = PackedToken::pack_plain(access);
         let first = codec::encode(session, &plain, true);
-        if self.cost(first.len()) == Some(1) {
+        if self.cost(first.len(), None) == Some(1) {
             return Ok(first);
         }
         let packed = PackedToken::pack(access);
@@ -365,29 +526,77 @@ impl Jar {
             candidates.push(codec::encode(session, &packed, false));
         }
         let smallest = candidates.iter().map(Vec::len).min().unwrap_or_default();
-        let affordable = candidates.into_iter().filter_map(|bytes| Some((self.cost(bytes.len())?, bytes)));
+        let affordable = candidates.into_iter().filter_map(|bytes| Some((self.cost(bytes.len(), None)?, bytes)));
         // The first of the cheapest.
         let chosen = affordable.min_by_key(|(cookies, _)| *cookies);
-        chosen.map(|(_, bytes)| bytes).ok_or_else(|| TooLarge {
-            session: self.names.total(Sealer::sealed_len(smallest)),
-            limit: self.settings.header_budget,
-            access_token: packed.len(),
-            refresh_token: session.refresh_token.as_ref().map_or(0, PackedToken::len),
-            id_token: session.id_token.as_ref().map_or(0, PackedToken::len),
-            claims: session.claims.iter().map(|(name, value)| name.len() + value.to_string().len()).sum(),
+        chosen.map(|(_, bytes)| bytes).ok_or_else(|| {
+            self.too_large(session, &packed, self.names.total(Series::Session, Sealer::sealed_len(smallest)))
         })
     }
 
-    /// How many cookies a plaintext of that size makes; none when they are over the budget.
-    fn cost(&self, plain: usize) -> Option<usize> {
-        let text = Sealer::sealed_len(plain);
-        let parts = self.names.parts(text);
-        (parts <= MAX_PARTS && self.names.total(text) <= self.settings.header_budget).then_some(parts)
+    /// The same in two texts. An ID token that a route sends stays with the session.
+    fn encode_split(&self, session: &Session) -> Result<Plain, TooLarge> {
+        let mut front = session.clone();
+        let mut apart = Apart::of(session);
+        front.elsewhere = self.handle(session);
+        front.refresh_token = None;
+        if self.settings.id_token_needed {
+            apart.id_token = None;
+        } else {
+            front.id_token = None;
+        }
+        let access = session.access_token.expose();
+        let plain = codec::encode(&front, &PackedToken::pack_plain(access), true);
+        let packed = (self.cost(plain.len(), None) != Some(1)).then(|| PackedToken::pack(access));
+        let mut fronts = vec![plain];
+        fronts.extend(packed.as_ref().map(|packed| codec::encode(&front, packed, true)));
+        let mut backs = vec![apart.encode()];
+        if apart.id_token.take().is_some() {
+            backs.push(apart.encode());
+        }
+        // In order of preference; the last one, without any token, makes no cookie.
+        let backs: Vec<_> = backs.into_iter().map(|back| (!back.is_empty()).then_some(back)).collect();
+        let pairs = fronts.iter().flat_map(|front| backs.iter().map(move |back| (front, back)));
+        let affordable = pairs
+            .clone()
+            .filter_map(|(front, back)| Some((self.cost(front.len(), back.as_ref().map(Vec::len))?, front, back)));
+        let chosen = affordable.min_by_key(|(cookies, ..)| *cookies);
+        chosen.map(|(_, front, back)| Plain { front: front.clone(), back: back.clone() }).ok_or_else(|| {
+            let total =
+                |(front, back): (&Vec<u8>, &Option<Vec<u8>>)| self.total(front.len(), back.as_ref().map(Vec::len));
+            let packed = packed.unwrap_or_else(|| PackedToken::pack(access));
+            self.too_large(session, &packed, pairs.map(total).min().unwrap_or_default())
+        })
     }
 
-    fn set(&self, name: &str, value: String, life: Option<u64>) -> Option<HeaderValue> {
+    fn too_large(&self, session: &Session, access: &PackedToken, total: usize) -> TooLarge {
+        TooLarge {
+            session: total,
+            limit: self.settings.header_budget,
+            access_token: access.len(),
+            refresh_token: session.refresh_token.as_ref().map_or(0, PackedToken::len),
+            id_token: session.id_token.as_ref().map_or(0, PackedToken::len),
+            claims: session.claims.iter().map(|(name, value)| name.len() + value.to_string().len()).sum(),
+        }
+    }
+
+    /// Characters of all cookies together, for plaintexts of these sizes.
+    fn total(&self, front: usize, back: Option<usize>) -> usize {
+        let total = |series, plain| self.names.total(series, Sealer::sealed_len(plain));
+        total(Series::Session, front) + back.map_or(0, |back| total(Series::Refresh, back))
+    }
+
+    /// How many cookies plaintexts of these sizes make; none when they are over the budget.
+    fn cost(&self, front: usize, back: Option<usize>) -> Option<usize> {
+        let parts = |plain| self.names.parts(Sealer::sealed_len(plain));
+        let (front_parts, back_parts) = (parts(front), back.map_or(0, parts));
+        let fits = front_parts.max(back_parts) <= MAX_PARTS && self.total(front, back) <= self.settings.header_budget;
+        fits.then_some(front_parts + back_parts)
+    }
+
+    fn set(&self, found: &Found, value: String, life: Option<u64>) -> Option<HeaderValue> {
         let same_site = self.settings.same_site;
-        render(&self.settings, name, value, same_site, "/", life)
+        render(&self.settings, &self.names.full(found), value, same_site, self.names.path(found), life)
     }
 
     fn expiry(&self, found: &Found) -> Option<HeaderValue> {
@@ -395,216 +604,17 @@ impl Jar {
     }
 }
 
-/// The names of our cookies. Compared byte for byte: a prefix in another case is another cookie (RFC 6265bis
-/// section 4.1.3 lets only the browser be lenient).
-#[derive(Clone, Debug)]
-pub(super) struct Names {
-    base: String,
-    split: String,
-    /// Characters per cookie.
-    piece: usize,
+/// Secret, info and additional data of a result that is handed to other replicas. The secret stands in the browser's
+/// cookie only.
+fn handoff<'a>(spent: &'a Session, token: &'a [u8], handle: &'a Handle) -> ([&'a [u8]; 2], [&'a [u8]; 2], Vec<u8>) {
+    let place = [&handle.0[..], &spent.generation.to_be_bytes()].concat();
+    ([token, &spent.id.0], [b"handoff1", &handle.0], place)
 }
 
-impl Names {
-    pub(super) fn new(settings: &Settings) -> Self {
-        let name = &settings.cookie_name;
-        let (base, split) = if settings.public.is_https() {
-            (format!("__Host-Http-{name}"), format!("__Secure-{name}-refresh"))
-        } else {
-            (name.clone(), format!("{name}-refresh"))
-        };
-        // A name so long that little is left for the value is refused by the configuration.
-        let room = 4096_usize.saturating_sub(base.len() + 2 + PART_PREFIX).max(1);
-        Self { base, split, piece: PIECE.min(room) }
-    }
-
-    pub(super) fn full(&self, found: &Found) -> String {
-        match found {
-            Found::Part(index) => self.part(*index),
-            Found::Login(id) => format!("{}-login-{id}", self.base),
-            Found::Verify => format!("{}-verify", self.base),
-            Found::Split => self.split.clone(),
-        }
-    }
-
-    fn part(&self, index: u32) -> String {
-        if index == 0 { self.base.clone() } else { format!("{}-{index}", self.base) }
-    }
-
-    /// How many cookies a sealed text needs.
-    fn parts(&self, text: usize) -> usize {
-        text.div_ceil(self.piece).max(1)
-    }
-
-    /// Characters of all names and values together.
-    fn total(&self, text: usize) -> usize {
-        match self.parts(text) {
-            1 => self.base.len() + text,
-            // One digit each after the dash.
-            parts => text + parts * (PART_PREFIX + self.base.len()) + (parts - 1) * 2,
-        }
-    }
-
-    fn classify(&self, name: &[u8]) -> Option<Found> {
-        if name == self.split.as_bytes() {
-            return Some(Found::Split);
-        }
-        match name.strip_prefix(self.base.as_bytes())? {
-            b"" => Some(Found::Part(0)),
-            b"-verify" => Some(Found::Verify),
-            rest => {
-                let rest = std::str::from_utf8(rest.strip_prefix(b"-")?).ok()?;
-                if let Some(id) = rest.strip_prefix("login-") {
-                    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-                    return (!id.is_empty() && id.len() <= 64 && id.bytes().all(fits))
-                        .then(|| Found::Login(id.to_owned()));
-                }
-                let number =
-                    rest.len() < 10 && !rest.starts_with('0') && rest.bytes().all(|byte| byte.is_ascii_digit());
-                rest.parse().ok().filter(|_| number).map(Found::Part)
-            }
-        }
-    }
-
-    /// Our cookies in all `Cookie` fields, with their values, in the order of the request. Whatever cannot be ours is
-    /// passed over.
-    pub(super) fn find<'h>(&self, headers: &'h HeaderMap) -> impl Iterator<Item = (Found, &'h [u8])> {
-        let pairs = headers.get_all(COOKIE).into_iter().flat_map(|field| pieces(field.as_bytes()));
-        pairs.filter_map(|pair| {
-            // Exactly the one space that browsers put there: a name that begins with white space is not ours.
-            let pair = pair.strip_prefix(b" ").unwrap_or(pair);
-            let (name, value) = pair.split_at_checked(memchr::memchr(b'=', pair)?)?;
-            Some((self.classify(name)?, value.strip_prefix(b"=")?))
-        })
-    }
-
-    pub(super) fn expiry(&self, settings: &Settings, found: &Found) -> Option<HeaderValue> {
-        let same_site = if let Found::Login(_) = found { login_same_site(settings) } else { settings.same_site };
-        let path = if *found == Found::Split { SPLIT_PATH } else { "/" };
-        render(settings, &self.full(found), String::new(), same_site, path, None)
-    }
-}
-
-/// The provider's redirect is cross-site: a Strict cookie would stay behind, and a Lax one with a POST.
-pub(super) fn login_same_site(settings: &Settings) -> SameSite {
-    if settings.same_site == SameSite::None || settings.form_post { SameSite::None } else { SameSite::Lax }
-}
-
-/// A `Set-Cookie` value with a life in seconds, or one that removes the cookie.
-pub(super) fn render(
-    settings: &Settings,
-    name: &str,
-    value: String,
-    same_site: SameSite,
-    path: &'static str,
-    life: Option<u64>,
-) -> Option<HeaderValue> {
-    let mut cookie = Cookie::build((name.to_owned(), value))
-        .path(path)
-        .http_only(true)
-        .secure(settings.public.is_https())
-        .partitioned(settings.partitioned)
-        .same_site(match same_site {
-            SameSite::Strict => cookie::SameSite::Strict,
-            SameSite::Lax => cookie::SameSite::Lax,
-            SameSite::None => cookie::SameSite::None,
-        })
-        .max_age(cookie::time::Duration::seconds(life.and_then(|life| life.try_into().ok()).unwrap_or(0)));
-    if life.is_none() {
-        cookie = cookie.expires(cookie::time::OffsetDateTime::UNIX_EPOCH);
-    }
-    // Names are configured as tokens and values are base64url, so this never yields nothing.
-    let mut header = HeaderValue::from_str(&cookie.build().to_string()).ok()?;
-    header.set_sensitive(true);
-    Some(header)
-}
-
-/// The first 36 bits of the GCM tag, the last 16 bytes of the blob.
-fn group_id(text: &str) -> String {
-    let blob = base64_simd::URL_SAFE_NO_PAD.decode_to_vec(text).unwrap_or_default();
-    let tag = blob.last_chunk::<16>().copied().unwrap_or_default();
-    let mut id = base64_simd::URL_SAFE_NO_PAD.encode_to_string(tag);
-    id.truncate(6);
-    id
-}
-
-/// One cookie of a session in several.
-struct Part<'h> {
-    index: u32,
-    group: (u8, [u8; 6]),
-    piece: &'h [u8],
-}
-
-impl<'h> Part<'h> {
-    fn read(index: u32, value: &'h [u8]) -> Option<Self> {
-        let ([own, total, group @ ..], piece) = value.split_first_chunk::<PART_PREFIX>()?;
-        let total = total.checked_sub(b'0').filter(|total| (2..=9).contains(total))?;
-        let own = own.checked_sub(b'0').filter(|own| *own < total)?;
-        let fits = !piece.is_empty() && piece.len() <= 4096 && u32::from(own) == index;
-        fits.then_some(Self { index, group: (total, *group), piece })
-    }
-}
-
-struct Group<'h> {
-    id: (u8, [u8; 6]),
-    parts: Vec<Part<'h>>,
-}
-
-impl Group<'_> {
-    /// Tries every way to fill the group's places: a name that came twice offers two. True when another key may open it.
-    fn consider(&self, search: &mut Search<'_>) -> bool {
-        let places: Vec<Vec<&[u8]>> = (0..u32::from(self.id.0))
-            .map(|index| self.parts.iter().filter(|part| part.index == index).map(|part| part.piece).collect())
-            .collect();
-        let ways = places.iter().try_fold(1_usize, |ways, place| ways.checked_mul(place.len())).unwrap_or(MAX_WAYS);
-        if ways == 0 {
-            // Incomplete. Its first part may tell that it was never ours to judge.
-            let first = places.first().into_iter().flatten();
-            let unknown = first.into_iter().any(|piece| search.sealer.is_of_unknown_key(Purpose::Session, piece));
-            search.garbage |= !unknown;
-            return unknown;
-        }
-        let mut unknown = false;
-        for way in 0..ways.min(MAX_WAYS) {
-            let (mut way, mut text) = (way, Vec::with_capacity(places.len() * PIECE));
-            for place in &places {
-                text.extend_from_slice(place.get(way % place.len()).copied().unwrap_or_default());
-                way /= place.len();
-            }
-            unknown |= search.consider(&text);
-        }
-        unknown
-    }
-}
-
-/// The search for the newest session that opens.
-struct Search<'a> {
-    sealer: &'a Sealer,
-    tries: usize,
-    best: Option<Session>,
-    garbage: bool,
-}
-
-impl Search<'_> {
-    /// True when another key may open the text.
-    fn consider(&mut self, text: &[u8]) -> bool {
-        let Some(tries) = self.tries.checked_sub(1) else { return false };
-        self.tries = tries;
-        match self.sealer.open(Purpose::Session, text) {
-            Unsealed::Plain(plain) => match codec::decode(&plain) {
-                Some(session) => {
-                    let age = |session: &Session| (session.created, session.generation, session.last_used);
-                    if self.best.as_ref().is_none_or(|best| age(best) < age(&session)) {
-                        self.best = Some(session);
-                    }
-                }
-                None => self.garbage = true,
-            },
-            Unsealed::UnknownKey => return true,
-            Unsealed::Broken => self.garbage = true,
-        }
-        false
-    }
+/// What is sealed: the session, and what is kept apart from it.
+struct Plain {
+    front: Vec<u8>,
+    back: Option<Vec<u8>>,
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Whether a session still lives. Pure: session, settings and time in, verdict out.
 //!
 //! ```text
+//! Kept     authentic, and what there is of it is in the store
 //! Absent   nothing of ours was presented, or only what another replica may open
 //! Broken   something of ours was presented and none of it opens
 //! Over     authentic, but its time has passed
@@ -9,6 +10,7 @@
 
 use std::time::Duration;
 
+use super::ticket::Ticket;
 use super::{Session, Settings};
 use crate::clock::Timestamp;
 
@@ -17,6 +19,7 @@ use crate::clock::Timestamp;
 pub enum State {
     Absent,
     Broken,
+    Kept(Ticket),
     Over(Ended, Box<Session>),
     Open(Box<Session>),
 }

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::codec::{Reader, put_tlv, put_tlv_number};
 use super::jar::{Found, Names, login_same_site, render};
+use super::store::Name;
 use super::{SessionId, Settings};
 use crate::clock::Timestamp;
 use crate::crypto::seal::{Opened, Purpose, Sealer};
@@ -51,6 +52,8 @@ pub struct Attempt {
     pub restarts: u8,
     /// The session that the browser had: the new one ends it.
     pub replaces: Option<SessionId>,
+    /// Where the store has that one.
+    pub replaces_entry: Option<Name>,
     /// The key that the code, and then the session's tokens, are bound to.
     pub dpop: Option<DpopKey>,
 }
@@ -173,6 +176,13 @@ impl LoginCookies {
     }
 }
 
+/// Names a used attempt in the store. Its id is random and sealed wherever it travels, so that it serves as the key.
+pub fn attempt_name(id: [u8; 16]) -> Name {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &id);
+    let hash = ring::hmac::sign(&key, b"used attempt 1");
+    Name(hash.as_ref().first_chunk().copied().unwrap_or_default())
+}
+
 /// The end of the cookie's name: short, and different among the few that a browser has.
 fn cookie_id(id: [u8; 16]) -> String {
     let mut name = base64_simd::URL_SAFE_NO_PAD.encode_to_string(id);
@@ -190,7 +200,8 @@ const ACR_VALUES: u8 = 7;
 const SILENT: u8 = 8;
 const RESTARTS: u8 = 9;
 const REPLACES: u8 = 10;
-const DPOP: u8 = 11;
+const REPLACES_ENTRY: u8 = 11;
+const DPOP: u8 = 12;
 
 impl Attempt {
     /// The first 16 bytes of SHA-256 of the nonce, for `Session::nonce_hash`.
@@ -221,6 +232,9 @@ impl Attempt {
         if let Some(replaces) = &self.replaces {
             put_tlv(&mut out, REPLACES, &replaces.0);
         }
+        if let Some(name) = &self.replaces_entry {
+            put_tlv(&mut out, REPLACES_ENTRY, &name.0);
+        }
         if let Some(key) = &self.dpop {
             put_tlv(&mut out, DPOP, key.as_bytes());
         }
@@ -235,7 +249,8 @@ impl Attempt {
         let text = |value: &[u8]| std::str::from_utf8(value).ok().map(str::to_owned);
         let (mut id, mut nonce, mut verifier, mut started) = (None, None, None, None);
         let (mut return_to, mut max_age, mut acr_values) = (None, None, None);
-        let (mut silent, mut restarts, mut replaces, mut dpop) = (false, None, None, None);
+        let (mut silent, mut restarts, mut replaces) = (false, None, None);
+        let (mut replaces_entry, mut dpop) = (None, None);
         let mut last = 0;
         while let Some((tag, value)) = reader.field()? {
             if tag <= last {
@@ -253,6 +268,7 @@ impl Attempt {
                 SILENT => silent = true,
                 RESTARTS => restarts = value.first().copied(),
                 REPLACES => replaces = Some(SessionId(value.try_into().ok()?)),
+                REPLACES_ENTRY => replaces_entry = Some(Name(value.try_into().ok()?)),
                 DPOP => dpop = Some(DpopKey::from_bytes(value)?),
                 _ => return None,
             }
@@ -268,6 +284,7 @@ impl Attempt {
             silent,
             restarts: restarts?,
             replaces,
+            replaces_entry,
             dpop,
         })
     }

@@ -1,5 +1,6 @@
-//! What a session is, and how it survives in cookies. Never makes a network call.
+//! What a session is, and how it survives in cookies, or in a store that it knows as a trait.
 
+pub mod apart;
 pub mod codec;
 pub mod endings;
 pub mod jar;
@@ -8,6 +9,8 @@ pub mod login_cookie;
 pub mod model;
 pub mod settings;
 pub mod store;
+pub mod ticket;
+pub mod vault;
 
 /// Tokens as providers make them.
 #[cfg(test)]

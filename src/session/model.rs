@@ -7,6 +7,7 @@ use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{AccessToken, Login, TokenSet};
 use crate::session::Settings;
 use crate::session::codec::PackedToken;
+use crate::session::ticket::Ticket;
 
 /// 16 random bytes made at login; never shown to anybody outside the sealed cookie.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +46,10 @@ pub struct Session {
     pub access_expires: Option<Timestamp>,
     /// Not decoded until a refresh needs it.
     pub refresh_token: Option<PackedToken>,
+    /// Names the refresh token of this generation when it is in a cookie of its own that did not come along.
+    pub elsewhere: Option<Handle>,
+    /// All that the browser has of a session that is in the store.
+    pub ticket: Option<Ticket>,
     /// When the provider says that the refresh token ends.
     pub refresh_expires: Option<Timestamp>,
     /// Not decoded until a logout or a route needs it. Dropped first when the cookies get too large.
@@ -90,6 +95,8 @@ impl Session {
             access_token: tokens.access_token,
             access_expires: tokens.access_expires,
             refresh_token: tokens.refresh_token.map(|token| PackedToken::pack(token.expose())),
+            elsewhere: None,
+            ticket: None,
             refresh_expires: tokens.refresh_expires,
             id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())),
             scope: tokens.scope,
@@ -121,6 +128,8 @@ impl Session {
             access_token: tokens.access_token,
             access_expires: tokens.access_expires,
             refresh_token,
+            elsewhere: None,
+            ticket: self.ticket.clone(),
             refresh_expires,
             id_token: tokens.id_token.map(|token| PackedToken::pack(token.expose())).or_else(|| self.id_token.clone()),
             scope: tokens.scope.or_else(|| self.scope.clone()),
@@ -134,6 +143,11 @@ impl Session {
         }
     }
 
+    /// There is a refresh token, here or in its own cookie.
+    pub fn has_refresh_token(&self) -> bool {
+        self.refresh_token.is_some() || self.elsewhere.is_some()
+    }
+
     /// Whether a refresh can still be made at `now`: there is a refresh token, it is not known to be past its life, and
     /// the limit of refreshes is not reached.
     pub fn is_refreshable(&self, settings: &Settings, now: Timestamp) -> bool {
@@ -141,7 +155,7 @@ impl Session {
     }
 
     pub(super) fn has_refresh_left(&self, settings: &Settings) -> bool {
-        self.refresh_token.is_some() && (settings.max_refreshes == 0 || self.generation < settings.max_refreshes)
+        self.has_refresh_token() && (settings.max_refreshes == 0 || self.generation < settings.max_refreshes)
     }
 
     /// When the session is over whatever happens: at its absolute end, or when its access token has ended and nothing
@@ -180,7 +194,7 @@ pub(super) mod tests {
     use super::*;
     use crate::oidc::types::{IdToken, Identity, RefreshToken};
     use crate::session::lifecycle::{self, Ended, State};
-    use crate::session::settings::SameSite;
+    use crate::session::settings::{Layout, SameSite, Store};
     use crate::web::origin::Origin;
 
     pub(in crate::session) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -198,6 +212,9 @@ pub(super) mod tests {
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),
             client_id: "app".into(),
+            store: Store::Cookie,
+            layout: Layout::Single,
+            prefix: "/auth".into(),
             max_age: Duration::from_secs(12 * 3600),
             idle_timeout: None,
             max_refreshes: 0,

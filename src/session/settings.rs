@@ -12,6 +12,24 @@ pub enum SameSite {
     None,
 }
 
+/// Where sessions are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In the browser's cookies.
+    Cookie,
+    /// In what the replicas share; the browser has a ticket.
+    Tickets,
+}
+
+/// How a session is spread over cookies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// All of it in the session cookie.
+    Single,
+    /// Refresh and ID token in a cookie that the browser sends only below the prefix.
+    Split,
+}
+
 /// `[session]` and what binds a cookie to this application.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -26,6 +44,10 @@ pub struct Settings {
     /// Sealed in as AAD, with `client_id`.
     pub issuer: String,
     pub client_id: String,
+    pub store: Store,
+    pub layout: Layout,
+    /// `/auth`: below it the browser sends the refresh cookie.
+    pub prefix: String,
     /// Absolute life, from login.
     pub max_age: Duration,
     /// Ends a session without forwarded requests.

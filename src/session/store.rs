@@ -56,7 +56,7 @@ pub trait UsedAttempts: Send + Sync + fmt::Debug {
 
 /// That sessions are over: those that the name names (one session, one of the provider's, or all of a subject) and that
 /// began before `begun_before`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ending {
     pub name: Name,
     pub begun_before: Timestamp,
@@ -66,7 +66,7 @@ pub struct Ending {
 }
 
 /// Who ended sessions: how their end is counted and logged, by the replica that meets one of them first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum By {
     /// Its own browser, by a logout or a new login; or a reuse of its cookie. Was told there and then.
     Itself,

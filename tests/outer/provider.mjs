@@ -16,7 +16,7 @@ const ACCOUNTS = {
  * Starts the provider with one client, given as client metadata (RFC 7591). `features` join those that are always on;
  * `more` replaces what the package takes besides.
  */
-export async function startProvider(client, { features = {}, ...more } = {}) {
+export async function startProvider(client, { accessTokenSeconds = ACCESS_TOKEN_SECONDS, features = {}, ...more } = {}) {
   const counts = { authorizations: 0, refusals: 0, grants: {} };
   // The issuer holds the port, so the port comes first.
   let handle = () => {};
@@ -34,7 +34,7 @@ export async function startProvider(client, { features = {}, ...more } = {}) {
     findAccount: (_ctx, id) => ACCOUNTS[id] && { accountId: id, claims: () => ({ sub: id, ...ACCOUNTS[id] }) },
     pkce: { required: () => true },
     rotateRefreshToken: true,
-    ttl: { AccessToken: ACCESS_TOKEN_SECONDS, IdToken: 300, RefreshToken: 3600, Session: 3600, Grant: 3600, Interaction: 300 },
+    ttl: { AccessToken: accessTokenSeconds, IdToken: 300, RefreshToken: 3600, Session: 3600, Grant: 3600, Interaction: 300 },
     interactions: { url: (_ctx, { uid }) => `/interaction/${uid}` },
     features: {
       devInteractions: { enabled: false },

@@ -9,19 +9,19 @@ import { until } from './wait.mjs';
 const CLIENT_SECRET = 'a secret: 100% +long/enough=for&HMAC';
 
 /**
- * Starts all three, and ends them with the test `t`. `providerUp: false`: the provider is down at first. `gateway`: what
- * `startGateway` takes besides.
+ * Starts all three, and ends them with the test `t`. `providerUp: false`: the provider is down at first. `ofProvider` and
+ * `ofGateway`: what `startProvider` and `startGateway` take besides.
  */
-export async function openWorld(t, { clientAuth = 'client_secret_basic', providerUp = true, gateway: more = {} } = {}) {
+export async function openWorld(t, { clientAuth = 'client_secret_basic', providerUp = true, ofProvider, ofGateway } = {}) {
   const port = await freePort();
   const origin = `http://localhost:${port}`;
   const client = registration(origin, clientAuth);
-  const provider = await startProvider(client);
+  const provider = await startProvider(client, ofProvider);
   t.after(() => provider.stop());
   if (!providerUp) await provider.goDown();
   const app = await startApp(provider.introspect);
   t.after(() => app.stop());
-  const gateway = await startGateway({ port, issuer: provider.issuer, upstream: app.origin, client, ...more });
+  const gateway = await startGateway({ port, issuer: provider.issuer, upstream: app.origin, client, ...ofGateway });
   t.after(() => gateway.stop([...app.tokens(), CLIENT_SECRET]));
   return { provider, app, gateway, clientSecret: CLIENT_SECRET };
 }

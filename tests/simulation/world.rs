@@ -21,7 +21,7 @@ use sidegate::refresh::shared::{OnError, Shared};
 use sidegate::refresh::{Coordinator, Demand, EndReason, Observer, OnReuse, Rotation, Settings};
 use sidegate::session::jar::Jar;
 use sidegate::session::model::{Handle, Session, SessionId};
-use sidegate::session::settings::SameSite;
+use sidegate::session::settings::{self, Layout, SameSite};
 use sidegate::web::origin::Origin;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -345,10 +345,14 @@ impl World {
         let ours = sidegate::session::Settings {
             cookie_name: "sidegate".into(),
             same_site: SameSite::Strict,
+            form_post: false,
             partitioned: false,
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),
             client_id: "app".into(),
+            store: settings::Store::Cookie,
+            layout: Layout::Single,
+            prefix: "/auth".into(),
             max_age: Duration::from_secs(365 * 24 * 3600),
             idle_timeout: None,
             max_refreshes: 0,
@@ -464,6 +468,7 @@ impl World {
             Freshened::Over { reason: EndReason::Dead(_) } => return self.doubt(replica, &came, marker, kind).await,
             Freshened::Over { reason: EndReason::Reuse } => return Answer::of(Status::Login),
             Freshened::Over { .. } => return Answer { cookie: SetCookie::Clear, ..Answer::of(Status::Login) },
+            Freshened::Bring => panic!("the one cookie holds the refresh token"),
             Freshened::Unavailable { retry_after } => {
                 assert!(retry_after >= Duration::from_secs(1), "Retry-After is at least a second");
                 return Answer::of(Status::Unavailable);

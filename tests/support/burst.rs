@@ -21,6 +21,7 @@ use super::client::{Ask, Browser, Jar};
 use super::gateway::{Gateway, config, free_port, set};
 use super::provider::switches::{ExpiresIn, Outage, Rotation};
 use super::provider::{Call, ProviderDouble};
+use super::redis::Redis;
 use super::text::{draw, get};
 use super::upstream::{Script, Upstream};
 
@@ -58,10 +59,29 @@ pub enum Health {
     RateLimit,
 }
 
+/// What the processes share, and what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    Nothing,
+    /// A Redis that is there all the time.
+    Redis,
+    /// It is never there.
+    Absent,
+    /// Killed after a third of the bursts.
+    Killed,
+    /// Killed after a third, and started again, empty, after two thirds.
+    Restarted,
+    /// Stopped by SIGSTOP from a third to two thirds: connections stay open, and nothing answers.
+    Paused,
+}
+
 /// What is to be tried.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub replicas: usize,
+    pub share: Share,
+    /// `redis.on_error`: what is over waits for Redis, instead of being refreshed without it.
+    pub waits_for_redis: bool,
     pub reuse: Reuse,
     pub health: Health,
     /// Processes are killed without warning, one after the other, and started again.
@@ -76,7 +96,17 @@ pub struct Plan {
 impl Plan {
     /// A good provider and a single process.
     pub fn new(reuse: Reuse) -> Self {
-        Self { replicas: 1, reuse, health: Health::Good, kills: false, life: 2, users: 10, rounds: 3 }
+        Self {
+            replicas: 1,
+            share: Share::Nothing,
+            waits_for_redis: false,
+            reuse,
+            health: Health::Good,
+            kills: false,
+            life: 2,
+            users: 10,
+            rounds: 3,
+        }
     }
 }
 
@@ -103,6 +133,9 @@ pub struct Tally {
     pub alarms: usize,
     /// Why requests failed, and what of the token requests was not as it should be; how often.
     pub remarks: BTreeMap<String, usize>,
+    /// Bytes of the names and values in Redis at the end, and the secrets that were found in them.
+    pub dump: usize,
+    pub leaks: Vec<String>,
 }
 
 impl Tally {
@@ -131,6 +164,7 @@ impl Tally {
 pub async fn run(plan: Plan) -> Tally {
     let world = World::start(plan).await;
     let killer = tokio::spawn(Arc::clone(&world).kill_processes());
+    let breaker = tokio::spawn(Arc::clone(&world).break_redis());
     let mut users = JoinSet::new();
     for _ in 0..world.plan.users {
         users.spawn(Arc::clone(&world).live());
@@ -148,7 +182,9 @@ pub async fn run(plan: Plan) -> Tally {
         }
     }
     killer.await.expect("the killer of processes");
+    breaker.await.expect("the breaker of Redis");
     world.ask_the_provider(&mut tally);
+    world.look_into_redis(&mut tally).await;
     tally
 }
 
@@ -158,6 +194,7 @@ struct World {
     plan: Plan,
     provider: Arc<ProviderDouble>,
     _upstream: Upstream,
+    redis: Option<Redis>,
     replicas: Vec<Replica>,
     home: Url,
     /// Bursts that have begun.
@@ -207,6 +244,17 @@ impl World {
         set(&mut first, "refresh.timeout", timeout);
         set(&mut first, "refresh.wait", "\"25s\"");
         set(&mut first, "server.single_replica", &(plan.replicas == 1).to_string());
+        let redis = if plan.share == Share::Nothing { None } else { Some(Redis::start().await) };
+        if let Some(redis) = &redis {
+            set(&mut first, "redis.url", &format!("{:?}", redis.unix_url()));
+            // As above; but where Redis is to be away, that has to be noticed.
+            let timeout = if plan.share == Share::Redis { "\"5s\"" } else { "\"300ms\"" };
+            set(&mut first, "redis.timeout", timeout);
+            set(&mut first, "redis.on_error", if plan.waits_for_redis { "\"wait\"" } else { "\"local\"" });
+            if plan.share == Share::Absent {
+                redis.stop();
+            }
+        }
         let public_url = first["server"]["public_url"].as_str().expect("a URL").to_owned();
         provider.register(&public_url);
         let mut replicas = Vec::new();
@@ -222,9 +270,14 @@ impl World {
         }
         for replica in &replicas {
             replica.process.lock().await.wait_until_ready().await;
+            while !matches!(plan.share, Share::Nothing | Share::Absent)
+                && replica.process.lock().await.metric("sidegate_redis_up", &[]).await < 1.0
+            {
+                sleep(Duration::from_millis(20)).await;
+            }
         }
         let home = Url::parse(&public_url).expect("a URL");
-        Arc::new(Self { plan, provider, _upstream: upstream, replicas, home, begun: watch::Sender::new(0) })
+        Arc::new(Self { plan, provider, _upstream: upstream, redis, replicas, home, begun: watch::Sender::new(0) })
     }
 
     fn somewhere(&self) -> SocketAddr {
@@ -250,6 +303,41 @@ impl World {
             *process = Gateway::run(&replica.config);
             process.wait_until_ready().await;
         }
+    }
+
+    /// What the plan has for Redis.
+    async fn break_redis(self: Arc<Self>) {
+        let Some(redis) = &self.redis else { return };
+        if matches!(self.plan.share, Share::Killed | Share::Restarted | Share::Paused) {
+            self.progress(33).await;
+            if self.plan.share == Share::Paused { redis.pause() } else { redis.stop() }
+        }
+        if matches!(self.plan.share, Share::Restarted | Share::Paused) {
+            // Where all wait for Redis, nothing goes forward before it is back.
+            let patience = if self.plan.waits_for_redis { 4 } else { 600 };
+            let _ = tokio::time::timeout(Duration::from_secs(patience), self.progress(66)).await;
+            if self.plan.share == Share::Paused { redis.go_on() } else { redis.restart().await }
+        }
+    }
+
+    /// Whoever has the Redis has nothing: none of the secrets and names stands there, in whatever way written.
+    async fn look_into_redis(&self, tally: &mut Tally) {
+        let there = matches!(self.plan.share, Share::Redis | Share::Restarted | Share::Paused);
+        let Some(redis) = self.redis.as_ref().filter(|_| there) else { return };
+        let dump = redis.dump().await;
+        let mut canaries = self.provider.canaries().few(200);
+        let (sub, name, email) = {
+            let switches = self.provider.switches.lock();
+            (switches.sub.clone(), switches.name.clone(), switches.email.clone())
+        };
+        for (label, value) in [("sub", &sub), ("name", &name), ("e-mail", &email)] {
+            canaries.add(label, value);
+        }
+        for session in self.provider.sessions().iter().take(20) {
+            canaries.add("sid", &session.sid);
+        }
+        tally.dump = dump.len();
+        tally.leaks = canaries.scan("Redis", &dump).into_iter().map(|hit| format!("{hit:?}")).collect();
     }
 
     /// One user.

@@ -249,3 +249,25 @@ proptest! {
         prop_assert_eq!(plain(sealer.open(Purpose::Login, text.as_bytes())), Some(bytes));
     }
 }
+
+/// What stands in a store opens only with the secret, the server's key, and in its place.
+#[test]
+fn what_is_sealed_for_somebody_opens_for_nobody_else() {
+    let (key, other) = (Key::generate(), Key::generate());
+    let ours = sealer(&[&key]);
+    let sealed = ours.seal_for(key.id(), &[b"token", b"sid"], &[b"handoff1"], b"place", b"plain").unwrap();
+    let open = |sealer: &Sealer, secret: &[&[u8]], info: &[u8], aad: &[u8], sealed: &[u8]| {
+        sealer.open_for(key.id(), secret, &[info], aad, sealed).map(|plain| plain.to_vec())
+    };
+    let replica = sealer(&[&other, &key]);
+    assert_eq!(open(&replica, &[b"token", b"sid"], b"handoff1", b"place", &sealed).unwrap(), b"plain");
+    assert_eq!(open(&ours, &[b"tokens", b"id"], b"handoff1", b"place", &sealed), None, "another secret");
+    assert_eq!(open(&ours, &[b"token", b"sid"], b"handoff2", b"place", &sealed), None, "another purpose");
+    assert_eq!(open(&ours, &[b"token", b"sid"], b"handoff1", b"places", &sealed), None, "another place");
+    assert_eq!(open(&sealer(&[&other]), &[b"token", b"sid"], b"handoff1", b"place", &sealed), None, "another server");
+    for cut in 0..sealed.len() {
+        assert_eq!(open(&ours, &[b"token", b"sid"], b"handoff1", b"place", &sealed[..cut]), None);
+    }
+    let again = ours.seal_for(key.id(), &[b"token", b"sid"], &[b"handoff1"], b"place", b"plain").unwrap();
+    assert_ne!(sealed, again, "the nonce is fresh");
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::login::MAX_RESTARTS;
-use super::{Answer, Visitor, origin, provider_problem, set_location, to_page, without_fragment};
+use super::{Answer, Visitor, origin, provider_problem, set_location, store_unavailable, to_page, without_fragment};
 use crate::crypto::random;
 use crate::gateway::attempts::Taken;
 use crate::gateway::routes::Matched;
@@ -15,9 +15,10 @@ use crate::metrics::{EndReason, LoginOutcome};
 use crate::oidc::ProviderError;
 use crate::oidc::provider::RedeemContext;
 use crate::oidc::types::Code as AuthorizationCode;
-use crate::session::jar::Presented;
 use crate::session::login_cookie::{Attempt, Finish};
+use crate::session::vault::Unplaced;
 use crate::session::{Session, SessionId};
+use crate::spans;
 use crate::telemetry::audit;
 use crate::web::pages;
 use crate::web::path::CleanPath;
@@ -36,6 +37,8 @@ pub enum Failure {
     Provider(ProviderError),
     /// The tokens do not fit into cookies; the sizes are for the log.
     TooLarge(String),
+    /// The store, where the session belongs, does not answer.
+    StoreAway,
 }
 
 /// What the provider sent, once it is known to be well-formed.
@@ -144,27 +147,43 @@ async fn redeem(
         };
         let nonce_hash = attempt.nonce_hash();
         let (request_id, client) = (request.request_id.to_owned(), request.client);
-        let replaces = attempt.replaces;
-        move || async move {
-            let outcome = state.provider.redeem(&code, &context).await;
-            let outcome = outcome.map_err(Failure::Provider).and_then(|login| {
-                let id = SessionId(random::bytes());
-                let now = state.clock.now();
-                let session =
-                    Session::begin(login, nonce_hash, id, state.jar.sealing_key_id(now), state.jar.settings(), now);
-                // Judged before anything says that the login succeeded.
-                let sealed = state.jar.seal(&session, &Presented::default(), now);
-                sealed.map(|_| Arc::new(session)).map_err(|too_large| Failure::TooLarge(too_large.to_string()))
-            });
-            let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
-            finish(&state, &outcome, replaces, from);
-            outcome
+        let (replaces, replaces_entry) = (attempt.replaces, attempt.replaces_entry);
+        move || {
+            spans::carry(async move {
+                let outcome = match state.provider.redeem(&code, &context).await {
+                    Ok(login) => {
+                        let id = SessionId(random::bytes());
+                        let now = state.clock.now();
+                        let session = Session::begin(
+                            login,
+                            nonce_hash,
+                            id,
+                            state.jar.sealing_key_id(now),
+                            state.jar.settings(),
+                            now,
+                        );
+                        // Before anything says that the login succeeded.
+                        state.vault.place(session, now).await.map(Arc::new).map_err(|unplaced| match unplaced {
+                            Unplaced::TooLarge(sizes) => Failure::TooLarge(sizes.to_string()),
+                            Unplaced::Away => Failure::StoreAway,
+                        })
+                    }
+                    Err(error) => Err(Failure::Provider(error)),
+                };
+                if let (Ok(_), Some(entry)) = (&outcome, replaces_entry) {
+                    state.vault.remove_entry(entry).await;
+                }
+                let from = audit::Origin { request_id: Some(&request_id), client, sub_hash: None };
+                finish(&state, &outcome, replaces, from);
+                outcome
+            })
         }
     };
     match state.attempts.once(attempt.id, request.now, exchange).await {
         Taken::Used => stale(state, request, &visitor, login_state, attempt.restarts),
         Taken::Outcome(Err(Failure::Provider(error))) => Answer::Refuse(provider_problem(&error), clear),
         Taken::Outcome(Err(Failure::TooLarge(_))) => Answer::Refuse(too_large(), clear),
+        Taken::Outcome(Err(Failure::StoreAway)) => Answer::Refuse(store_unavailable(), clear),
         Taken::Outcome(Ok(session)) => match state.jar.seal(&session, &visitor.presented, request.now) {
             Ok(cookies) => {
                 // A browser that says `none` over the whole chain withholds the Strict cookie from the page behind
@@ -195,6 +214,10 @@ fn finish(state: &State, outcome: &Finished, replaces: Option<SessionId>, from: 
             if let Some(old) = replaces {
                 state.end_session(old, EndReason::Replaced, &from);
             }
+        }
+        Err(Failure::StoreAway) => {
+            state.metrics.observe_login(LoginOutcome::Unavailable);
+            audit::login_refused(&from, "store_unavailable");
         }
         Err(Failure::TooLarge(sizes)) => {
             state.metrics.observe_login(LoginOutcome::Internal);

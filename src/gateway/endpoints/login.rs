@@ -97,7 +97,13 @@ async fn start(
         acr_values: value("acr_values"),
         silent: value("prompt").is_some_and(|prompt| prompt == "none"),
         restarts,
-        replaces: visitor.session.as_ref().map(|session| session.id),
+        replaces: visitor.session.as_ref().map(|session| session.id).or(visitor.away.as_ref().map(|ticket| ticket.id)),
+        replaces_entry: visitor
+            .session
+            .as_ref()
+            .and_then(|session| session.ticket.as_ref())
+            .or(visitor.away.as_ref())
+            .map(|ticket| state.jar.entry_name(ticket)),
         dpop: state.provider.new_dpop_key(),
     };
     let (login_state, cookies) = state.logins.start(&attempt, request.headers, request.now);

@@ -35,7 +35,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         let problem = Problem::new(Code::MethodNotAllowed, "A script logs out by POST.");
         return problem.allow("POST".to_owned()).into();
     }
-    if *request.method == Method::POST && visitor.session.is_some() && !caller.proven {
+    if *request.method == Method::POST && (visitor.session.is_some() || visitor.away.is_some()) && !caller.proven {
         return csrf().into();
     }
     let mut location = None;
@@ -43,9 +43,19 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         state.ends.end(session.id);
         state.metrics.observe_session_ended(EndReason::Logout);
         audit::logout(&origin(request, Some(state.sub_hash(&session.subject))));
+        if let Some(ticket) = &session.ticket {
+            state.vault.remove(ticket).await;
+        }
         revoke(state, session).await;
         let hint = session.id_token.as_ref().and_then(|packed| packed.unpack()).map(IdToken::new);
         location = state.provider.end_session_url(hint.as_ref());
+    }
+    if let Some(ticket) = &visitor.away {
+        // What the ticket leads to cannot be looked up, but it can be ended.
+        state.ends.end(ticket.id);
+        state.metrics.observe_session_ended(EndReason::Logout);
+        audit::logout(&origin(request, None));
+        state.vault.remove(ticket).await;
     }
     let location = location.unwrap_or_else(|| format!("{}/logout/return", state.settings.prefix));
     let response = if caller.navigation {

@@ -5,19 +5,22 @@ pub mod callback;
 pub mod frontchannel;
 pub mod login;
 pub mod logout;
+pub mod renew;
 pub mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::decide::Caller;
+use super::live::OpenStream;
 use super::settings::Settings;
 use super::state::State;
 use crate::oidc::ProviderError;
 use crate::session::Session;
 use crate::session::jar::Presented;
+use crate::session::ticket::Ticket;
 use crate::telemetry::{SubHash, audit};
 use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
@@ -36,6 +39,8 @@ pub enum Endpoint {
     Backchannel,
     Frontchannel,
     Events,
+    /// Takes every method: the request is on its way to somewhere else.
+    Renew,
 }
 
 /// What an endpoint sees of the request's session.
@@ -48,6 +53,8 @@ pub struct Visitor {
     /// What the browser sent.
     pub presented: Presented,
     pub caller: Caller,
+    /// The store has the session, and does not answer.
+    pub away: Option<Ticket>,
 }
 
 impl Visitor {
@@ -64,7 +71,7 @@ pub enum Answer {
     /// As it is.
     Respond(LocalResponse),
     /// The event stream of this session.
-    Events(Arc<Session>),
+    Events(Arc<Session>, OpenStream),
     /// A refusal, with cookies to set.
     Refuse(Problem, Vec<HeaderValue>),
 }
@@ -94,6 +101,7 @@ impl Endpoint {
             "/logout/backchannel" => Some(Self::Backchannel),
             "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
+            "/renew" => Some(Self::Renew),
             _ => None,
         }
     }
@@ -106,6 +114,7 @@ impl Endpoint {
             Self::Session | Self::LogoutReturn => "GET, HEAD",
             Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
+            Self::Renew => "GET, HEAD, POST, PUT, PATCH, DELETE",
         }
     }
 
@@ -123,12 +132,19 @@ impl Endpoint {
         self == Self::Backchannel || (self == Self::Callback && settings.form_post)
     }
 
+    fn takes(self, method: &Method, settings: &Settings) -> bool {
+        self == Self::Renew || self.methods(settings).split(", ").any(|own| own == method.as_str())
+    }
+
     /// Serves one request.
     pub async fn serve(self, state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-        let methods = self.methods(&state.settings);
-        if !methods.split(", ").any(|own| own == request.method.as_str()) {
+        if !self.takes(request.method, &state.settings) {
             let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
-            return problem.allow(methods.to_owned()).into();
+            return problem.allow(self.methods(&state.settings).to_owned()).into();
+        }
+        let needs_session = matches!(self, Self::Session | Self::Refresh | Self::Events | Self::Renew);
+        if needs_session && visitor.away.is_some() {
+            return if visitor.caller.foreign { csrf() } else { store_unavailable() }.into();
         }
         match self {
             Self::Login => login::serve(state, request, visitor).await,
@@ -137,9 +153,10 @@ impl Endpoint {
             Self::Refresh => session::refresh(state, request, visitor).await,
             Self::Logout => logout::serve(state, request, visitor).await,
             Self::LogoutReturn => logout::returned(state, request, visitor),
+            Self::Events => session::events(state, visitor),
             Self::Backchannel => backchannel::serve(state, request).await,
             Self::Frontchannel => frontchannel::serve(state, request, visitor),
-            Self::Events => session::events(visitor),
+            Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
 }
@@ -158,6 +175,12 @@ fn csrf() -> Problem {
 fn too_often(wait: Duration) -> Problem {
     Problem::new(Code::RateLimited, "Too many of these requests came from this address.")
         .retry_after(wait.as_secs() + 1)
+}
+
+/// 503 while the store does not answer; the session is kept.
+pub(crate) fn store_unavailable() -> Problem {
+    Problem::new(Code::StoreUnavailable, "The session cannot be looked up at the moment; it is kept. Try again.")
+        .retry_after(1)
 }
 
 /// What a failed call to the provider means for the browser.

@@ -16,6 +16,9 @@ use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
 use crate::web::response::LocalResponse;
 
+/// Seconds after which one of the other event streams may have ended.
+const STREAM_AGAIN: u64 = 10;
+
 /// Who is logged in. Polling it keeps no session alive (BFF-39).
 pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -> Answer {
     if visitor.caller.foreign || (visitor.session.is_some() && !visitor.caller.proven) {
@@ -59,14 +62,14 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
             let cookies = mended(state, request, &visitor.presented, changed, &fresh);
             LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
         }
-        Freshened::Over { .. } => over(),
+        Freshened::Over { .. } | Freshened::Bring => over(),
         Freshened::Unavailable { retry_after } => unavailable(retry_after.as_secs()).into(),
         Freshened::Refused => refused().into(),
     }
 }
 
 /// The session's cookies, for a browser that has older ones.
-fn mended(
+pub(super) fn mended(
     state: &State,
     request: &RequestView<'_>,
     presented: &Presented,
@@ -77,11 +80,16 @@ fn mended(
 }
 
 /// What becomes of the session, as it happens.
-pub(super) fn events(visitor: Visitor) -> Answer {
+pub(super) fn events(state: &State, visitor: Visitor) -> Answer {
     match visitor.session {
         _ if visitor.caller.foreign => csrf().into(),
         Some(_) if !visitor.caller.proven => csrf().into(),
-        Some(session) => Answer::Events(session),
+        Some(session) => match state.streams.open(session.id) {
+            Some(open) => Answer::Events(session, open),
+            None => Problem::new(Code::RateLimited, "This session has too many event streams open.")
+                .retry_after(STREAM_AGAIN)
+                .into(),
+        },
         None => Problem::new(Code::LoginRequired, "There is no session. Log in at login_url.").into(),
     }
 }

@@ -53,6 +53,8 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
         refresh_token: Some(PackedToken::pack(&format!("rt-{generation}"))),
         refresh_expires: None,
         id_token: None,
+        elsewhere: None,
+        ticket: None,
         scope: None,
         subject: "alice".into(),
         provider_sid: None,
@@ -660,4 +662,27 @@ fn an_old_cookie_that_comes_back_after_the_grace_is_a_reuse() {
             _ => assert!(matches!(current, Recognised::Current), "{current:?}"),
         }
     }
+}
+
+/// The `split` layout: a request without the refresh token does what it can without, and never spends what it has not.
+#[test]
+fn a_token_that_is_elsewhere_is_brought_only_when_it_is_needed() {
+    let id = SessionId([1; 16]);
+    let first = session(id, 0, T0);
+    let alone = Arc::new(Session { refresh_token: None, elsewhere: Some(name(id, 0)), ..Session::clone(&first) });
+    let mut engine = Engine::new(settings());
+    assert_eq!(step(&mut engine, &alone, T0 + secs(10)), Step::Forward);
+    assert_eq!(step(&mut engine, &alone, T0 + secs(270)), Step::Forward, "early is not needed");
+    assert_eq!(step(&mut engine, &alone, T0 + secs(300)), Step::Bring);
+    assert_eq!(present(&mut engine, &alone, Demand::Now, T0 + secs(10)).step, Step::Bring);
+    let flight = start(&mut engine, &first, T0 + secs(300));
+    assert_eq!(step(&mut engine, &alone, T0 + secs(300)), Step::Join(flight), "somebody has brought it");
+    let next = session(id, 1, T0 + secs(300));
+    engine.settled(flight, renewed(&next), T0 + secs(300));
+    let advice = present(&mut engine, &alone, Demand::IfDue, T0 + secs(301));
+    assert_eq!((advice.step, advice.successor.unwrap().generation), (Step::Forward, 1));
+    // Known to be of no use: nobody is led round for it.
+    let mut engine = Engine::new(settings());
+    let spent = Session { refresh_expires: Some(T0 + secs(200)), ..Session::clone(&alone) };
+    assert_eq!(step(&mut engine, &spent, T0 + secs(300)), Step::Over(EndReason::Expired));
 }

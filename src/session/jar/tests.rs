@@ -1,3 +1,4 @@
+use http::header::COOKIE;
 use proptest::prelude::*;
 
 use super::super::model::tests::{NOW, at, session, settings, tokens};
@@ -7,6 +8,7 @@ use crate::oidc::types::IdToken;
 use crate::session::SessionId;
 use crate::session::lifecycle::Ended;
 use crate::session::samples::{self, Noise};
+use crate::session::settings::SameSite;
 use crate::web::origin::Origin;
 
 const NAME: &str = "__Host-Http-sidegate";
@@ -204,7 +206,7 @@ fn cookie_08_sizes_at_every_boundary() {
         assert!(pairs.iter().all(|(name, value)| name.len() + value.len() <= 4096));
         let sum: usize = pairs.iter().map(|(name, value)| name.len() + value.len()).sum();
         let plain = codec::encode(&session, &PackedToken::pack_plain(session.access_token.expose()), true).len();
-        assert_eq!(sum, jar.names.total(Sealer::sealed_len(plain)), "{size}");
+        assert_eq!(sum, jar.names.total(Series::Session, Sealer::sealed_len(plain)), "{size}");
         assert_eq!(opened(&jar, &pairs).as_ref(), Some(&session), "{size}");
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), (1..=9).collect::<Vec<_>>());
@@ -389,7 +391,7 @@ fn cookie_23_a_session_opens_only_in_its_application() {
         let mut settings = settings();
         change(&mut settings);
         let jar = Jar::new(settings, ring(&[&key]));
-        let pairs = [(jar.names.base.clone(), pairs[0].1.clone())];
+        let pairs = [(jar.names.full(&Found::Part(0)), pairs[0].1.clone())];
         assert_eq!(jar.open(&request(&pairs), NOW).state, State::Broken);
     }
 }
@@ -446,7 +448,7 @@ fn the_access_token_is_compressed_only_to_save_a_cookie() {
     let jar = jar();
     let mut noise = Noise::new(4);
     let codec_of = |session: &Session| {
-        let plain = jar.encode(session).unwrap();
+        let plain = jar.encode(session).unwrap().front;
         (plain.len(), plain == codec::encode(session, &PackedToken::pack_plain(session.access_token.expose()), true))
     };
     let small = session(tokens(&samples::keycloak_access(&mut noise, 0), Some(&samples::jwt_refresh(&mut noise))));
@@ -513,7 +515,7 @@ fn key_replacement_reaches_login_cookies_too() {
 #[test]
 fn a_marker_lives_ten_seconds() {
     let jar = jar();
-    let marker = Marker { handle: [5; 8], hops: 1 };
+    let marker = Marker { handle: [5; 8], hops: 1, dances: 2 };
     let cookie = jar.mark(marker, NOW).unwrap();
     assert!(cookie.to_str().unwrap().contains("Max-Age=10"));
     let request = request(&set(&[cookie]));
@@ -544,4 +546,195 @@ proptest! {
         jar.expire_all(&opened.presented);
         jar.marker(&fields(&lines), NOW);
     }
+}
+
+/// What replicas hand each other opens for who presents the spent token of that very session and generation.
+#[test]
+fn a_result_opens_for_the_holder_of_the_spent_token_only() {
+    let (key, settings) = (Key::generate(), settings());
+    let jar = Jar::new(settings.clone(), ring(&[&key]));
+    let mut spent = session(tokens("a", Some("rt-1")));
+    spent.index_key = jar.sealing_key_id(NOW);
+    let handle = jar.handle(&spent).unwrap();
+    let next = spent.refreshed(tokens("b", Some("rt-2")), handle, spent.index_key, at(10));
+    let sealed = jar.seal_result(&spent, handle, &next).unwrap();
+
+    let replica = Jar::new(settings, ring(&[&Key::generate(), &key]));
+    assert_eq!(replica.open_result(&spent, handle, &sealed), Some(next));
+    let thief = Session { refresh_token: Some(PackedToken::pack("rt-0")), ..spent.clone() };
+    assert_eq!(jar.open_result(&thief, handle, &sealed), None);
+    assert_eq!(jar.open_result(&Session { id: SessionId([9; 16]), ..spent.clone() }, handle, &sealed), None);
+    assert_eq!(jar.open_result(&Session { generation: 1, ..spent.clone() }, handle, &sealed), None);
+    assert_eq!(jar.open_result(&spent, Handle([9; 16]), &sealed), None);
+    assert_eq!(Jar::new(jar.settings().clone(), ring(&[&Key::generate()])).open_result(&spent, handle, &sealed), None);
+}
+
+// -- The split layout ----------------------------------------------------------------------------------------------
+
+const REFRESH: &str = "__Secure-sidegate-refresh";
+
+fn split_settings() -> Settings {
+    Settings { layout: Layout::Split, prefix: "/own/auth".into(), ..settings() }
+}
+
+/// A session with all its tokens, its next generation, and jars of one key.
+fn split_jars() -> (Jar, Jar, Session, Session) {
+    let key = Key::generate();
+    let (single, split) = (Jar::new(settings(), ring(&[&key])), Jar::new(split_settings(), ring(&[&key])));
+    let mut set = tokens("access", Some("refresh-0"));
+    set.id_token = Some(IdToken::new("id-0"));
+    let first = session(set);
+    let own = split.handle(&first).unwrap();
+    let second = first.refreshed(tokens("access-1", Some("refresh-1")), own, 7, at(100));
+    (single, split, first, second)
+}
+
+fn whole(jar: &Jar, pairs: &[(String, String)]) -> Option<Session> {
+    match jar.open_whole(&request(pairs), at(100)).state {
+        State::Open(session) => Some(*session),
+        _ => None,
+    }
+}
+
+#[test]
+fn split_cookies_and_their_attributes() {
+    let (_, jar, session, _) = split_jars();
+    let cookies = jar.seal(&session, &Presented::default(), NOW).unwrap();
+    let [front, back] = cookies.as_slice() else { panic!("{cookies:?}") };
+    let (front, back) = (front.to_str().unwrap(), back.to_str().unwrap());
+    assert!(front.starts_with("__Host-Http-sidegate=E") && front.contains("; Path=/;"), "{front}");
+    assert!(back.starts_with("__Secure-sidegate-refresh=U"), "{back}");
+    let attributes: Vec<_> = back.split("; ").skip(1).collect();
+    for wanted in ["HttpOnly", "Secure", "SameSite=Strict", "Path=/own/auth/", "Max-Age=43200"] {
+        assert!(attributes.contains(&wanted), "{wanted}: {attributes:?}");
+    }
+    assert_eq!(attributes.len(), 5, "no Domain: {attributes:?}");
+    for ours in [REFRESH, "__Secure-sidegate-refresh-1"] {
+        assert!(jar.owns(ours), "{ours}");
+    }
+    for other in ["__Secure-sidegate-refresh-0", "__Secure-sidegate-refresh-x", "__Secure-sidegate"] {
+        assert!(!jar.owns(other), "{other}");
+    }
+}
+
+#[test]
+fn a_split_session_alone_names_its_refresh_token_and_does_not_hold_it() {
+    let (_, jar, session, _) = split_jars();
+    let pairs = seal(&jar, &session);
+    let alone = opened(&jar, &pairs[..1]).unwrap();
+    assert_eq!((alone.refresh_token.as_ref(), alone.id_token.as_ref()), (None, None));
+    assert_eq!(alone.elsewhere, jar.handle(&session));
+    assert_eq!(jar.handle(&alone), jar.handle(&session));
+    assert_eq!(alone.ends(jar.settings()), session.ends(jar.settings()), "it can be refreshed");
+    assert_eq!(opened(&jar, &pairs), Some(session.clone()), "both together are all of it");
+    assert_eq!(whole(&jar, &pairs), Some(session));
+    let lost = whole(&jar, &pairs[..1]).unwrap();
+    assert_eq!((lost.has_refresh_token(), lost.ends(jar.settings())), (false, at(300)), "the browser has it no more");
+    assert_eq!(jar.open(&request(&pairs[1..]), NOW).state, State::Absent, "the refresh cookie alone is nobody");
+}
+
+#[test]
+fn a_session_alone_is_sealed_anew_without_touching_the_refresh_cookie() {
+    let (_, jar, session, _) = split_jars();
+    let pairs = seal(&jar, &session);
+    let mut alone = opened(&jar, &pairs[..1]).unwrap();
+    alone.touch(at(50));
+    let again = jar.seal(&alone, &jar.presented(&request(&pairs)), at(50)).unwrap();
+    assert_eq!(names(&again), [NAME]);
+    let touched = whole(&jar, &[set(&again), pairs[1..].to_vec()].concat()).unwrap();
+    assert_eq!((touched.last_used, &touched.refresh_token), (at(50), &session.refresh_token));
+}
+
+/// Contract 4: it counts only beside a session cookie of the same session, and the higher generation wins.
+#[test]
+fn which_refresh_cookie_counts() {
+    let (_, jar, first, second) = split_jars();
+    let (old, new) = (seal(&jar, &first), seal(&jar, &second));
+    let mut stranger = first.clone();
+    (stranger.id, stranger.generation) = (SessionId([9; 16]), 7);
+    let foreign = seal(&jar, &stranger);
+    let with = |front: &[(String, String)], backs: &[&[(String, String)]]| {
+        let backs = backs.iter().map(|pairs| pairs[1].clone()).collect::<Vec<_>>();
+        whole(&jar, &[&front[..1], &backs[..]].concat()).unwrap()
+    };
+    for backs in [[&foreign[..], &old[..]], [&old[..], &foreign[..]]] {
+        assert_eq!(with(&old, &backs), first);
+    }
+    assert!(!with(&old, &[&foreign[..]]).has_refresh_token(), "somebody else's");
+    for backs in [[&old[..], &new[..]], [&new[..], &old[..]]] {
+        assert_eq!(with(&old, &backs), first, "its own before a newer one");
+        assert_eq!(with(&new, &backs), second);
+    }
+    // Of two answers: the refresh token says where the session stands, and a refresh follows.
+    for (front, back, stands) in [(&old, &new, &second), (&new, &old, &first)] {
+        let mixed = with(front, &[&back[..]]);
+        assert_eq!(jar.handle(&mixed), jar.handle(stands));
+        assert_eq!((mixed.generation, mixed.previous), (stands.generation, stands.previous));
+        assert!(mixed.access_expires.unwrap() <= at(100));
+    }
+}
+
+#[test]
+fn a_rotation_that_changes_nothing_needs_no_new_refresh_cookie() {
+    let (_, jar, first, _) = split_jars();
+    let own = jar.handle(&first).unwrap();
+    let kept = first.refreshed(tokens("access-1", None), own, 7, at(100));
+    let mixed = [&seal(&jar, &kept)[..1], &seal(&jar, &first)[1..]].concat();
+    assert_eq!(whole(&jar, &mixed), Some(kept));
+}
+
+#[test]
+fn the_layouts_read_each_other() {
+    let (single, split, session, _) = split_jars();
+    let (one, two) = (seal(&single, &session), seal(&split, &session));
+    assert_eq!(opened(&split, &one), Some(session.clone()));
+    assert_eq!(opened(&single, &two), Some(session.clone()));
+    let to_two = split.seal(&session, &split.presented(&request(&one)), NOW).unwrap();
+    assert_eq!(names(&to_two), [NAME, REFRESH]);
+    let to_one = single.seal(&session, &single.presented(&request(&two)), NOW).unwrap();
+    assert_eq!(names(&to_one), [NAME, REFRESH], "the second one is removed");
+    assert!(to_one[1].to_str().unwrap().contains("Max-Age=0"));
+}
+
+/// COOKIE-12
+#[test]
+fn a_split_session_is_expired_wherever_it_is_noticed() {
+    let (_, jar, session, _) = split_jars();
+    let pairs = seal(&jar, &session);
+    for pairs in [&pairs[..], &pairs[..1]] {
+        let presented = jar.presented(&request(pairs));
+        assert_eq!(names(&jar.expire(&presented)), [NAME, REFRESH]);
+        assert_eq!(names(&jar.expire_all(&presented)), [NAME, REFRESH]);
+    }
+    assert!(jar.expire(&Presented::default()).is_empty());
+    let expiry = jar.expire(&jar.presented(&request(&pairs[..1]))).remove(1);
+    assert!(expiry.to_str().unwrap().contains("Path=/own/auth/"));
+}
+
+/// COOKIE-08
+#[test]
+fn a_split_session_is_cut_where_it_must_be() {
+    let settings = Settings { header_budget: 16_000, ..split_settings() };
+    let jar = Jar::new(settings.clone(), ring(&[&Key::generate()]));
+    let mut noise = Noise::new(9);
+    let mut set = tokens(&noise.text(4000), Some(&noise.text(4000)));
+    set.id_token = Some(IdToken::new(noise.text(500)));
+    let session = session(set);
+    let pairs = seal(&jar, &session);
+    let names: Vec<_> = pairs.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, [NAME, "__Host-Http-sidegate-1", REFRESH, "__Secure-sidegate-refresh-1"]);
+    assert!(pairs.iter().all(|(name, value)| name.len() + value.len() <= 4096));
+    assert_eq!(whole(&jar, &pairs), Some(session.clone()), "the ID token costs no cookie");
+    assert!(!whole(&jar, &pairs[..3]).unwrap().has_refresh_token(), "half of it is none of it");
+    let tight = Jar::new(Settings { header_budget: 7600, ..settings }, ring(&[&Key::generate()]));
+    assert!(tight.seal(&session, &Presented::default(), NOW).is_err(), "the budget is for all of them");
+}
+
+#[test]
+fn an_id_token_that_a_route_sends_stays_with_the_session() {
+    let jar = Jar::new(Settings { id_token_needed: true, ..split_settings() }, ring(&[&Key::generate()]));
+    let (_, _, session, _) = split_jars();
+    let pairs = seal(&jar, &session);
+    assert_eq!(opened(&jar, &pairs[..1]).unwrap().id_token, session.id_token);
+    assert_eq!(whole(&jar, &pairs), Some(session));
 }

@@ -18,6 +18,7 @@ fn attempt(number: u8, started: Timestamp) -> Attempt {
         silent: true,
         restarts: 2,
         replaces: Some(SessionId([3; 16])),
+        replaces_entry: Some(Name([4; 16])),
         dpop: None,
     }
 }
@@ -64,8 +65,15 @@ fn an_attempt_comes_back_whole() {
     browser.take(&clear);
     assert!(browser.0.is_empty());
     assert_eq!(logins.finish(state.expose(), &browser.headers(), at(1)), Finish::Stale { restarts: 2 });
-    let bare =
-        Attempt { max_age: None, acr_values: None, silent: false, restarts: 0, replaces: None, ..attempt(1, NOW) };
+    let bare = Attempt {
+        max_age: None,
+        acr_values: None,
+        silent: false,
+        restarts: 0,
+        replaces: None,
+        replaces_entry: None,
+        ..attempt(1, NOW)
+    };
     assert_eq!(Attempt::decode(&bare.encode()), Some(bare));
 }
 
