@@ -31,8 +31,6 @@ fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
     refuse(matches!(route.token, RouteToken::Own(_)), "token");
     refuse(route.allow_hosts.is_some(), "allow_hosts");
-    refuse(route.max_auth_age.is_some(), "max_auth_age");
-    refuse(route.acr_values.is_some(), "acr_values");
 }
 
 struct Gaps<'a>(&'a mut Findings);

@@ -106,7 +106,7 @@ impl Parser {
             Some(OneOrMany::Many(many)) => (many.into_iter().next().unwrap_or_default(), "provider[0]"),
             None => (raw::Provider::default(), "provider"),
         };
-        let oidc = self.provider(at, &mut provider, &raw, public.as_ref(), &prefix);
+        let mut oidc = self.provider(at, &mut provider, &raw, public.as_ref(), &prefix);
         raw.provider = Some(OneOrMany::One(provider));
         let keys = self.keys(&mut raw.session, public.as_ref());
         self.session(&raw.session, public.as_ref());
@@ -120,6 +120,16 @@ impl Parser {
         let logout = self.logout(&raw);
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
+        if let Some(oidc) = &mut oidc {
+            // What a route wants of a login has to reach the provider.
+            let mut pass = |wanted: bool, name: &str| {
+                if wanted && !oidc.login_params.iter().any(|known| known == name) {
+                    oidc.login_params.push(name.to_owned());
+                }
+            };
+            pass(routes.iter().any(|route| route.max_auth_age.is_some()), "max_age");
+            pass(routes.iter().any(|route| !route.acr_values.is_empty()), "acr_values");
+        }
         self.verify(&raw.verify);
         let tracing = self.tracing(&raw.tracing);
 

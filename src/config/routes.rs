@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 
@@ -13,6 +14,7 @@ use super::raw;
 use crate::gateway::settings::{
     Access, OnAnonymous, Rate, Route, StaticFiles, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
 };
+use crate::gateway::step_up::MAX_ACR_VALUES;
 
 /// Headers that frame a message or name its target: no claim, token or fixed value may stand there.
 const FRAMING: [&str; 11] = [
@@ -124,9 +126,45 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
             raw::OnDead::Unauthorized => Verify::Unauthorized,
         },
         max_token_age: raw.max_token_age.as_ref().map(duration),
+        max_auth_age: max_auth_age(parser, at, raw),
+        acr_values: acr_values(parser, at, raw),
         upstream_tls: upstream_tls(parser, &key("upstream_tls"), raw.upstream_tls.as_ref()),
         rate_limit: raw.rate_limit.as_ref().and_then(|raw| rate_limit(parser, &key("rate_limit"), raw)),
     })
+}
+
+/// Seconds are what providers count in.
+fn max_auth_age(parser: &mut Parser, at: &str, raw: &raw::Route) -> Option<Duration> {
+    let age = duration(raw.max_auth_age.as_ref()?);
+    if age < Duration::from_secs(1) && !parser.found.blamed(&join(at, "max_auth_age")) {
+        parser.found.problem(join(at, "max_auth_age"), "must be at least \"1s\": no login would be recent enough");
+    }
+    no_login(parser, at, raw, "max_auth_age");
+    Some(age)
+}
+
+fn acr_values(parser: &mut Parser, at: &str, raw: &raw::Route) -> Vec<String> {
+    let Some(given) = &raw.acr_values else { return Vec::new() };
+    let key = join(at, "acr_values");
+    let values: Vec<String> =
+        given.as_slice().iter().flat_map(|text| text.split_ascii_whitespace()).map(str::to_owned).collect();
+    if values.is_empty() {
+        parser.found.problem(&key, "is empty: name the authentication contexts that will do, or leave it out");
+    }
+    if values.iter().any(|value| !value.bytes().all(|byte| byte.is_ascii_graphic())) {
+        parser.found.problem(&key, "must be visible ASCII, without line breaks");
+    }
+    if values.join(" ").len() > MAX_ACR_VALUES {
+        parser.found.problem(&key, format!("is longer than {MAX_ACR_VALUES} bytes in all"));
+    }
+    no_login(parser, at, raw, "acr_values");
+    values
+}
+
+fn no_login(parser: &mut Parser, at: &str, raw: &raw::Route, name: &str) {
+    if raw.access == raw::Access::Public {
+        parser.found.warn(join(at, name), "has no effect: a public route knows no login");
+    }
 }
 
 fn rate_limit(parser: &mut Parser, at: &str, raw: &raw::RateLimit) -> Option<Rate> {

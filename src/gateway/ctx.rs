@@ -15,9 +15,11 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
+use super::decide::Caller;
 use super::live::{self, Tied};
 use super::respond;
 use super::state::{Pick, RouteEntry, State, Target};
+use super::step_up::Wanted;
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
@@ -61,6 +63,8 @@ pub struct Ctx {
     pub body_bytes: u64,
     /// A dead kept-alive connection was already replaced once.
     pub retried: bool,
+    /// The app refused the login that the request came with: what it wants.
+    pub step_up: Option<Wanted>,
     /// The request is sent once more, with the nonce that the upstream wants.
     pub proof: Again,
     /// Set when the request is traced.
@@ -155,6 +159,8 @@ pub struct Used {
     pub session: Arc<Session>,
     /// The idle time-out wants the last use sealed again.
     pub touch: bool,
+    /// Who sent the request.
+    pub caller: Caller,
 }
 
 impl Forward {
@@ -203,6 +209,7 @@ impl Ctx {
             form: Bytes::new(),
             body_bytes: 0,
             retried: false,
+            step_up: None,
             proof: Again::NotYet,
             traced: None,
             tied: None,

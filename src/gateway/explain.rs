@@ -9,6 +9,7 @@ use super::decide::{Caller, Decision, Presence, Rules, decide};
 use super::endpoints::Endpoint;
 use super::routes::{Matched, RouteTable};
 use super::settings::{Access, Route, Settings, Token, Upstream, UpstreamAddress};
+use super::step_up::Wanted;
 use super::upstream;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
@@ -105,6 +106,23 @@ fn describe(
         }
     };
     line("token", &token);
+    for (claim, values) in &route.require {
+        line("require", &format!("{claim} = one of {}; else 403 forbidden", values.join(", ")));
+    }
+    if let Some(age) = route.max_token_age {
+        line("max_token_age", &format!("{age:?}, refreshed first when the token is older"));
+    }
+    if let Some(wanted) = Wanted::of_route(route) {
+        if let Some(age) = wanted.max_age {
+            line("max_auth_age", &format!("{age}s since the login"));
+        }
+        if let Some(values) = &wanted.acr_values {
+            line("acr_values", values);
+        }
+        let leads = matches!(decide(rules, Presence::Absent, caller, method), Decision::Login(_));
+        let url = wanted.login_url(&return_to, &settings.prefix);
+        line("else", &if leads { format!("302 to {url}") } else { format!("401 step_up_required, {url}") });
+    }
     for (name, claim) in &route.identity_headers {
         line("identity", &format!("{name} = {claim}"));
     }

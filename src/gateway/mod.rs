@@ -27,6 +27,7 @@ pub mod routes;
 mod serve;
 pub mod settings;
 pub mod state;
+pub mod step_up;
 pub mod upstream;
 pub mod verify;
 
@@ -57,6 +58,9 @@ use crate::web::problem::{Code, Problem};
 
 /// Not a failure: the app refused the token, a newer one is there, and the request is sent again.
 const TOKEN_RENEWED: ErrorType = ErrorType::Custom("TokenRenewed");
+
+/// Not a failure either: the app wants a better login, and the browser is told so in our words.
+const LOGIN_WANTED: ErrorType = ErrorType::Custom("LoginWanted");
 
 /// The request handler that Pingora drives.
 #[derive(Debug)]
@@ -221,6 +225,10 @@ impl ProxyHttp for Gateway {
         if ctx.renew_refused_token(response).await {
             return Err(Error::new_up(TOKEN_RENEWED));
         }
+        ctx.step_up = ctx.challenged(response.status, &response.headers);
+        if ctx.step_up.is_some() {
+            return Err(Error::new_up(LOGIN_WANTED));
+        }
         ctx.tie(session, response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS
             && !downstream::is_valid_switch(session.req_header(), response)
@@ -332,6 +340,15 @@ impl ProxyHttp for Gateway {
         let dead = FailToProxy { error_code: 0, can_reuse_downstream: false };
         if session.response_written().is_some_and(|head| !head.status.is_informational()) {
             return dead;
+        }
+        let head = session.req_header();
+        if let Some(response) = ctx.instead_of_challenge(&head.method, &head.headers) {
+            let code = response.status.as_u16();
+            session.set_keepalive(None);
+            return match ctx.respond(session, response).await {
+                Ok(()) => FailToProxy { error_code: code, can_reuse_downstream: false },
+                Err(_) => dead,
+            };
         }
         let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
         let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);

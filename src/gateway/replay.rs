@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::clock::Timestamp;
 use crate::session::{Session, SessionId};
+use crate::web::challenge::{self, Challenge};
 
 /// How long a token that a refusal brought is taken for as good as any: an app that refuses it means the user.
 const BELIEVED: Duration = Duration::from_secs(60);
@@ -29,14 +30,13 @@ pub fn is_replayable(method: &Method, headers: &HeaderMap) -> bool {
 /// Whether an answer says that the token is no good. A challenge that asks for another login or for more scope
 /// (RFC 9470, RFC 6750 section 3.1), or another proof (RFC 9449 section 9), is not answered by a newer token of the same grant.
 pub fn refuses_token(status: StatusCode, headers: &HeaderMap) -> bool {
-    let wants_more = |challenge: &str| {
-        let challenge = challenge.to_ascii_lowercase();
-        ["insufficient_user_authentication", "insufficient_scope", "use_dpop_nonce", "invalid_dpop_proof"]
-            .iter()
-            .any(|error| challenge.contains(error))
+    let wants_more = |challenge: &Challenge| {
+        matches!(
+            challenge.param("error"),
+            Some("insufficient_user_authentication" | "insufficient_scope" | "use_dpop_nonce" | "invalid_dpop_proof")
+        )
     };
-    status == StatusCode::UNAUTHORIZED
-        && !headers.get_all(header::WWW_AUTHENTICATE).iter().any(|value| value.to_str().is_ok_and(wants_more))
+    status == StatusCode::UNAUTHORIZED && !challenge::read(headers).iter().any(wants_more)
 }
 
 /// Tokens that a refusal brought, by session.

@@ -22,6 +22,7 @@ use super::rate;
 use super::routes::Matched;
 use super::settings::{Access, OnAnonymous};
 use super::state::{RouteEntry, State};
+use super::step_up::{self, Asker, Wanted};
 use super::verify::{self, Verdict};
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
@@ -314,10 +315,17 @@ impl Ctx {
             touched.touch(request.now);
             state.vault.write_later(touched);
         }
-        let used = Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch };
+        let wanted = Wanted::of_route(route).filter(|wanted| !wanted.is_met(&fresh, request.now));
+        let used =
+            Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch, caller };
         if forbidden {
             let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
             return Outcome::Refuse(problem, self.cookies_of(&used));
+        }
+        if let Some(wanted) = wanted {
+            let (method, headers) = (&request.head.method, &request.head.headers);
+            let asker = Asker { route, caller, method, headers, return_to: return_to.clone() };
+            return step_up::answer(state, asker, &wanted, true, self.cookies_of(&used));
         }
         self.forward(request, entry, Some(used), Vec::new())
     }
@@ -511,7 +519,7 @@ fn preflight(head: &RequestHeader, listed: Option<&HeaderValue>) -> LocalRespons
 }
 
 /// The local page that a request names as its `Referer`; the start page when it names none of ours.
-fn referring_page(headers: &HeaderMap, state: &State) -> ReturnTo {
+pub(super) fn referring_page(headers: &HeaderMap, state: &State) -> ReturnTo {
     let referer = headers.get(header::REFERER).and_then(|value| value.to_str().ok());
     let local = referer.and_then(|referer| referer.strip_prefix(state.settings.public.as_str()));
     ReturnTo::parse(local.filter(|local| local.starts_with('/')), &state.settings.prefix)

@@ -106,6 +106,10 @@ pub struct Route {
     pub csrf: bool,
     /// Forced refresh when the token is older than this.
     pub max_token_age: Option<Duration>,
+    /// Another login when the last one is longer ago.
+    pub max_auth_age: Option<Duration>,
+    /// Another login unless the last one was of one of these classes; empty = any will do.
+    pub acr_values: Vec<String>,
     pub upstream_tls: UpstreamTls,
     pub verify: Verify,
     pub rate_limit: Option<Rate>,

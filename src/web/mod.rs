@@ -1,5 +1,6 @@
 //! HTTP vocabulary shared by all layers: what a request says, what an answer of ours is. No IO, no Pingora.
 
+pub mod challenge;
 pub mod conditional;
 pub mod cookies;
 pub mod fetch;

@@ -11,6 +11,7 @@ use crate::gateway::attempts::Taken;
 use crate::gateway::routes::Matched;
 use crate::gateway::settings::Access;
 use crate::gateway::state::State;
+use crate::gateway::step_up::Wanted;
 use crate::metrics::{EndReason, LoginOutcome};
 use crate::oidc::ProviderError;
 use crate::oidc::provider::RedeemContext;
@@ -148,6 +149,7 @@ async fn redeem(
         let nonce_hash = attempt.nonce_hash();
         let (request_id, client) = (request.request_id.to_owned(), request.client);
         let (replaces, replaces_entry) = (attempt.replaces, attempt.replaces_entry);
+        let wanted = asked_for(&state, &attempt);
         move || {
             spans::carry(async move {
                 let outcome = match state.provider.redeem(&code, &context).await {
@@ -163,10 +165,14 @@ async fn redeem(
                             now,
                         );
                         // Before anything says that the login succeeded.
-                        state.vault.place(session, now).await.map(Arc::new).map_err(|unplaced| match unplaced {
-                            Unplaced::TooLarge(sizes) => Failure::TooLarge(sizes.to_string()),
-                            Unplaced::Away => Failure::StoreAway,
-                        })
+                        if wanted.is_some_and(|wanted| !wanted.is_met(&session, now)) {
+                            Err(Failure::Provider(ProviderError::Invalid { reason: "step_up" }))
+                        } else {
+                            state.vault.place(session, now).await.map(Arc::new).map_err(|unplaced| match unplaced {
+                                Unplaced::TooLarge(sizes) => Failure::TooLarge(sizes.to_string()),
+                                Unplaced::Away => Failure::StoreAway,
+                            })
+                        }
                     }
                     Err(error) => Err(Failure::Provider(error)),
                 };
@@ -289,6 +295,18 @@ fn error_word(error: &str) -> &'static str {
         "unmet_authentication_requirements",
     ];
     KNOWN.into_iter().find(|known| *known == error).unwrap_or("provider_error")
+}
+
+/// What the page behind the login wants of it, when the login was asked for something of the kind: one that falls short
+/// would be sent round and round.
+fn asked_for(state: &State, attempt: &Attempt) -> Option<Wanted> {
+    attempt.max_age.map(drop).or(attempt.acr_values.as_ref().map(drop))?;
+    let path = attempt.return_to.as_str().split(['?', '#']).next().unwrap_or("/");
+    let path = CleanPath::parse(path).ok()?;
+    match state.routes.find(&path, state.settings.public.host(), Some(&Method::GET)) {
+        Matched::Route(entry) => Wanted::of_route(&entry.0.settings),
+        Matched::MethodNotAllowed { .. } | Matched::None => None,
+    }
 }
 
 /// Whether sending the browser to this page would start another login.

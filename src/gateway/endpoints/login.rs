@@ -7,6 +7,7 @@ use http::StatusCode;
 use super::{Answer, Visitor, csrf, provider_problem, to_page};
 use crate::crypto::random;
 use crate::gateway::state::State;
+use crate::gateway::step_up::MAX_ACR_VALUES;
 use crate::oidc::authorize::AuthorizationRequest;
 use crate::oidc::types::{Nonce, PkceVerifier};
 use crate::session::login_cookie::Attempt;
@@ -18,9 +19,6 @@ use crate::web::return_to::ReturnTo;
 
 /// How often a login may start over by itself because its attempt went stale.
 pub(super) const MAX_RESTARTS: u8 = 3;
-/// Longer `acr_values` are not passed on: they travel in the attempt's cookie, which must
-/// stay below what browsers take, else a link could make logins fail.
-const MAX_ACR_VALUES: usize = 512;
 
 /// Starts a login: 302 to the provider, with an attempt's cookie.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
