@@ -161,7 +161,7 @@ impl Parser {
             pass(routes.iter().any(|route| route.max_auth_age.is_some()), "max_age");
             pass(routes.iter().any(|route| !route.acr_values.is_empty()), "acr_values");
         }
-        self.verify(&raw.verify);
+        let verify = self.verify(&raw.verify, &server.listen, admin.listen);
         let tracing = self.tracing(&raw.tracing);
 
         let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
@@ -223,6 +223,7 @@ impl Parser {
         Some(Config {
             server,
             admin,
+            verify,
             log,
             gateway,
             oidc,
@@ -403,8 +404,32 @@ impl Parser {
         address
     }
 
-    fn verify(&mut self, verify: &raw::Verify) {
-        self.address_or_off("verify.listen", &verify.listen);
+    fn verify(
+        &mut self,
+        verify: &raw::Verify,
+        public: &[ListenAddress],
+        admin: Option<SocketAddr>,
+    ) -> Option<ListenAddress> {
+        const KEY: &str = "verify.listen";
+        if verify.listen == "off" {
+            return None;
+        }
+        let address = match listen_address(&verify.listen) {
+            Ok(address) => address,
+            Err(text) => {
+                self.found.problem(KEY, format!("{text}; or \"off\""));
+                return None;
+            }
+        };
+        let any_port = matches!(&address, ListenAddress::Tcp(socket) if socket.port() == 0);
+        if !any_port && (public.contains(&address) || admin.map(ListenAddress::Tcp).as_ref() == Some(&address)) {
+            let text = format!("{address} is also another listener's: a page must not be able to read tokens there");
+            self.found.problem(KEY, text);
+        }
+        if matches!(&address, ListenAddress::Tcp(socket) if !socket.ip().is_loopback()) {
+            self.found.warn(KEY, "answers carry access tokens: let nobody but the proxy that asks reach it");
+        }
+        Some(address)
     }
 
     fn prefix(&mut self, text: &str) -> String {
