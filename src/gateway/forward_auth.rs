@@ -61,8 +61,7 @@ impl Ctx {
                 if fetch::is_preflight(&question.head.method, &question.head.headers) {
                     return Problem::new(Code::Forbidden, "Preflights are for the public listener to answer.").into();
                 }
-                let return_to =
-                    ReturnTo::from_request(&request.path, request.query.as_deref(), &state.settings.prefix);
+                let return_to = ReturnTo::from_request(&request.path, request.query.as_deref(), &state.settings.prefix);
                 let hop = LocalResponse::redirect(StatusCode::FOUND, &return_to.hop_url(&state.settings.prefix));
                 Outcome::Respond(hop.set_cookies(response.cookies))
             }
