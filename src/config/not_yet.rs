@@ -15,7 +15,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         }
         None => {}
     }
-    gaps.refuse(raw.verify.listen != "off", "verify.listen");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);
     }

@@ -115,6 +115,11 @@ impl Ctx {
     /// The cookies that go out on whatever answer goes out.
     pub(super) fn late_cookies(&self) -> Vec<HeaderValue> {
         let Phase::Forward(forward) = &self.phase else { return Vec::new() };
+        self.cookies_with(forward)
+    }
+
+    /// The same, of what is about to be forwarded.
+    pub(super) fn cookies_with(&self, forward: &Forward) -> Vec<HeaderValue> {
         let mut cookies = forward.expire.clone();
         cookies.extend(forward.session.iter().flat_map(|used| self.cookies_of(used)));
         cookies
