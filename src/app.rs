@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, http_proxy};
@@ -90,6 +91,9 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     for address in assembly.addresses() {
         tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "public");
     }
+    if let Some(address) = assembly.verify_address() {
+        tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "verify");
+    }
     // No command line, no file: Pingora is configured here and nowhere else.
     let mut server = Server::new_with_opt_and_conf(None, server_conf(threads));
     server.bootstrap();
@@ -118,8 +122,10 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
 ///
 /// Tests run it without Pingora's server: [`Assembly::serve`] on any tokio runtime, with a clock of their own.
 pub struct Assembly {
-    accept: Option<AcceptService<HttpProxy<Gateway>>>,
+    /// Public, and for forward-auth; taken at the start.
+    accept: Vec<AcceptService<HttpProxy<Gateway>>>,
     addresses: Vec<ListenAddress>,
+    verify_address: Option<ListenAddress>,
     state: Arc<ArcSwap<State>>,
     readiness: Arc<Readiness>,
     connections: Connections,
@@ -144,6 +150,8 @@ impl Assembly {
     pub fn new(config: Config, clock: &Clock, shutdown: &Arc<Shutdown>, reload: Reload) -> Result<Self, StartError> {
         let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        let verify = bind(config.verify.as_slice()).map_err(|error| StartError(format!("verify.listen: {error}")))?;
+        let verify_address = verify.first().map(|listener| listener.address().clone());
         let tls = match &config.server.tls {
             Some(files) => {
                 let client_ca = files.client_ca_file.as_deref();
@@ -171,13 +179,19 @@ impl Assembly {
                 }
             });
         }
-        let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(config.server.net.keepalive);
-        // Refused by the gateway, in its own words.
-        options.allow_connect_method_proxying = true;
-        proxy.server_options = Some(options);
-        proxy.h2_options = Some(http2_options(&config.server.net));
+        let conf = Arc::new(server_conf(config.server.threads));
+        let proxy = |gateway| {
+            let mut proxy = http_proxy(&conf, gateway);
+            let mut options = HttpServerOptions::default();
+            options.h2_idle_timeout = Some(config.server.net.keepalive);
+            // Refused by the gateway, in its own words.
+            options.allow_connect_method_proxying = true;
+            proxy.server_options = Some(options);
+            proxy.h2_options = Some(http2_options(&config.server.net));
+            Arc::new(proxy)
+        };
+        let public = proxy(Gateway::new(Arc::clone(&state)));
+        let verifying = proxy(Gateway::verifying(Arc::clone(&state)));
         let connections = Connections::new(Arc::new(Gauges {
             metrics: Arc::clone(&state.load().metrics),
             shutdown: Arc::clone(shutdown),
@@ -197,6 +211,9 @@ impl Assembly {
             connections: connections.clone(),
             draining,
         };
+        // Questions come from a proxy beside us: in plain HTTP, and from nobody else.
+        let side = Entrance { tls: None, proxy_protocol: Arc::default(), h2c: false, ..entrance.clone() };
+        let accept = vec![AcceptService::new(listeners, public, entrance), AcceptService::new(verify, verifying, side)];
         let began = reload::fingerprint_of(&config.watched_files);
         let in_force = Arc::new(ArcSwap::from_pointee(config));
         let readiness = Readiness::new(shutdown.phase(), Some(provider_known(&in_force, &state)));
@@ -213,8 +230,9 @@ impl Assembly {
             began,
         };
         Ok(Self {
-            accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
+            accept,
             addresses,
+            verify_address,
             state,
             readiness,
             connections,
@@ -230,6 +248,11 @@ impl Assembly {
         &self.addresses
     }
 
+    /// Where other proxies ask, likewise.
+    pub const fn verify_address(&self) -> Option<&ListenAddress> {
+        self.verify_address.as_ref()
+    }
+
     /// What it counts.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.state.load().metrics)
@@ -237,13 +260,20 @@ impl Assembly {
 
     /// Serves until `shutdown` turns true or the process drains, and the last connection has ended.
     pub async fn serve(&mut self, shutdown: ShutdownWatch) {
-        let Some(mut accept) = self.accept.take() else { return };
+        let accept = std::mem::take(&mut self.accept);
+        if accept.is_empty() {
+            return;
+        }
         if let Some(traces) = self.traces.take() {
             self.state.load().tracer.install(traces);
         }
         let tasks = self.start_background();
         self.readiness.set_listening();
-        accept.run(shutdown).await;
+        let runs = accept.into_iter().map(|mut accept| {
+            let shutdown = shutdown.clone();
+            async move { accept.run(shutdown).await }
+        });
+        join_all(runs).await;
         for task in tasks {
             task.abort();
         }

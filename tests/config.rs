@@ -476,6 +476,23 @@ fn presets_fill_in_and_give_way() {
     assert_eq!(google.oidc.authorize_params, [("access_type".to_owned(), "offline".to_owned())]);
 }
 
+/// A template leads only where the operator says, and only with a user.
+#[test]
+fn a_templated_upstream_needs_its_hosts() {
+    let with = |upstream: &str| Desk::with("upstream = \"http://127.0.0.1:3000\"", upstream);
+    let good = with("upstream = \"{account.base_uri}\"\nallow_hosts = [\".example.net\"]");
+    assert!(good.config().session.claims.contains(&"account.base_uri".to_owned()));
+    for (upstream, complaint) in [
+        ("upstream = \"{account.base_uri}\"", "allow_hosts: is required with a template"),
+        ("upstream = \"{a}\"\nallow_hosts = [\".net\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}\"\nallow_hosts = [\"*\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}{b}\"\nallow_hosts = [\".example.net\"]", "upstream: must hold one claim in braces"),
+    ] {
+        let text = with(upstream).complaint();
+        assert!(text.contains(complaint), "{upstream}: {text}");
+    }
+}
+
 /// With a tenant that is none the token says the tenant, and the list says who may come.
 #[test]
 fn tenants_are_listed_where_the_issuer_leaves_them_open() {

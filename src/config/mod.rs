@@ -43,6 +43,8 @@ pub struct Config {
     pub server: ServerSettings,
     /// The operator's listener.
     pub admin: AdminSettings,
+    /// Where other proxies ask; none = off.
+    pub verify: Option<ListenAddress>,
     /// Logging.
     pub log: LogSettings,
     /// Routes, CSRF, endpoints.
@@ -109,6 +111,7 @@ impl Config {
         new.admin.listen.clone_from(&old.admin.listen);
         self.admin.listen = running.admin.listen;
         new.verify.listen.clone_from(&old.verify.listen);
+        self.verify.clone_from(&running.verify);
         kept
     }
 }

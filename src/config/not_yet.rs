@@ -15,7 +15,6 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         }
         None => {}
     }
-    gaps.refuse(raw.verify.listen != "off", "verify.listen");
     for (index, route) in raw.route.iter().enumerate() {
         route_gaps(&format!("route[{index}]"), route, &mut gaps);
     }
@@ -30,7 +29,6 @@ fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
 fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
     refuse(matches!(route.token, RouteToken::Own(_)), "token");
-    refuse(route.allow_hosts.is_some(), "allow_hosts");
 }
 
 struct Gaps<'a>(&'a mut Findings);

@@ -20,6 +20,7 @@ use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
 use super::{AdminSettings, Config, LogFormat, LogSettings, Reading, ServerSettings, TlsFiles, routes};
 use crate::crypto::keyring::{Key, Keyring};
+use crate::gateway::template::Template;
 use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{CertificateFiles, ClientAuth, Endpoints};
@@ -121,6 +122,16 @@ impl Parser {
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
         if let Some(oidc) = &mut oidc {
+            for (index, route) in raw.route.iter().enumerate().filter(|_| !oidc.openid) {
+                let told = "needs OpenID Connect: without an ID token nothing says how, or when, the user logged in";
+                let mut refuse = |wished: bool, key: &str| {
+                    if wished {
+                        self.found.problem(format!("route[{index}].{key}"), told);
+                    }
+                };
+                refuse(route.max_auth_age.is_some(), "max_auth_age");
+                refuse(route.acr_values.is_some(), "acr_values");
+            }
             // What a route wants of a login has to reach the provider.
             let mut pass = |wanted: bool, name: &str| {
                 if wanted && !oidc.login_params.iter().any(|known| known == name) {
@@ -130,12 +141,22 @@ impl Parser {
             pass(routes.iter().any(|route| route.max_auth_age.is_some()), "max_age");
             pass(routes.iter().any(|route| !route.acr_values.is_empty()), "acr_values");
         }
-        self.verify(&raw.verify);
+        let verify = self.verify(&raw.verify, &server.listen, admin.listen);
         let tracing = self.tracing(&raw.tracing);
 
-        let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        let (public, mut oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        // A template may mean what only the token answer says.
+        for claim in routes.iter().filter_map(|route| route.template.as_ref()).map(Template::claim) {
+            let head = claim.split('.').next().unwrap_or(claim);
+            for name in [claim, head] {
+                if !oidc.dialect.response.keep.iter().any(|kept| kept == name) {
+                    oidc.dialect.response.keep.push(name.to_owned());
+                }
+            }
+        }
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
         for route in &routes {
+            sealed.extend(route.template.iter().map(|template| template.claim().to_owned()));
             sealed.extend(route.identity_headers.iter().map(|(_, claim)| claim.clone()));
             sealed.extend(route.require.iter().map(|(claim, _)| claim.clone()));
         }
@@ -192,6 +213,7 @@ impl Parser {
         Some(Config {
             server,
             admin,
+            verify,
             log,
             gateway,
             oidc,
@@ -372,8 +394,32 @@ impl Parser {
         address
     }
 
-    fn verify(&mut self, verify: &raw::Verify) {
-        self.address_or_off("verify.listen", &verify.listen);
+    fn verify(
+        &mut self,
+        verify: &raw::Verify,
+        public: &[ListenAddress],
+        admin: Option<SocketAddr>,
+    ) -> Option<ListenAddress> {
+        const KEY: &str = "verify.listen";
+        if verify.listen == "off" {
+            return None;
+        }
+        let address = match listen_address(&verify.listen) {
+            Ok(address) => address,
+            Err(text) => {
+                self.found.problem(KEY, format!("{text}; or \"off\""));
+                return None;
+            }
+        };
+        let any_port = matches!(&address, ListenAddress::Tcp(socket) if socket.port() == 0);
+        if !any_port && (public.contains(&address) || admin.map(ListenAddress::Tcp).as_ref() == Some(&address)) {
+            let text = format!("{address} is also another listener's: a page must not be able to read tokens there");
+            self.found.problem(KEY, text);
+        }
+        if matches!(&address, ListenAddress::Tcp(socket) if !socket.ip().is_loopback()) {
+            self.found.warn(KEY, "answers carry access tokens: let nobody but the proxy that asks reach it");
+        }
+        Some(address)
     }
 
     fn prefix(&mut self, text: &str) -> String {
