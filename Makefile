@@ -1,10 +1,11 @@
 # What people and CI run. Every target works from a fresh clone.
 
 OUTER := tests/outer
+KIT := client
 BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-rust test-outer bench
+.PHONY: help demo check kit kit-built supply-chain test test-rust test-outer bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,13 +28,23 @@ test: ## everything: tools, format, lints, Rust tests, then the outer tests
 test-rust: ## unit and in-process tests
 	cargo test --locked
 
-test-outer: $(OUTER)/node_modules ## the binary, a certified provider and a real browser
+kit: kit-built ## the SPA kit, also into the demo's page
+	cp $(KIT)/dist/index.js src/demo/page/client.js
+
+kit-built: $(KIT)/node_modules
+	npm --prefix $(KIT) run --silent build
+
+test-outer: $(OUTER)/node_modules kit-built ## the binary, a certified provider and a real browser
 	cargo build --locked
 	SIDEGATE_BIN=$(abspath $(BINARY)) node --test --test-concurrency=1 --test-reporter=spec $(wildcard $(OUTER)/*.test.mjs)
 
-$(OUTER)/node_modules: $(OUTER)/package-lock.json
-	npm --prefix $(OUTER) ci --no-audit --no-fund --ignore-scripts
+%/node_modules: %/package-lock.json
+	npm --prefix $* ci --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 bench: ## benchmarks
 	cargo bench --locked
+
+supply-chain: ## licences, origins and advisories of all crates, and the list of them (needs cargo-deny, cargo-cyclonedx)
+	cargo deny --locked check
+	cargo cyclonedx --format json --all-features

@@ -267,7 +267,13 @@ fn token_answer(data: &[u8]) {
         nonce_challenge: false,
         body: body.to_vec(),
     };
-    if let Ok(answer) = token::decode(&answer, token::TokenType::Bearer, Some(Duration::from_secs(300)), NOW) {
+    if let Ok(answer) = token::decode(
+        &answer,
+        token::TokenType::Bearer,
+        &sidegate::oidc::dialect::Dialect::default(),
+        Some(Duration::from_secs(300)),
+        NOW,
+    ) {
         assert_eq!(status, 200);
         let token = answer.access_token.expose();
         assert!(!token.is_empty() && token.bytes().all(|byte| (0x21..0x7f).contains(&byte)));

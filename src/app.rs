@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use pingora::apps::HttpServerOptions;
 use pingora::proxy::{HttpProxy, http_proxy};
@@ -31,6 +32,7 @@ use crate::admin::{AdminService, AdminState};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat, Reading};
 use crate::gateway::Gateway;
+use crate::gateway::live::Streams;
 use crate::gateway::refusals::Wording;
 use crate::gateway::state::State;
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
@@ -89,6 +91,9 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     for address in assembly.addresses() {
         tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "public");
     }
+    if let Some(address) = assembly.verify_address() {
+        tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "verify");
+    }
     // No command line, no file: Pingora is configured here and nowhere else.
     let mut server = Server::new_with_opt_and_conf(None, server_conf(threads));
     server.bootstrap();
@@ -117,8 +122,10 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
 ///
 /// Tests run it without Pingora's server: [`Assembly::serve`] on any tokio runtime, with a clock of their own.
 pub struct Assembly {
-    accept: Option<AcceptService<HttpProxy<Gateway>>>,
+    /// Public, and for forward-auth; taken at the start.
+    accept: Vec<AcceptService<HttpProxy<Gateway>>>,
     addresses: Vec<ListenAddress>,
+    verify_address: Option<ListenAddress>,
     state: Arc<ArcSwap<State>>,
     readiness: Arc<Readiness>,
     connections: Connections,
@@ -143,6 +150,8 @@ impl Assembly {
     pub fn new(config: Config, clock: &Clock, shutdown: &Arc<Shutdown>, reload: Reload) -> Result<Self, StartError> {
         let listeners = bind(&config.server.listen).map_err(|error| StartError(format!("server.listen: {error}")))?;
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        let verify = bind(config.verify.as_slice()).map_err(|error| StartError(format!("verify.listen: {error}")))?;
+        let verify_address = verify.first().map(|listener| listener.address().clone());
         let tls = match &config.server.tls {
             Some(files) => {
                 let client_ca = files.client_ca_file.as_deref();
@@ -170,13 +179,19 @@ impl Assembly {
                 }
             });
         }
-        let mut proxy = http_proxy(&Arc::new(server_conf(config.server.threads)), Gateway::new(Arc::clone(&state)));
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(config.server.net.keepalive);
-        // Refused by the gateway, in its own words.
-        options.allow_connect_method_proxying = true;
-        proxy.server_options = Some(options);
-        proxy.h2_options = Some(http2_options(&config.server.net));
+        let conf = Arc::new(server_conf(config.server.threads));
+        let proxy = |gateway| {
+            let mut proxy = http_proxy(&conf, gateway);
+            let mut options = HttpServerOptions::default();
+            options.h2_idle_timeout = Some(config.server.net.keepalive);
+            // Refused by the gateway, in its own words.
+            options.allow_connect_method_proxying = true;
+            proxy.server_options = Some(options);
+            proxy.h2_options = Some(http2_options(&config.server.net));
+            Arc::new(proxy)
+        };
+        let public = proxy(Gateway::new(Arc::clone(&state)));
+        let verifying = proxy(Gateway::verifying(Arc::clone(&state)));
         let connections = Connections::new(Arc::new(Gauges {
             metrics: Arc::clone(&state.load().metrics),
             shutdown: Arc::clone(shutdown),
@@ -196,6 +211,9 @@ impl Assembly {
             connections: connections.clone(),
             draining,
         };
+        // Questions come from a proxy beside us: in plain HTTP, and from nobody else.
+        let side = Entrance { tls: None, proxy_protocol: Arc::default(), h2c: false, ..entrance.clone() };
+        let accept = vec![AcceptService::new(listeners, public, entrance), AcceptService::new(verify, verifying, side)];
         let began = reload::fingerprint_of(&config.watched_files);
         let in_force = Arc::new(ArcSwap::from_pointee(config));
         let readiness = Readiness::new(shutdown.phase(), Some(provider_known(&in_force, &state)));
@@ -212,8 +230,9 @@ impl Assembly {
             began,
         };
         Ok(Self {
-            accept: Some(AcceptService::new(listeners, Arc::new(proxy), entrance)),
+            accept,
             addresses,
+            verify_address,
             state,
             readiness,
             connections,
@@ -229,6 +248,11 @@ impl Assembly {
         &self.addresses
     }
 
+    /// Where other proxies ask, likewise.
+    pub const fn verify_address(&self) -> Option<&ListenAddress> {
+        self.verify_address.as_ref()
+    }
+
     /// What it counts.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.state.load().metrics)
@@ -236,13 +260,20 @@ impl Assembly {
 
     /// Serves until `shutdown` turns true or the process drains, and the last connection has ended.
     pub async fn serve(&mut self, shutdown: ShutdownWatch) {
-        let Some(mut accept) = self.accept.take() else { return };
+        let accept = std::mem::take(&mut self.accept);
+        if accept.is_empty() {
+            return;
+        }
         if let Some(traces) = self.traces.take() {
             self.state.load().tracer.install(traces);
         }
         let tasks = self.start_background();
         self.readiness.set_listening();
-        accept.run(shutdown).await;
+        let runs = accept.into_iter().map(|mut accept| {
+            let shutdown = shutdown.clone();
+            async move { accept.run(shutdown).await }
+        });
+        join_all(runs).await;
         for task in tasks {
             task.abort();
         }
@@ -252,6 +283,7 @@ impl Assembly {
         let names = Arc::clone(&self.state.load().names);
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
+        let streams = Arc::clone(&self.state.load().streams);
         let reloader = Arc::clone(&self.reloader);
         // Before anybody is told that we serve: until then this signal ends the process.
         reload::expect_signal();
@@ -262,7 +294,7 @@ impl Assembly {
                 async move { names.keep_fresh().await }
             }),
             keep("sweep", move || sweep(Arc::clone(&swept))),
-            keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
+            keep("drain", move || follow(phase.clone(), drain.clone(), Arc::clone(&streams), connections.clone())),
             keep("reload", move || Arc::clone(&reloader).watch()),
         ];
         if let Some(store) = self.reloader.store.clone() {
@@ -416,8 +448,14 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
 }
 
 /// Tells the way in of the shutdown's phases.
-async fn follow(mut phase: watch::Receiver<Phase>, drain: watch::Sender<bool>, connections: Connections) {
+async fn follow(
+    mut phase: watch::Receiver<Phase>,
+    drain: watch::Sender<bool>,
+    streams: Arc<Streams>,
+    connections: Connections,
+) {
     if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
+        streams.close();
         drain.send_replace(true);
     }
     if phase.wait_for(|phase| *phase >= Phase::Stopped).await.is_ok() {

@@ -122,7 +122,7 @@ fn a_small_file_becomes_settings_with_safe_defaults() {
     assert_eq!(config.admin.listen, Some("127.0.0.1:9180".parse().unwrap()));
     assert_eq!(config.oidc.redirect_uri, "https://app.example.test/auth/callback");
     assert_eq!(
-        config.oidc.discovery_url.as_str(),
+        config.oidc.discovery_url.as_ref().unwrap().as_str(),
         "https://login.example.test/realms/acme/.well-known/openid-configuration"
     );
     assert!(!config.keyring_is_random);
@@ -429,10 +429,7 @@ fn weakening_is_said_aloud() {
 
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
-    for (from, to, key) in [
-        ("client_id = \"spa\"", "client_id = \"spa\"\ntenant = \"x\"", "provider.tenant"),
-        ("path = \"/api/\"", "path = \"/api/\"\ntoken = { audience = \"x\" }", "route[0].token"),
-    ] {
+    for (from, to, key) in [("path = \"/api/\"", "path = \"/api/\"\ntoken = { audience = \"x\" }", "route[0].token")] {
         let text = Desk::with(from, to).complaint();
         assert!(text.contains(&format!("{key}: is not yet supported")), "{to}: {text}");
     }
@@ -451,6 +448,66 @@ fn a_rate_that_nothing_fits_is_refused() {
         assert!(text.contains(key), "{rate}: {text}");
     }
     Desk::with("path = \"/api/\"", "path = \"/api/\"\nrate_limit = { requests = 5, per = \"1s\" }").config();
+}
+
+/// A preset fills in what nobody set; what it cannot is asked for by its key.
+#[test]
+fn presets_fill_in_and_give_way() {
+    let with = |keys: &str| Desk::with("client_id = \"spa\"", &format!("client_id = \"spa\"\n{keys}"));
+    let auth0 = with("preset = \"auth0\"").config();
+    assert_eq!(auth0.oidc.client_auth.name(), "client_secret_post");
+    assert!(auth0.effective().contains("reuse = \"family\""), "{}", auth0.effective());
+    assert!(warnings(&auth0).contains("refresh.reuse: ") && warnings(&auth0).contains("(preset auth0)"));
+    let own = with("preset = \"auth0\"\nclient_auth = \"client_secret_basic\"").config();
+    assert_eq!(own.oidc.client_auth.name(), "client_secret_basic");
+
+    let text = with("preset = \"pingone\"\nregion = \"eu\"\nenvironment_id = \"a/b\"").complaint();
+    assert!(text.contains("provider.environment_id: must be a plain name"), "{text}");
+    let text = with("preset = \"cognito\"").complaint();
+    assert!(text.contains("provider.domain: is required with preset \"cognito\""), "{text}");
+    let text = with("preset = \"smartcar-v3\"").complaint();
+    assert!(text.contains("\"smartcar-v3\" gives one token"), "{text}");
+    let text = with("preset = \"acme\"\n[presets.acme]\nbase = \"oauth2\"\nresponse = { eror = \"/e\" }").complaint();
+    assert!(text.contains("provider.dialect.response.eror: unknown key; did you mean error?"), "{text}");
+
+    let zitadel = with("preset = \"zitadel\"\nproject_id = \"7\"\nscopes = [\"openid\"]").config();
+    assert_eq!(zitadel.oidc.scopes, ["openid", "urn:zitadel:iam:org:project:id:7:aud"]);
+    let google = with("preset = \"google\"\nauthorize_params = { prompt = \"\" }").config();
+    assert_eq!(google.oidc.authorize_params, [("access_type".to_owned(), "offline".to_owned())]);
+}
+
+/// A template leads only where the operator says, and only with a user.
+#[test]
+fn a_templated_upstream_needs_its_hosts() {
+    let with = |upstream: &str| Desk::with("upstream = \"http://127.0.0.1:3000\"", upstream);
+    let good = with("upstream = \"{account.base_uri}\"\nallow_hosts = [\".example.net\"]");
+    assert!(good.config().session.claims.contains(&"account.base_uri".to_owned()));
+    for (upstream, complaint) in [
+        ("upstream = \"{account.base_uri}\"", "allow_hosts: is required with a template"),
+        ("upstream = \"{a}\"\nallow_hosts = [\".net\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}\"\nallow_hosts = [\"*\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}{b}\"\nallow_hosts = [\".example.net\"]", "upstream: must hold one claim in braces"),
+    ] {
+        let text = with(upstream).complaint();
+        assert!(text.contains(complaint), "{upstream}: {text}");
+    }
+}
+
+/// With a tenant that is none the token says the tenant, and the list says who may come.
+#[test]
+fn tenants_are_listed_where_the_issuer_leaves_them_open() {
+    let entra = |keys: &str| Desk::with("issuer =", &format!("preset = \"entra\"\n{keys}\n# issuer ="));
+    let text = entra("").complaint();
+    assert!(text.contains("provider.tenant: is required with preset \"entra\""), "{text}");
+    let text = entra("tenant = \"organizations\"").complaint();
+    assert!(text.contains("provider.allowed_tenants: is required"), "{text}");
+    let settings = entra("tenant = \"organizations\"\nallowed_tenants = [\"t-1\"]").config().oidc;
+    assert!(settings.discovery_url.as_ref().unwrap().as_str().contains("/organizations/v2.0/"));
+    let iss = |tenant: &str| format!("https://login.microsoftonline.com/{tenant}/v2.0");
+    assert!(settings.is_issuer(&iss("t-1"), Some("t-1")));
+    assert!(!settings.is_issuer(&iss("t-2"), Some("t-2")), "not listed");
+    assert!(!settings.is_issuer(&iss("t-1"), Some("t-2")), "iss and tid differ");
+    assert!(!settings.is_issuer(&iss("t-1/x"), None) && !settings.is_issuer(&iss("{tenantid}"), None));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -683,8 +740,9 @@ fn the_reference_and_the_documentation_name_every_key() {
     let mut all = Vec::new();
     keys(config::schema(), &mut all);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in ["config/sidegate.toml", "docs/configuration.md"] {
-        let text = fs::read_to_string(root.join(file)).unwrap();
+    for (file, more) in [("config/sidegate.toml", None), ("docs/configuration.md", Some("docs/providers.md"))] {
+        let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+        let text = read(file) + &more.map(read).unwrap_or_default();
         let words: std::collections::BTreeSet<_> =
             text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
         let absent: Vec<_> = all.iter().filter(|key| !words.contains(key.as_str())).collect();

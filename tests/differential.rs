@@ -10,14 +10,13 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use parking_lot::Mutex;
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -26,6 +25,7 @@ use support::gateway::free_port;
 use support::inside::Inside;
 use support::mutate::{Dice, change};
 use support::provider::ProviderDouble;
+use support::server::{self, Process, Running};
 use support::upstream::Upstream;
 use support::wire::{self, Answer, Conn, Request, Server};
 
@@ -123,16 +123,12 @@ struct Reader {
     /// Says in `X-Body` how long the body was.
     measures: bool,
     _process: Option<Process>,
-    _folder: Option<TempDir>,
+    _server: Option<Running>,
 }
 
-/// Ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl Reader {
+    fn of(name: &'static str, server: Running) -> Self {
+        Self { name, addr: server.addr, measures: false, _process: None, _server: Some(server) }
     }
 }
 
@@ -154,7 +150,7 @@ async fn hyper_reader() -> Reader {
             tokio::spawn(async move { http_serve(http, io, service).await });
         }
     });
-    Reader { name: "hyper", addr, measures: true, _process: None, _folder: None }
+    Reader { name: "hyper", addr, measures: true, _process: None, _server: None }
 }
 
 async fn http_serve<S>(
@@ -182,66 +178,25 @@ fn node_reader() -> Reader {
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the port");
     let addr = (Ipv4Addr::LOCALHOST, line.trim().parse().expect("a port")).into();
-    Reader { name: "Node", addr, measures: true, _process: Some(Process(child)), _folder: None }
-}
-
-/// Where Debian puts servers, for those who have no `/usr/sbin` on their path.
-fn server_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    places.map(|place| place.join(name)).find(|program| program.is_file())
-}
-
-async fn configured(
-    name: &'static str,
-    program: &str,
-    write: impl FnOnce(&Path, u16) -> Vec<String>,
-) -> Option<Reader> {
-    let program = server_program(program)?;
-    let folder = TempDir::new().expect("a folder");
-    let port = free_port();
-    let arguments = write(folder.path(), port);
-    let child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the server starts");
-    let addr: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
-    let up = async {
-        while tokio::net::TcpStream::connect(addr).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await; // it does not tell when it listens
-        }
-    };
-    tokio::time::timeout(PATIENCE, up).await.unwrap_or_else(|_| panic!("{name} does not start"));
-    Some(Reader { name, addr, measures: false, _process: Some(Process(child)), _folder: Some(folder) })
+    Reader { name: "Node", addr, measures: true, _process: Some(Process(child)), _server: None }
 }
 
 async fn nginx_reader() -> Option<Reader> {
-    configured("nginx", "nginx", |folder, port| {
-        let folder = folder.display();
-        let text = format!(
+    let port = free_port();
+    let server = server::nginx(port, |_| {
+        format!(
             r#"
-            daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-            events {{ }}
-            http {{
-                access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/p;
-                fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-                client_max_body_size 0; keepalive_requests 1000000; large_client_header_buffers 8 64k;
-                server {{
-                    listen 127.0.0.1:{port};
-                    location / {{
-                        add_header X-Seen "$request|$http_host" always;
-                        return 204;
-                    }}
+            client_max_body_size 0; keepalive_requests 1000000; large_client_header_buffers 8 64k;
+            server {{
+                listen 127.0.0.1:{port};
+                location / {{
+                    add_header X-Seen "$request|$http_host" always;
+                    return 204;
                 }}
             }}"#
-        );
-        std::fs::write(format!("{folder}/nginx.conf"), text).expect("written");
-        vec!["-p".to_owned(), folder.to_string(), "-c".to_owned(), format!("{folder}/nginx.conf")]
-    })
-    .await
+        )
+    });
+    Some(Reader::of("nginx", server.await?))
 }
 
 async fn apache_reader() -> Option<Reader> {
@@ -249,7 +204,8 @@ async fn apache_reader() -> Option<Reader> {
     if !modules.is_dir() {
         return None;
     }
-    configured("Apache", "apache2", |folder, port| {
+    let port = free_port();
+    let server = server::start("apache2", port, |folder| {
         let folder = folder.display();
         let mut text = String::new();
         for module in ["mpm_event", "authz_core", "headers"] {
@@ -275,8 +231,8 @@ async fn apache_reader() -> Option<Reader> {
         ));
         std::fs::write(format!("{folder}/apache.conf"), text).expect("written");
         vec!["-f".to_owned(), format!("{folder}/apache.conf"), "-X".to_owned()]
-    })
-    .await
+    });
+    Some(Reader::of("Apache", server.await?))
 }
 
 #[derive(Debug, Default)]

@@ -73,6 +73,8 @@ pub(super) struct Sources {
     figment: Figment,
     merged: Value,
     files: Vec<FileLayer>,
+    /// What presets filled in: key and preset.
+    filled: BTreeMap<String, String>,
 }
 
 impl Sources {
@@ -86,8 +88,16 @@ impl Sources {
         self.files.iter().map(|file| file.path.as_path())
     }
 
+    /// The value at `key` is a preset's.
+    pub(super) fn filled(&mut self, key: &str, preset: &str) {
+        self.filled.insert(key.to_owned(), preset.to_owned());
+    }
+
     /// Where the value at `key` came from; none when nobody set it.
     pub(super) fn layer(&self, key: &str) -> Option<Layer> {
+        if let Some(preset) = self.preset_of(key) {
+            return Some(Layer { rank: 0, environment: false, name: format!("preset {preset}"), line: None });
+        }
         let mut value = &self.merged;
         for step in steps(key) {
             value = match (value, step) {
@@ -104,6 +114,11 @@ impl Sources {
             }
             None => Layer { rank: self.files.len(), environment: true, name, line: None },
         })
+    }
+
+    /// The preset that filled in `key`, or the list that it is an item of.
+    fn preset_of(&self, key: &str) -> Option<&String> {
+        self.filled.get(key).or_else(|| self.filled.get(key.rsplit_once('[')?.0))
     }
 }
 
@@ -138,7 +153,7 @@ pub(super) fn read(files: &[PathBuf], around: &Surroundings) -> Result<(Sources,
         figment = figment.merge(variable);
     }
     let merged = figment.find_value("").unwrap_or_else(|_| Value::Dict(Tag::Default, Dict::new()));
-    Ok((Sources { figment, merged, files }, problems))
+    Ok((Sources { figment, merged, files, filled: BTreeMap::new() }, problems))
 }
 
 fn select(files: &[PathBuf], around: &Surroundings) -> Result<Vec<PathBuf>, Vec<Problem>> {

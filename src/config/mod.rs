@@ -1,18 +1,20 @@
 //! The operator's wishes: files and environment in, one typed and consistent [`Config`] out, or every mistake at once.
 //!
 //! ```text
-//! files, environment ── load ──► merged value ── judge (by the schema of raw) ──► RawConfig ── parse ──► Config
-//!                                each leaf knows       keys, types, words                       meaning
+//! files, environment ── load ──► merged value ── presets ── judge (by the schema of raw) ──► RawConfig ── parse ──► Config
+//!                                each leaf knows                  keys, types, words                       meaning
 //!                                its layer
 //! ```
 
 pub mod check;
 pub mod cli;
+pub mod dialect;
 mod files;
 mod judge;
 mod load;
 mod not_yet;
 mod parse;
+mod presets;
 mod problem;
 pub mod raw;
 mod routes;
@@ -41,6 +43,8 @@ pub struct Config {
     pub server: ServerSettings,
     /// The operator's listener.
     pub admin: AdminSettings,
+    /// Where other proxies ask; none = off.
+    pub verify: Option<ListenAddress>,
     /// Logging.
     pub log: LogSettings,
     /// Routes, CSRF, endpoints.
@@ -107,6 +111,7 @@ impl Config {
         new.admin.listen.clone_from(&old.admin.listen);
         self.admin.listen = running.admin.listen;
         new.verify.listen.clone_from(&old.verify.listen);
+        self.verify.clone_from(&running.verify);
         kept
     }
 }
@@ -214,6 +219,7 @@ pub fn read_in(files: &[PathBuf], around: &Surroundings) -> Reading {
     let mut value = sources.value();
     let mut found = problem::Findings::new(sources);
     found.problems.append(&mut problems);
+    presets::apply(&mut value, &mut found);
     judge::judge(&mut value, schema(), &mut found);
     let raw: raw::RawConfig = match value.deserialize() {
         Ok(raw) => raw,

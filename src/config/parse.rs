@@ -1,7 +1,7 @@
 //! What the configuration means: every rule that a schema cannot say. Goes through all sections before it gives up, so
 //! that one run shows every mistake.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,14 +11,16 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use url::{Host, Url};
 
+use super::dialect::{self, IdToken};
 use super::files::Files;
 use super::load::{Surroundings, join};
 use super::not_yet::not_yet;
-use super::problem::{Findings, did_you_mean, shown};
+use super::problem::{Findings, shown};
 use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
 use super::{AdminSettings, Config, LogFormat, LogSettings, Reading, ServerSettings, TlsFiles, routes};
 use crate::crypto::keyring::{Key, Keyring};
+use crate::gateway::template::Template;
 use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{CertificateFiles, ClientAuth, Endpoints};
@@ -28,38 +30,6 @@ use crate::secret::Secret;
 use crate::store::settings::{Address, Deployment};
 use crate::web::origin::{Origin, is_loopback};
 use crate::{gateway, oidc, refresh, session, spans, store};
-
-/// Every preset that the documentation names.
-const PRESETS: [&str; 26] = [
-    "oidc",
-    "oauth2",
-    "auth0",
-    "authelia",
-    "authentik",
-    "cognito",
-    "curity",
-    "dex",
-    "docusign",
-    "duende",
-    "entra",
-    "fusionauth",
-    "github",
-    "github-app",
-    "gitlab",
-    "google",
-    "hydra",
-    "keycloak",
-    "okta",
-    "pingfederate",
-    "pingone",
-    "salesforce",
-    "slack",
-    "smartcar",
-    "wechat",
-    "zitadel",
-];
-/// Those that this version has; they need no other values than the defaults.
-const SUPPORTED_PRESETS: [&str; 2] = ["oidc", "keycloak"];
 
 /// What the authorization request says itself: a fixed or passed-on parameter must not replace it.
 const OWN_AUTHORIZE_PARAMS: [&str; 11] = [
@@ -152,6 +122,16 @@ impl Parser {
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
         if let Some(oidc) = &mut oidc {
+            for (index, route) in raw.route.iter().enumerate().filter(|_| !oidc.openid) {
+                let told = "needs OpenID Connect: without an ID token nothing says how, or when, the user logged in";
+                let mut refuse = |wished: bool, key: &str| {
+                    if wished {
+                        self.found.problem(format!("route[{index}].{key}"), told);
+                    }
+                };
+                refuse(route.max_auth_age.is_some(), "max_auth_age");
+                refuse(route.acr_values.is_some(), "acr_values");
+            }
             // What a route wants of a login has to reach the provider.
             let mut pass = |wanted: bool, name: &str| {
                 if wanted && !oidc.login_params.iter().any(|known| known == name) {
@@ -161,12 +141,22 @@ impl Parser {
             pass(routes.iter().any(|route| route.max_auth_age.is_some()), "max_age");
             pass(routes.iter().any(|route| !route.acr_values.is_empty()), "acr_values");
         }
-        self.verify(&raw.verify);
+        let verify = self.verify(&raw.verify, &server.listen, admin.listen);
         let tracing = self.tracing(&raw.tracing);
 
-        let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        let (public, mut oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        // A template may mean what only the token answer says.
+        for claim in routes.iter().filter_map(|route| route.template.as_ref()).map(Template::claim) {
+            let head = claim.split('.').next().unwrap_or(claim);
+            for name in [claim, head] {
+                if !oidc.dialect.response.keep.iter().any(|kept| kept == name) {
+                    oidc.dialect.response.keep.push(name.to_owned());
+                }
+            }
+        }
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
         for route in &routes {
+            sealed.extend(route.template.iter().map(|template| template.claim().to_owned()));
             sealed.extend(route.identity_headers.iter().map(|(_, claim)| claim.clone()));
             sealed.extend(route.require.iter().map(|(claim, _)| claim.clone()));
         }
@@ -223,6 +213,7 @@ impl Parser {
         Some(Config {
             server,
             admin,
+            verify,
             log,
             gateway,
             oidc,
@@ -403,8 +394,32 @@ impl Parser {
         address
     }
 
-    fn verify(&mut self, verify: &raw::Verify) {
-        self.address_or_off("verify.listen", &verify.listen);
+    fn verify(
+        &mut self,
+        verify: &raw::Verify,
+        public: &[ListenAddress],
+        admin: Option<SocketAddr>,
+    ) -> Option<ListenAddress> {
+        const KEY: &str = "verify.listen";
+        if verify.listen == "off" {
+            return None;
+        }
+        let address = match listen_address(&verify.listen) {
+            Ok(address) => address,
+            Err(text) => {
+                self.found.problem(KEY, format!("{text}; or \"off\""));
+                return None;
+            }
+        };
+        let any_port = matches!(&address, ListenAddress::Tcp(socket) if socket.port() == 0);
+        if !any_port && (public.contains(&address) || admin.map(ListenAddress::Tcp).as_ref() == Some(&address)) {
+            let text = format!("{address} is also another listener's: a page must not be able to read tokens there");
+            self.found.problem(KEY, text);
+        }
+        if matches!(&address, ListenAddress::Tcp(socket) if !socket.ip().is_loopback()) {
+            self.found.warn(KEY, "answers carry access tokens: let nobody but the proxy that asks reach it");
+        }
+        Some(address)
     }
 
     fn prefix(&mut self, text: &str) -> String {
@@ -435,8 +450,21 @@ impl Parser {
         prefix: &str,
     ) -> Option<oidc::Settings> {
         let key = |name: &str| join(at, name);
-        self.preset(&key("preset"), &provider.preset, raw);
-        let issuer = self.issuer(&key("issuer"), provider.issuer.as_deref());
+        let said = dialect::dialect(self, &key("dialect"), provider.dialect.as_ref());
+        let asks_openid = provider.scopes.iter().any(|scope| scope == "openid");
+        let openid = match said.id_token {
+            IdToken::Required => true,
+            IdToken::ByScope => asks_openid,
+            IdToken::None => false,
+        };
+        let endpoints = self.endpoints(&key("endpoints"), &provider.endpoints);
+        let has_issuer = openid || provider.issuer.is_some();
+        let issuer = match (&provider.issuer, &endpoints.token) {
+            (None, Some(token)) if !openid => Some(token.as_str().to_owned()),
+            (None, None) if !openid => None,
+            _ => self.issuer(&key("issuer"), provider.issuer.as_deref(), provider.discovery_url.is_some()),
+        };
+        let allowed_tenants = self.tenants(&key("allowed_tenants"), provider);
         let client_id = provider.client_id.as_deref().filter(|id| !id.trim().is_empty());
         match (&provider.client_id, client_id) {
             (None, _) => {
@@ -451,7 +479,7 @@ impl Parser {
         }
         let signing_key = self.signing_key(at, provider);
         let client_certificate = self.client_certificate(at, provider);
-        let client_auth = self.client_auth(at, provider, signing_key.as_ref());
+        let client_auth = self.client_auth(at, provider, signing_key.as_ref(), said.auth);
         if provider.request_object == raw::RequestObject::Require && provider.private_key_file.is_none() {
             self.found.missing(&key("private_key_file"), "is required with request_object = \"require\"");
         }
@@ -464,7 +492,7 @@ impl Parser {
         if let Some(path) = &provider.ca_file {
             self.files.certificates(&key("ca_file"), path, &mut self.found);
         }
-        self.scopes(&key("scopes"), &provider.scopes);
+        self.scopes(&key("scopes"), &provider.scopes, said.id_token == IdToken::Required);
         let own = |name: &str| OWN_AUTHORIZE_PARAMS.contains(&name);
         for name in provider.authorize_params.keys().filter(|name| own(name)) {
             self.found
@@ -486,8 +514,22 @@ impl Parser {
         }
         let discovery_url = match &provider.discovery_url {
             Some(text) => self.provider_url(&key("discovery_url"), text),
+            // All is said already.
+            None if !openid && endpoints.authorization.is_some() && endpoints.token.is_some() => None,
+            None if !has_issuer => {
+                for (name, endpoint) in [("authorization", &endpoints.authorization), ("token", &endpoints.token)] {
+                    if endpoint.is_none() {
+                        self.found.missing(
+                            &join(&key("endpoints"), name),
+                            "is required where neither issuer nor discovery_url says it",
+                        );
+                    }
+                }
+                None
+            }
             None => issuer.as_ref().and_then(|issuer| {
-                Url::parse(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))).ok()
+                let document = if openid { "openid-configuration" } else { "oauth-authorization-server" };
+                Url::parse(&format!("{}/.well-known/{document}", issuer.trim_end_matches('/'))).ok()
             }),
         };
         let backchannel_base_url = provider.backchannel_base_url.as_ref().and_then(|text| {
@@ -501,13 +543,16 @@ impl Parser {
             Some(url)
         });
         let proxy = provider.proxy.as_ref().and_then(|text| self.forward_proxy(&key("proxy"), text));
-        let endpoints = self.endpoints(&key("endpoints"), &provider.endpoints);
         let timeout = self.positive(&key("timeout"), &provider.timeout);
 
         let public = public?;
         Some(oidc::Settings {
             issuer: issuer?,
-            discovery_url: discovery_url?,
+            has_issuer,
+            allowed_tenants,
+            openid,
+            dialect: said.dialect,
+            discovery_url,
             backchannel_base_url,
             client_id: client_id?,
             client_auth: client_auth?,
@@ -547,34 +592,49 @@ impl Parser {
             redirect_uri: format!("{}{prefix}/callback", public.as_str()),
             post_logout_redirect_uri: format!("{}{prefix}/logout/return", public.as_str()),
             logout_at_provider: raw.logout.provider,
-            logout_style: oidc::settings::LogoutStyle::Oidc,
+            logout_style: said.logout,
             revoke: raw.logout.revoke,
         })
     }
 
-    fn preset(&mut self, key: &str, preset: &str, raw: &RawConfig) {
-        if SUPPORTED_PRESETS.contains(&preset) {
-            return;
+    /// Whose users may come, where the issuer leaves the tenant open.
+    fn tenants(&mut self, key: &str, provider: &raw::Provider) -> Vec<String> {
+        let open = provider.issuer.as_ref().is_some_and(|issuer| issuer.contains("{tenantid}"));
+        match (&provider.allowed_tenants, open) {
+            (None, true) => {
+                self.found.missing(
+                    key,
+                    "is required with this tenant: the ids of the tenants whose users may sign in, or [\"*\"] for all",
+                );
+                Vec::new()
+            }
+            (Some(tenants), true) if tenants.is_empty() => {
+                self.found.problem(key, "is empty: nobody could sign in");
+                Vec::new()
+            }
+            (Some(tenants), true) if tenants.iter().any(|tenant| tenant == "*") => {
+                self.found.warn(key, "\"*\": users of every tenant may sign in, and anybody can make a tenant");
+                Vec::new()
+            }
+            (Some(tenants), true) => tenants.clone(),
+            (Some(_), false) => {
+                self.found.warn(key, "has no effect: the issuer names one tenant");
+                Vec::new()
+            }
+            (None, false) => Vec::new(),
         }
-        let own = raw.presets.keys().map(String::as_str);
-        let known = PRESETS.into_iter().chain(["smartcar-v3"]).chain(own);
-        let text = if known.clone().any(|name| name == preset) {
-            format!(
-                "preset {preset:?} is not yet supported by this version; \"oidc\" serves every OpenID Connect provider"
-            )
-        } else {
-            let hint = did_you_mean(preset, known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
-            format!("no preset is called {}{hint}", shown(preset))
-        };
-        self.found.problem(key, text);
     }
 
-    fn issuer(&mut self, key: &str, text: Option<&str>) -> Option<String> {
+    /// With a discovery URL beside it the issuer may be any text: some providers have such.
+    fn issuer(&mut self, key: &str, text: Option<&str>, any: bool) -> Option<String> {
         let Some(text) = text else {
             self.found
                 .missing(key, "is required: the provider's issuer, such as \"https://login.example.com/realms/acme\"");
             return None;
         };
+        if any && !text.is_empty() && !text.contains("://") && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Some(text.to_owned());
+        }
         let url = self.provider_url(key, text)?;
         if url.query().is_some() {
             self.found.problem(key, "must not contain a query");
@@ -633,11 +693,11 @@ impl Parser {
     fn endpoints(&mut self, at: &str, raw: &raw::ProviderEndpoints) -> Endpoints {
         let mut read =
             |name: &str, text: &Option<String>| text.as_ref().and_then(|text| self.provider_url(&join(at, name), text));
-        read("refresh", &raw.refresh);
         Endpoints {
             pushed_authorization_request: read("pushed_authorization_request", &raw.pushed_authorization_request),
             authorization: read("authorization", &raw.authorization),
             token: read("token", &raw.token),
+            refresh: read("refresh", &raw.refresh),
             jwks: read("jwks", &raw.jwks),
             userinfo: read("userinfo", &raw.userinfo),
             end_session: read("end_session", &raw.end_session),
@@ -696,22 +756,27 @@ impl Parser {
         at: &str,
         provider: &mut raw::Provider,
         signing_key: Option<&Arc<SigningKey>>,
+        dialect: Option<dialect::Auth>,
     ) -> Option<ClientAuth> {
         let key = join(at, "client_secret");
         let given = provider.client_secret.is_some() || provider.client_secret_file.is_some();
         let secret = self.secret(&key, &mut provider.client_secret, &mut provider.client_secret_file);
-        match provider.client_auth {
+        let method = match dialect {
+            None => provider.client_auth,
+            Some(dialect::Auth::Basic | dialect::Auth::BasicRaw) => raw::ClientAuth::Basic,
+            Some(dialect::Auth::Post | dialect::Auth::Query) => raw::ClientAuth::Post,
+            Some(dialect::Auth::QueryIdOnly | dialect::Auth::None) => raw::ClientAuth::None,
+        };
+        match method {
             raw::ClientAuth::Basic | raw::ClientAuth::Post | raw::ClientAuth::SecretJwt => {
                 if !given {
-                    let text = format!(
-                        "or {at}.client_secret_file is required with client_auth = {:?}",
-                        provider.client_auth.as_str()
-                    );
+                    let text =
+                        format!("or {at}.client_secret_file is required with client_auth = {:?}", method.as_str());
                     if !self.found.blamed(&join(at, "client_secret_file")) {
                         self.found.missing(&key, text);
                     }
                 }
-                match provider.client_auth {
+                match method {
                     raw::ClientAuth::Post => secret.map(ClientAuth::Post),
                     raw::ClientAuth::SecretJwt => {
                         // RFC 7518 section 3.2: not shorter than the hash.
@@ -720,7 +785,7 @@ impl Parser {
                         }
                         secret.map(ClientAuth::SecretJwt)
                     }
-                    _ if provider.dialect.as_ref().is_some_and(is_basic_raw) => secret.map(ClientAuth::BasicRaw),
+                    _ if dialect == Some(dialect::Auth::BasicRaw) => secret.map(ClientAuth::BasicRaw),
                     _ => secret.map(ClientAuth::Basic),
                 }
             }
@@ -787,7 +852,7 @@ impl Parser {
         }
     }
 
-    fn scopes(&mut self, key: &str, scopes: &[String]) {
+    fn scopes(&mut self, key: &str, scopes: &[String], openid: bool) {
         // RFC 6749 section 3.3: one or more of %x21 / %x23-5B / %x5D-7E.
         let token = |scope: &str| {
             !scope.is_empty() && scope.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
@@ -798,7 +863,7 @@ impl Parser {
                 format!("must be one scope without blanks, quotes or backslashes, not {}", shown(scope)),
             );
         }
-        if !scopes.iter().any(|scope| scope == "openid") && !self.found.blamed(key) {
+        if openid && !scopes.iter().any(|scope| scope == "openid") && !self.found.blamed(key) {
             self.found.warn(
                 key,
                 "lacks \"openid\": without it an OpenID Connect provider sends no ID token, and no login holds",
@@ -1276,11 +1341,6 @@ fn algorithm(alg: raw::IdTokenAlg) -> Algorithm {
         raw::IdTokenAlg::Es384 => Algorithm::Es384,
         raw::IdTokenAlg::EdDsa => Algorithm::EdDsa,
     }
-}
-
-/// The one dialect of client authentication that is known so far: Basic without the form-encoding.
-pub(super) fn is_basic_raw(dialect: &BTreeMap<String, serde_json::Value>) -> bool {
-    *dialect == BTreeMap::from([("token".to_owned(), serde_json::json!({"auth": "basic_raw"}))])
 }
 
 /// Whether a host of an upstream is this machine.

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::dialect::RawDialect;
 use super::text::{DurationOrOff, DurationText, SizeOrNone, SizeText};
 use crate::secret::Secret;
 
@@ -338,7 +339,7 @@ pub struct Provider {
     pub proxy: Option<String>,
     /// A token endpoint that departs from the standard.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dialect: Option<BTreeMap<String, Value>>,
+    pub dialect: Option<RawDialect>,
     /// For presets with tenants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,

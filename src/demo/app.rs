@@ -18,6 +18,7 @@ pub(super) async fn serve(provider: Arc<DemoProvider>, request: Request<Incoming
     match request.uri().path() {
         "/" | "/index.html" => answer(StatusCode::OK, "text/html; charset=utf-8", include_str!("page/index.html")),
         "/app.js" => answer(StatusCode::OK, "text/javascript; charset=utf-8", include_str!("page/app.js")),
+        "/client.js" => answer(StatusCode::OK, "text/javascript; charset=utf-8", include_str!("page/client.js")),
         "/style.css" => answer(StatusCode::OK, "text/css; charset=utf-8", include_str!("page/style.css")),
         "/api/me" => me(&provider, &request),
         _ => text(StatusCode::NOT_FOUND, "not found"),

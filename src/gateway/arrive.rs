@@ -39,16 +39,36 @@ impl Ctx {
     /// For a request that no route and no endpoint is asked about.
     pub(super) fn arrive<'a>(&mut self, session: &'a Session) -> Result<Request<'a>, Problem> {
         let head = session.req_header();
+        self.read(head, peer_ip(session), session.is_http2(), host_of(head))
+    }
+
+    /// Who sent the request, and how we speak of it: enough to refuse it.
+    pub(super) fn introduce(&mut self, head: &RequestHeader, peer: Option<IpAddr>) -> Initiator {
         let headers = &head.headers;
         let settings = &self.state.settings;
-        let peer = peer_ip(session);
         self.client = peer.map(|peer| forwarded::client(peer, headers, &settings.trusted_proxies));
         self.request_id = forwarded::request_id(headers).map_or_else(random::base64url::<15>, ToOwned::to_owned);
         let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
         self.shape = initiator.shape();
         self.cors = listed_origin(headers, &initiator);
+        initiator
+    }
 
-        if session.is_http2() {
+    /// Reads a head. `host`: in lower case, without port.
+    ///
+    /// # Errors
+    /// As [`Ctx::arrive`].
+    pub(super) fn read<'a>(
+        &mut self,
+        head: &'a RequestHeader,
+        peer: Option<IpAddr>,
+        http2: bool,
+        host: String,
+    ) -> Result<Request<'a>, Problem> {
+        let initiator = self.introduce(head, peer);
+        let headers = &head.headers;
+        let settings = &self.state.settings;
+        if http2 {
             within_limits(head, settings.head)?;
         }
         if matches!(head.method, Method::TRACE | Method::CONNECT) {
@@ -70,7 +90,6 @@ impl Ctx {
             .map_err(|_| Problem::new(Code::BadPath, "The path is ambiguous: it has no single reading."))?;
         self.path = Some(path.clone());
 
-        let host = host_of(head);
         if host != settings.public.host() && !self.state.routes.knows_host(&host) {
             return Err(Problem::new(Code::WrongHost, "This host is not served here."));
         }
@@ -136,7 +155,7 @@ fn within_limits(head: &RequestHeader, limits: HeadLimits) -> Result<(), Problem
 }
 
 /// None on a unix socket.
-fn peer_ip(session: &Session) -> Option<IpAddr> {
+pub(super) fn peer_ip(session: &Session) -> Option<IpAddr> {
     ConnectionInfo::of(session.as_downstream()).and_then(|info| info.peer).map(|peer| peer.ip().to_canonical())
 }
 

@@ -65,6 +65,10 @@ pub struct Ctx {
     pub retried: bool,
     /// The app refused the login that the request came with: what it wants.
     pub step_up: Option<Wanted>,
+    /// Another proxy asks, on the listener of `[verify]`: nothing is forwarded.
+    pub verifies: bool,
+    /// Of the request that it asks about.
+    pub asked_method: Option<Method>,
     /// The request is sent once more, with the nonce that the upstream wants.
     pub proof: Again,
     /// Set when the request is traced.
@@ -210,6 +214,8 @@ impl Ctx {
             body_bytes: 0,
             retried: false,
             step_up: None,
+            verifies: false,
+            asked_method: None,
             proof: Again::NotYet,
             traced: None,
             tied: None,

@@ -15,6 +15,7 @@ use crate::crypto::random;
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::Demand;
 use crate::session::Session as UserSession;
+use crate::web::problem::{Code, Problem};
 use crate::web::{fetch, forwarded};
 
 impl Ctx {
@@ -27,6 +28,14 @@ impl Ctx {
         expire: Vec<HeaderValue>,
     ) -> Outcome {
         let head = request.head;
+        let entry = match entry.settle(used.as_ref().map(|used| used.session.as_ref())) {
+            Ok(entry) => entry,
+            Err(reason) => {
+                tracing::warn!(target: "sidegate", event = "upstream_refused", request_id = self.request_id, reason, "the template of this route leads nowhere for this user");
+                let problem = Problem::new(Code::UpstreamUnreachable, "There is no address for this user's requests.");
+                return Outcome::Refuse(problem, used.as_ref().map(|used| self.cookies_of(used)).unwrap_or_default());
+            }
+        };
         let credential = match &used {
             Some(used) => match upstream::credential(&entry.settings, &used.session) {
                 Ok(credential) => credential,
@@ -106,6 +115,11 @@ impl Ctx {
     /// The cookies that go out on whatever answer goes out.
     pub(super) fn late_cookies(&self) -> Vec<HeaderValue> {
         let Phase::Forward(forward) = &self.phase else { return Vec::new() };
+        self.cookies_with(forward)
+    }
+
+    /// The same, of what is about to be forwarded.
+    pub(super) fn cookies_with(&self, forward: &Forward) -> Vec<HeaderValue> {
         let mut cookies = forward.expire.clone();
         cookies.extend(forward.session.iter().flat_map(|used| self.cookies_of(used)));
         cookies

@@ -15,6 +15,7 @@ pub mod ends;
 pub mod explain;
 mod files;
 mod forward;
+mod forward_auth;
 pub mod limiter;
 pub mod live;
 pub mod rate;
@@ -28,6 +29,7 @@ mod serve;
 pub mod settings;
 pub mod state;
 pub mod step_up;
+pub mod template;
 pub mod upstream;
 pub mod verify;
 
@@ -66,12 +68,19 @@ const LOGIN_WANTED: ErrorType = ErrorType::Custom("LoginWanted");
 #[derive(Debug)]
 pub struct Gateway {
     state: Arc<ArcSwap<State>>,
+    /// Only tells other proxies what would become of their requests.
+    verifies: bool,
 }
 
 impl Gateway {
     /// Requests take the state that is in force when they arrive.
     pub fn new(state: Arc<ArcSwap<State>>) -> Self {
-        Self { state }
+        Self { state, verifies: false }
+    }
+
+    /// For the listener of `[verify]`: forwards nothing, and answers the questions of other proxies.
+    pub fn verifying(state: Arc<ArcSwap<State>>) -> Self {
+        Self { state, verifies: true }
     }
 }
 
@@ -80,7 +89,7 @@ impl ProxyHttp for Gateway {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.state.load_full())
+        Ctx { verifies: self.verifies, ..Ctx::new(self.state.load_full()) }
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {

@@ -13,16 +13,16 @@ use crate::web::path::CleanPath;
 impl Ctx {
     /// Counts and logs the request; the last that happens to it.
     pub(super) fn record(&self, session: &Session) {
-        let head = session.req_header();
+        let method = self.asked_method.as_ref().unwrap_or(&session.req_header().method);
         let status = session.response_written().map_or(499, |written| written.status.as_u16());
         let duration = self.started.elapsed();
         let upstream = self.upstream_started.map(|started| {
             self.upstream_answered.map_or_else(|| started.elapsed(), |answered| answered.duration_since(started))
         });
         match &self.route {
-            Label::Route(entry) => entry.metrics.observe(&head.method, status, duration, upstream),
+            Label::Route(entry) => entry.metrics.observe(method, status, duration, upstream),
             Label::None(kind) => {
-                self.state.metrics.observe_no_route(*kind, MethodLabel::from(&head.method), status, duration);
+                self.state.metrics.observe_no_route(*kind, MethodLabel::from(method), status, duration);
             }
         }
         let own = self.traced.as_ref().map(|traced| traced.context.traceparent());
@@ -32,12 +32,12 @@ impl Ctx {
         };
         let trace_id = trace.and_then(|parent| parent.split('-').nth(1));
         if let Some(traced) = &self.traced {
-            self.tell_spans(traced, MethodLabel::from(&head.method).as_str(), status, duration);
+            self.tell_spans(traced, MethodLabel::from(method).as_str(), status, duration);
         }
         telemetry::access(&AccessLine {
             request_id: &self.request_id,
             route: self.route.as_str(),
-            method: head.method.as_str(),
+            method: method.as_str(),
             path: self.path.as_ref().map_or("", CleanPath::as_str),
             status,
             duration,

@@ -74,6 +74,9 @@ struct Opened {
 impl Ctx {
     /// Everything up to the decision, and the decision.
     pub(super) async fn serve(&mut self, session: &mut Session) -> Outcome {
+        if self.verifies {
+            return self.answer_question(session).await;
+        }
         if let Err(problem) = self.read_form(session).await {
             // Read all the same: the answer has the form and the id that the request asks for.
             return match self.arrive(session) {
@@ -185,7 +188,7 @@ impl Ctx {
         }
     }
 
-    async fn route(&mut self, state: &Arc<State>, request: &Request<'_>) -> Outcome {
+    pub(super) async fn route(&mut self, state: &Arc<State>, request: &Request<'_>) -> Outcome {
         let entry = match self.find_route(state, request) {
             Ok(entry) => entry,
             Err(problem) => return problem.into(),

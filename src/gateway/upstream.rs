@@ -190,6 +190,11 @@ fn claim(session: &Session, name: &str) -> Option<HeaderValue> {
     }
 }
 
+/// The identity headers of this route that the session has the claim for.
+pub fn identity(route: &Route, session: &Session) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    route.identity_headers.iter().filter_map(|(name, source)| Some((name.clone(), claim(session, source)?)))
+}
+
 /// Rewrites the head that Pingora is about to send. Runs once per try, after Pingora removed what `Connection`
 /// nominates, so that a client cannot nominate away what is set here.
 ///

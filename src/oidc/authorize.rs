@@ -45,7 +45,13 @@ pub fn challenge(verifier: &PkceVerifier) -> String {
 /// The scopes to ask for: as configured, without `offline_access` where the provider does not know it.
 pub fn scope(settings: &Settings, metadata: &ProviderMetadata) -> String {
     let wanted = |scope: &&String| *scope != "offline_access" || !metadata.denies_scope(scope);
-    settings.scopes.iter().filter(wanted).map(String::as_str).collect::<Vec<_>>().join(" ")
+    settings
+        .scopes
+        .iter()
+        .filter(wanted)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(&settings.dialect.authorize.scope_separator)
 }
 
 /// The parameters of the request. None occurs twice (but `resource`, RFC 8707 section 2): ours win, then
@@ -55,19 +61,28 @@ pub fn parameters(
     metadata: &ProviderMetadata,
     request: &AuthorizationRequest,
 ) -> Vec<(String, String)> {
+    let dialect = &settings.dialect;
     let mut pairs: Vec<(String, String)> = Vec::with_capacity(16);
     let mut put = |name: &str, value: &str| pairs.push((name.to_owned(), value.to_owned()));
     put("response_type", "code");
-    put("client_id", &settings.client_id);
+    put(&dialect.authorize.client_id_param, &settings.client_id);
     put("redirect_uri", &settings.redirect_uri);
     let scope = scope(settings, metadata);
     if !scope.is_empty() {
         put("scope", &scope);
     }
-    put("state", request.state.expose());
-    put("nonce", request.nonce.expose());
-    put("code_challenge", &challenge(&request.verifier));
-    put("code_challenge_method", "S256");
+    if dialect.authorize.plain_state {
+        put("state", &plain_state(request.state.expose()));
+    } else {
+        put("state", request.state.expose());
+    }
+    if settings.openid {
+        put("nonce", request.nonce.expose());
+    }
+    if dialect.pkce {
+        put("code_challenge", &challenge(&request.verifier));
+        put("code_challenge_method", "S256");
+    }
     if settings.form_post {
         put("response_mode", "form_post");
     }
@@ -87,7 +102,44 @@ pub fn parameters(
             pairs.push((name.clone(), value.clone()));
         }
     }
+    let order = &dialect.authorize.order;
+    if !order.is_empty() {
+        pairs.sort_by_key(|(name, _)| order.iter().position(|first| first == name).unwrap_or(order.len()));
+    }
     pairs
+}
+
+/// A `state` for providers that take letters and digits only: base64url with its two other characters, and `Z`,
+/// written as `Z` and a digit.
+pub fn plain_state(state: &str) -> String {
+    let mut plain = String::with_capacity(state.len() + 16);
+    for letter in state.chars() {
+        match letter {
+            'Z' => plain.push_str("Z0"),
+            '-' => plain.push_str("Z1"),
+            '_' => plain.push_str("Z2"),
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+/// The `state` that [`plain_state`] was made of; none when it was made by nobody.
+pub fn unplain_state(plain: &str) -> Option<String> {
+    let mut state = String::with_capacity(plain.len());
+    let mut letters = plain.chars();
+    while let Some(letter) = letters.next() {
+        state.push(match letter {
+            'Z' => match letters.next()? {
+                '0' => 'Z',
+                '1' => '-',
+                '2' => '_',
+                _ => return None,
+            },
+            other => other,
+        });
+    }
+    Some(state)
 }
 
 /// The URL to send the browser to. What the endpoint itself carries stays where we say nothing else.

@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
+use super::dialect::Manner;
 use super::dpop::{self, DpopKey, Nonces};
 use super::error::ProviderError;
 use super::settings::{CertificateFiles, ClientAuth, Settings};
@@ -205,27 +206,69 @@ impl Client {
         form: &Form,
         dpop: Option<&DpopKey>,
     ) -> Result<Answer, CallError> {
+        self.post_as(endpoint, url, form, dpop, &Manner::default()).await
+    }
+
+    /// The same in the provider's own manner, which may be a GET.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn post_as(
+        &self,
+        endpoint: &'static str,
+        url: &Url,
+        form: &Form,
+        dpop: Option<&DpopKey>,
+        manner: &Manner,
+    ) -> Result<Answer, CallError> {
         let http = self.http.load();
         let request = || {
-            let request = http
-                .post(url.clone())
-                .header(ACCEPT, "application/json")
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
             // Made anew for each try: an assertion holds once.
-            let (mut form, mut request) = (form.clone(), self.proven(request, "POST", url, None, dpop)?);
+            let (mut form, mut header) = (form.clone(), None);
             match self.auth.as_ref() {
-                Auth::Basic(header) => request = request.header(AUTHORIZATION, header.clone()),
+                _ if !manner.secret => form.set(&manner.client_id_param, &self.client_id),
+                Auth::Basic(basic) => header = Some(basic.clone()),
                 Auth::Post(secret) => {
-                    form.set("client_id", &self.client_id);
-                    form.set("client_secret", secret.expose());
+                    form.set(&manner.client_id_param, &self.client_id);
+                    form.set(&manner.client_secret_param, secret.expose());
                 }
                 Auth::SecretJwt(key) => self.assert_by(&mut form, |claims| hs256_jwt(key, claims))?,
                 Auth::KeyJwt(key) => self.assert_by(&mut form, |claims| key.jwt("JWT", None, claims))?,
-                Auth::Id => form.set("client_id", &self.client_id),
+                Auth::Id => form.set(&manner.client_id_param, &self.client_id),
             }
-            Ok(request.body(form.encoded().to_owned()))
+            let (request, method) = if manner.get {
+                let mut url = url.clone();
+                url.query_pairs_mut().extend_pairs(form.pairs());
+                (http.get(url), "GET")
+            } else {
+                let request = http.post(url.clone()).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+                (request.body(form.encoded().to_owned()), "POST")
+            };
+            let request = self.proven(request.header(ACCEPT, manner.accept.as_str()), method, url, None, dpop)?;
+            Ok(match header {
+                Some(header) => request.header(AUTHORIZATION, header),
+                None => request,
+            })
         };
         self.sent(endpoint, url, dpop.is_some(), request).await
+    }
+
+    /// Revokes an access token as GitHub wants it: `DELETE`, with the token in a JSON body.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn delete_token(&self, url: &Url, token: &AccessToken) -> Result<Answer, CallError> {
+        let body = serde_json::json!({"access_token": token.expose()}).to_string();
+        let request = self.http.load().delete(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
+        let request = match self.auth.as_ref() {
+            Auth::Basic(header) => request.header(AUTHORIZATION, header.clone()),
+            Auth::Post(secret) => {
+                let header = basic(&self.client_id, secret.expose()).ok();
+                request.header(AUTHORIZATION, header.ok_or(CallError::Unreachable("client_auth"))?)
+            }
+            _ => return Err(CallError::Unreachable("client_auth")),
+        };
+        self.send("revocation", request).await
     }
 
     /// A client assertion (RFC 7523 section 3, OpenID Connect Core section 9; one audience as FAPI 2.0 wants it).
@@ -373,7 +416,7 @@ fn sensitive(value: &str) -> Option<HeaderValue> {
 fn build(settings: &Settings) -> Result<reqwest::Client, SetupError> {
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls(settings)?)
-        .user_agent("sidegate")
+        .user_agent(settings.dialect.user_agent.as_deref().unwrap_or("sidegate"))
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)
@@ -396,7 +439,7 @@ fn tls(settings: &Settings) -> Result<rustls::ClientConfig, SetupError> {
             roots.add(anchor).map_err(|_| unreadable(CA_FILE, path, "holds a certificate that is no trust anchor"))?;
         }
     }
-    if roots.is_empty() && settings.discovery_url.scheme() == "https" {
+    if roots.is_empty() && settings.discovery_url.as_ref().is_none_or(|url| url.scheme() == "https") {
         return Err(SetupError(
             "provider.ca_file is needed: this system has no trust anchors, so no https provider can be verified"
                 .to_owned(),

@@ -110,7 +110,8 @@ pub fn check_refresh(
 /// # Errors
 /// `iss`, `aud`.
 pub fn check_parties(claims: &Claims, settings: &Settings) -> Result<(), Fault> {
-    if claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
+    let word = |name: &str| claims.get(name).and_then(Value::as_str);
+    if !word("iss").is_some_and(|iss| settings.is_issuer(iss, word("tid"))) {
         return Err(Fault("iss"));
     }
     let (mut ours, mut all_known) = (false, true);

@@ -16,8 +16,10 @@ pub struct ProviderMetadata {
     pub authorization: Url,
     /// Where codes and refresh tokens are redeemed.
     pub token: Url,
+    /// Where refresh tokens are redeemed.
+    pub refresh: Url,
     /// Where the keys are.
-    pub jwks: Url,
+    pub jwks: Option<Url>,
     /// Claims by access token.
     pub userinfo: Option<Url>,
     /// RP-initiated logout.
@@ -60,7 +62,7 @@ impl ProviderMetadata {
     /// (missing or not usable).
     pub fn parse(document: &[u8], settings: &Settings) -> Result<Self, Fault> {
         let document = json::object(document).map_err(|_| Fault("metadata"))?;
-        if document.get("issuer").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
+        if settings.has_issuer && document.get("issuer").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
             return Err(Fault("issuer"));
         }
         let front = |name: &str, own: &Option<Url>| own.clone().or_else(|| endpoint(&document, name));
@@ -73,12 +75,18 @@ impl ProviderMetadata {
         };
         let own = &settings.endpoints;
         let says = |name: &str| document.get(name) == Some(&Value::Bool(true));
+        let token = back("token_endpoint", &own.token).ok_or(Fault("token_endpoint"))?;
+        let jwks = back("jwks_uri", &own.jwks);
+        if settings.openid && jwks.is_none() {
+            return Err(Fault("jwks_uri"));
+        }
         Ok(Self {
             issuer: settings.issuer.clone(),
             authorization: front("authorization_endpoint", &own.authorization)
                 .ok_or(Fault("authorization_endpoint"))?,
-            token: back("token_endpoint", &own.token).ok_or(Fault("token_endpoint"))?,
-            jwks: back("jwks_uri", &own.jwks).ok_or(Fault("jwks_uri"))?,
+            refresh: own.refresh.clone().unwrap_or_else(|| token.clone()),
+            token,
+            jwks,
             userinfo: back("userinfo_endpoint", &own.userinfo),
             end_session: front("end_session_endpoint", &own.end_session),
             revocation: back("revocation_endpoint", &own.revocation),
@@ -98,6 +106,38 @@ impl ProviderMetadata {
             request_object_algs: words(&document, "request_object_signing_alg_values_supported"),
             dpop_algs: words(&document, "dpop_signing_alg_values_supported"),
             response_modes: words(&document, "response_modes_supported"),
+        })
+    }
+
+    /// What the configuration alone says, for a provider without metadata.
+    ///
+    /// # Errors
+    /// `authorization_endpoint` or `token_endpoint` (missing).
+    pub fn configured(settings: &Settings) -> Result<Self, Fault> {
+        let own = &settings.endpoints;
+        let token = own.token.clone().ok_or(Fault("token_endpoint"))?;
+        Ok(Self {
+            issuer: settings.issuer.clone(),
+            authorization: own.authorization.clone().ok_or(Fault("authorization_endpoint"))?,
+            refresh: own.refresh.clone().unwrap_or_else(|| token.clone()),
+            token,
+            jwks: own.jwks.clone(),
+            userinfo: own.userinfo.clone(),
+            end_session: own.end_session.clone(),
+            revocation: own.revocation.clone(),
+            pushed_authorization_request: own.pushed_authorization_request.clone(),
+            iss_parameter: false,
+            par_required: false,
+            request_object_required: false,
+            certificate_bound: false,
+            scopes: None,
+            id_token_algs: None,
+            challenge_methods: None,
+            auth_methods: None,
+            auth_algs: None,
+            request_object_algs: None,
+            dpop_algs: None,
+            response_modes: None,
         })
     }
 
@@ -189,7 +229,7 @@ mod tests {
     fn endpoints_come_from_the_document() {
         let metadata = with("issuer", json!("https://op.example")).unwrap();
         assert_eq!(metadata.authorization.as_str(), "https://op.example/authorize?p=1");
-        assert_eq!(metadata.jwks.as_str(), "https://keys.example/set-8a1");
+        assert_eq!(metadata.jwks.as_ref().unwrap().as_str(), "https://keys.example/set-8a1");
         assert!(metadata.iss_parameter);
         assert!(metadata.denies_scope("offline_access") && !metadata.denies_scope("email"));
         assert!(!with("scopes_supported", Value::Null).unwrap().denies_scope("offline_access"));
@@ -243,7 +283,7 @@ mod tests {
         settings.endpoints.revocation = Some(Url::parse("https://other.example/r").unwrap());
         let metadata = ProviderMetadata::parse(document().to_string().as_bytes(), &settings).unwrap();
         assert_eq!(metadata.token.as_str(), "http://keycloak.svc:8080/token");
-        assert_eq!(metadata.jwks.as_str(), "http://keycloak.svc:8080/set-8a1");
+        assert_eq!(metadata.jwks.as_ref().unwrap().as_str(), "http://keycloak.svc:8080/set-8a1");
         assert_eq!(metadata.userinfo.unwrap().as_str(), "http://keycloak.svc:8080/userinfo");
         assert_eq!(metadata.revocation.unwrap().as_str(), "https://other.example/r");
         assert_eq!(metadata.authorization.as_str(), "https://op.example/authorize?p=1");

@@ -8,12 +8,16 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use base64_simd::URL_SAFE_NO_PAD;
+use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use url::Url;
 
 use super::authorize::{self, AuthorizationRequest};
 use super::client::{CallError, Client, Credential, Observer, SetupError};
+use super::dialect::Revocation;
 use super::dpop::DpopKey;
 use super::error::{Fault, ProviderError};
 use super::id_token::{self, LoginExpectation};
@@ -24,7 +28,7 @@ use super::logout::{self, LogoutToken};
 use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Par, RequestObject, Settings};
 use super::token::{self, Answer, Form, TokenAnswer, TokenType};
-use super::types::{Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet};
+use super::types::{AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet};
 use crate::clock::{Clock, Timestamp};
 
 /// The first and the longest pause between two attempts to read the metadata.
@@ -203,10 +207,15 @@ impl Provider {
     }
 
     async fn fetch_metadata(&self) -> Result<Arc<ProviderMetadata>, ProviderError> {
-        let answer = self.client.get("discovery", &self.settings.discovery_url, None).await;
-        let answer = document(answer.map_err(CallError::of_read)?)?;
-        let metadata = ProviderMetadata::parse(&answer.body, &self.settings)
-            .map_err(|Fault(reason)| ProviderError::Refused { reason })?;
+        let metadata = match &self.settings.discovery_url {
+            Some(url) => {
+                let answer = self.client.get("discovery", url, None).await;
+                let answer = document(answer.map_err(CallError::of_read)?)?;
+                ProviderMetadata::parse(&answer.body, &self.settings)
+            }
+            None => ProviderMetadata::configured(&self.settings),
+        };
+        let metadata = metadata.map_err(|Fault(reason)| ProviderError::Refused { reason })?;
         let metadata = Arc::new(metadata);
         self.known.store(Some(Arc::clone(&metadata)));
         if !self.told.swap(true, Ordering::Relaxed) {
@@ -254,7 +263,15 @@ impl Provider {
 
     async fn prepare(&self) -> Result<(), ProviderError> {
         let metadata = self.metadata().await?;
-        self.keys.load(&self.key_source(&metadata)).await.map(drop)
+        self.load_keys(&metadata).await
+    }
+
+    /// Keys are needed where there are ID tokens.
+    async fn load_keys(&self, metadata: &Arc<ProviderMetadata>) -> Result<(), ProviderError> {
+        if !self.settings.openid {
+            return Ok(());
+        }
+        self.keys.load(&self.key_source(metadata)).await.map(drop)
     }
 
     /// What is known stays in use while this fails.
@@ -262,6 +279,9 @@ impl Provider {
         let metadata = self.fetch_metadata().await.inspect_err(|error| {
             tracing::warn!(event = "provider_metadata", reason = error.reason(), "cannot renew the provider metadata");
         })?;
+        if !self.settings.openid {
+            return Ok(());
+        }
         self.keys.reload(&self.key_source(&metadata)).await.map(drop)
     }
 
@@ -299,7 +319,12 @@ impl Provider {
                 pairs = vec![("client_id".to_owned(), settings.client_id.clone()), ("request_uri".to_owned(), uri)];
             }
         }
-        Ok(authorize::url(&metadata.authorization, &pairs))
+        let mut url = authorize::url(&metadata.authorization, &pairs);
+        if let Some(fragment) = &settings.dialect.authorize.fragment {
+            url.push('#');
+            url.push_str(fragment);
+        }
+        Ok(url)
     }
 
     /// RFC 9207: `iss` of the callback must be our provider's when it is there, and must be there when announced.
@@ -308,7 +333,9 @@ impl Provider {
     /// `Invalid`; `Unavailable` when there is none and we do not know yet whether there should be.
     pub fn check_callback_iss(&self, iss: Option<&str>) -> Result<(), ProviderError> {
         match (iss, self.known()) {
-            (Some(iss), _) if iss == self.settings.issuer => Ok(()),
+            (Some(iss), _) if self.settings.is_issuer(iss, None) => Ok(()),
+            // Nothing to compare it with: whether it is another provider's is for those to say who know them.
+            (Some(_), _) if !self.settings.has_issuer => Ok(()),
             (Some(_), _) => Err(ProviderError::Invalid { reason: "callback_iss" }),
             (None, Some(metadata)) if metadata.iss_parameter || self.settings.iss_required => {
                 Err(ProviderError::Invalid { reason: "callback_iss_missing" })
@@ -325,15 +352,22 @@ impl Provider {
     pub async fn redeem(&self, code: &Code, login: &RedeemContext) -> Result<Login, ProviderError> {
         let metadata = self.metadata().await?;
         // Without keys the code would be spent for nothing.
-        self.keys.load(&self.key_source(&metadata)).await?;
+        self.load_keys(&metadata).await?;
 
         // A login that began before DPoP was switched on is bound from here on.
         let dpop = login.dpop.clone().or_else(|| self.new_dpop_key());
         let form = token::code_form(&self.settings, code, &login.verifier);
-        let answer = self.client.post("token", &metadata.token, &form, dpop.as_ref()).await;
+        let dialect = &self.settings.dialect;
+        let answer = self.client.post_as("token", &metadata.token, &form, dpop.as_ref(), &dialect.token).await;
         let answer = answer.map_err(CallError::of_grant)?;
         let token_type = TokenType::bound(dpop.is_some());
-        let answer = token::decode(&answer, token_type, self.settings.default_expires_in, login.now)?;
+        let mut answer = token::decode(&answer, token_type, dialect, self.settings.default_expires_in, login.now)?;
+        if !self.settings.openid {
+            let identity = self.identify(&metadata, &answer, dpop.as_ref()).await?;
+            // Not verified, so it is no hint for anybody.
+            answer.id_token = None;
+            return Ok(Login { tokens: token_set(answer), identity, dpop });
+        }
         let raw = answer.id_token.as_deref().ok_or(Fault("id_token_missing"))?;
         let verified = self.verify(&metadata, raw).await?;
         let expect = LoginExpectation {
@@ -348,6 +382,7 @@ impl Provider {
             let credential = Credential { token: &answer.access_token, dpop: dpop.as_ref() };
             self.complete(&metadata, credential, &mut identity).await?;
         }
+        self.add_claims(&answer, &mut identity);
         let asked_offline =
             || authorize::scope(&self.settings, &metadata).split(' ').any(|scope| scope == "offline_access");
         if answer.refresh_token.is_none() && asked_offline() {
@@ -360,6 +395,76 @@ impl Provider {
         Ok(Login { tokens: token_set(answer), identity, dpop })
     }
 
+    /// Who the user is without an ID token: as the token answer or userinfo says. Where nothing says it, the subject
+    /// names this one login.
+    async fn identify(
+        &self,
+        metadata: &Arc<ProviderMetadata>,
+        answer: &TokenAnswer,
+        dpop: Option<&DpopKey>,
+    ) -> Result<Identity, ProviderError> {
+        let told = if self.settings.userinfo {
+            let credential = Credential { token: &answer.access_token, dpop };
+            let answer = self.fetch_userinfo(metadata, credential).await?;
+            userinfo_members(&answer)?
+        } else {
+            Claims::default()
+        };
+        let claims = Value::Object(told);
+        let place = self.settings.dialect.userinfo_subject.as_deref().unwrap_or("/sub");
+        let found = answer.subject.clone().or_else(|| claims.pointer(place).and_then(token::subject));
+        if found.is_none() && (self.settings.userinfo || self.settings.dialect.response.subject.is_some()) {
+            return Err(Fault("sub").into());
+        }
+        let named = || {
+            let hash = digest::digest(&digest::SHA256, answer.access_token.expose().as_bytes());
+            URL_SAFE_NO_PAD.encode_to_string(hash)
+        };
+        let mut identity = Identity {
+            subject: found.unwrap_or_else(named),
+            sid: None,
+            auth_time: None,
+            acr: None,
+            claims: match claims {
+                Value::Object(members) => members.into_iter().filter(|(name, _)| name != "sub").collect(),
+                _ => std::collections::BTreeMap::new(),
+            },
+        };
+        self.add_claims(answer, &mut identity);
+        Ok(identity)
+    }
+
+    /// What the dialect keeps of the token answer, and makes of other claims. Never replaces what is there.
+    fn add_claims(&self, answer: &TokenAnswer, identity: &mut Identity) {
+        for (name, value) in &answer.kept {
+            identity.claims.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        let dialect = &self.settings.dialect;
+        if dialect.claims.is_empty() {
+            return;
+        }
+        let all = Value::Object(identity.claims.clone().into_iter().collect());
+        for (name, pick) in &dialect.claims {
+            if let Some(value) = pick.of(&all) {
+                identity.claims.entry(name.clone()).or_insert(value);
+            }
+        }
+    }
+
+    async fn fetch_userinfo(
+        &self,
+        metadata: &Arc<ProviderMetadata>,
+        credential: Credential<'_>,
+    ) -> Result<Answer, ProviderError> {
+        let url = metadata.userinfo.as_ref().ok_or(ProviderError::Refused { reason: "userinfo_endpoint" })?;
+        let answer = self.client.get("userinfo", url, Some(credential)).await;
+        let answer = answer.map_err(CallError::of_read)?;
+        if answer.status != 200 {
+            return Err(ProviderError::Unavailable { reason: "userinfo", retry_after: answer.retry_after });
+        }
+        Ok(answer)
+    }
+
     /// Userinfo (OpenID Connect Core section 5.3): JSON, or a JWT signed like the ID token.
     async fn complete(
         &self,
@@ -367,13 +472,7 @@ impl Provider {
         credential: Credential<'_>,
         identity: &mut Identity,
     ) -> Result<(), ProviderError> {
-        let unavailable = |reason| ProviderError::Unavailable { reason, retry_after: None };
-        let url = metadata.userinfo.as_ref().ok_or(ProviderError::Refused { reason: "userinfo_endpoint" })?;
-        let answer = self.client.get("userinfo", url, Some(credential)).await;
-        let answer = answer.map_err(CallError::of_read)?;
-        if answer.status != 200 {
-            return Err(ProviderError::Unavailable { reason: "userinfo", retry_after: answer.retry_after });
-        }
+        let answer = self.fetch_userinfo(metadata, credential).await?;
         if answer.content_type == "application/jwt" {
             let token = std::str::from_utf8(&answer.body).map_err(|_| Fault("userinfo"))?;
             let verified = self.verify(metadata, token.trim_ascii()).await?;
@@ -388,11 +487,7 @@ impl Provider {
             }
             return Ok(id_token::merge_userinfo(identity, claims)?);
         }
-        let claims = json::object(&answer.body).map_err(|error| match error {
-            json::JsonError::Syntax => unavailable("userinfo"),
-            json::JsonError::Shape => Fault("userinfo").into(),
-        })?;
-        Ok(id_token::merge_userinfo(identity, &claims)?)
+        Ok(id_token::merge_userinfo(identity, &userinfo_members(&answer)?)?)
     }
 
     /// The key of a new session, when tokens are to be bound (RFC 9449).
@@ -412,8 +507,20 @@ impl Provider {
         let (true, Some(url)) = (self.settings.revoke, endpoint) else {
             return false;
         };
-        let form = logout::revocation_form(token, hint);
-        let reason = match self.client.post("revocation", &url, &form, None).await {
+        let style = self.settings.dialect.revocation;
+        let access = || AccessToken::new(token);
+        let answer = match (style, hint) {
+            (Revocation::Standard, _) | (Revocation::RefreshOnly, "refresh_token") => {
+                self.client.post("revocation", &url, &logout::revocation_form(token, hint), None).await
+            }
+            (Revocation::Bearer, "access_token") => {
+                self.client.get("revocation", &url, Some(Credential { token: &access(), dpop: None })).await
+            }
+            (Revocation::GitHub, "access_token") => self.client.delete_token(&url, &access()).await,
+            _ => return false,
+        };
+        let reason = match answer {
+            Ok(answer) if style == Revocation::GitHub && answer.status == 204 => return true,
             Ok(answer) if answer.status == 200 => return true,
             Ok(_) => "status",
             Err(error) => error.of_read().reason(),
@@ -453,7 +560,8 @@ impl Provider {
         let metadata = match self.fetch_metadata().await {
             Ok(metadata) => metadata,
             Err(error) => {
-                let (url, reason) = (&self.settings.discovery_url, error.reason());
+                let reason = error.reason();
+                let url = self.settings.discovery_url.as_ref().map(Url::as_str).unwrap_or_default();
                 let text = match error {
                     ProviderError::Refused { reason: "issuer" } => {
                         format!("the document at {url} names another issuer than {:?}", self.settings.issuer)
@@ -466,17 +574,18 @@ impl Provider {
         };
         let mut findings = self.judge(&metadata);
         let algorithm = self.settings.id_token_alg;
+        let Some(jwks) = metadata.jwks.as_ref().filter(|_| self.settings.openid) else { return findings };
         match self.keys.reload(&self.key_source(&metadata)).await {
             Ok(keys) if !keys.serves(algorithm) => findings.push(Finding {
                 fatal: false,
                 key: "provider.id_token_alg",
-                text: format!("the key set at {} holds no key for {algorithm}", metadata.jwks),
+                text: format!("the key set at {} holds no key for {algorithm}", jwks),
             }),
             Ok(_) => {}
             Err(error) => findings.push(Finding {
                 fatal: true,
                 key: "provider.issuer",
-                text: format!("the provider's keys cannot be read at {}: {}", metadata.jwks, error.reason()),
+                text: format!("the provider's keys cannot be read at {}: {}", jwks, error.reason()),
             }),
         }
         findings
@@ -598,18 +707,31 @@ impl Grant for Provider {
         };
         let metadata = self.metadata().await?;
         // An answer that cannot be verified would cost the refresh token.
-        self.keys.load(&self.key_source(&metadata)).await?;
+        self.load_keys(&metadata).await?;
+        let dialect = &self.settings.dialect;
         let form = token::refresh_form(&self.settings, token);
-        let answer = self.client.post("token", &metadata.token, &form, expect.dpop.as_ref()).await;
+        let answer =
+            self.client.post_as("token", &metadata.refresh, &form, expect.dpop.as_ref(), &dialect.refresh).await;
         let answer = answer.map_err(|error| not_ours(error.of_grant()))?;
         let token_type = TokenType::bound(expect.dpop.is_some());
-        let answer = token::decode(&answer, token_type, self.settings.default_expires_in, now).map_err(not_ours)?;
+        let answer = token::decode(&answer, token_type, dialect, self.settings.default_expires_in, now);
+        let mut answer = answer.map_err(not_ours)?;
+        if !self.settings.openid {
+            answer.id_token = None;
+        }
         if let Some(raw) = &answer.id_token {
             let verified = self.verify(&metadata, raw).await?;
             id_token::check_refresh(&verified, &self.settings, expect, &answer.access_token, self.after(now))?;
         }
         Ok(token_set(answer))
     }
+}
+
+fn userinfo_members(answer: &Answer) -> Result<Claims, ProviderError> {
+    json::object(&answer.body).map_err(|error| match error {
+        json::JsonError::Syntax => ProviderError::Unavailable { reason: "userinfo", retry_after: None },
+        json::JsonError::Shape => Fault("userinfo").into(),
+    })
 }
 
 /// Reads the key set from where the metadata says.
@@ -621,7 +743,8 @@ struct KeySource<'a> {
 #[async_trait]
 impl FetchKeys for KeySource<'_> {
     async fn fetch(&self) -> Result<KeySet, ProviderError> {
-        let answer = self.client.get("jwks", &self.metadata.jwks, None).await;
+        let url = self.metadata.jwks.as_ref().ok_or(ProviderError::Refused { reason: "jwks_uri" })?;
+        let answer = self.client.get("jwks", url, None).await;
         let answer = document(answer.map_err(CallError::of_read)?)?;
         KeySet::parse(&answer.body).map_err(|Fault(reason)| ProviderError::Refused { reason })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::dialect::Dialect;
 use super::jwt::Algorithm;
 use super::signing::SigningKey;
 use crate::secret::Secret;
@@ -78,6 +79,8 @@ pub enum RequestObject {
 pub struct Endpoints {
     pub authorization: Option<Url>,
     pub token: Option<Url>,
+    /// Where refresh tokens are redeemed, when that is elsewhere.
+    pub refresh: Option<Url>,
     pub jwks: Option<Url>,
     pub userinfo: Option<Url>,
     pub end_session: Option<Url>,
@@ -102,10 +105,18 @@ pub enum LogoutStyle {
 /// `[provider]`. `Debug` names the provider only: fixed parameters may hold what a provider takes for a credential.
 #[derive(Clone)]
 pub struct Settings {
-    /// Compared byte for byte with `issuer` and `iss`.
+    /// Compared byte for byte with `issuer` and `iss`; `{tenantid}` in it stands for the tenant of a token. A provider
+    /// without an issuer is named by its token endpoint.
     pub issuer: String,
-    /// Where metadata is read.
-    pub discovery_url: Url,
+    /// False: `issuer` is a name of ours, and no `iss` is compared with it.
+    pub has_issuer: bool,
+    /// Whose users may come, where `issuer` has `{tenantid}`; empty = anybody.
+    pub allowed_tenants: Vec<String>,
+    /// A login brings an ID token, or it is refused.
+    pub openid: bool,
+    pub dialect: Dialect,
+    /// Where metadata is read; none = there is none, and `endpoints` say all.
+    pub discovery_url: Option<Url>,
     /// Replaces the origin of token, keys, userinfo and revocation endpoints.
     pub backchannel_base_url: Option<Url>,
     pub client_id: String,
@@ -152,6 +163,24 @@ pub struct Settings {
     pub logout_style: LogoutStyle,
     /// Revoke tokens at logout (RFC 7009).
     pub revoke: bool,
+}
+
+/// Stands in `issuer` for the tenant of a token.
+const TENANT: &str = "{tenantid}";
+
+impl Settings {
+    /// Whether this `iss` is our provider's. With a template the tenant must be one that may come; a token says it in
+    /// `tid` too, and then both must agree.
+    pub fn is_issuer(&self, iss: &str, tid: Option<&str>) -> bool {
+        let Some((before, after)) = self.issuer.split_once(TENANT) else { return iss == self.issuer };
+        let tenant = iss.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+        tenant.is_some_and(|tenant| {
+            !tenant.is_empty()
+                && tenant.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && tid.is_none_or(|tid| tid == tenant)
+                && (self.allowed_tenants.is_empty() || self.allowed_tenants.iter().any(|allowed| allowed == tenant))
+        })
+    }
 }
 
 impl fmt::Debug for Settings {

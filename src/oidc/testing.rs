@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 
+use super::dialect::Dialect;
 use super::jwt::Algorithm;
 use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Endpoints, LogoutStyle, Par, RequestObject, Settings};
@@ -20,7 +21,11 @@ use crate::secret::Secret;
 pub(crate) fn settings(issuer: &str) -> Settings {
     Settings {
         issuer: issuer.to_owned(),
-        discovery_url: Url::parse(&format!("{issuer}/.well-known/openid-configuration")).unwrap(),
+        has_issuer: true,
+        allowed_tenants: Vec::new(),
+        openid: true,
+        dialect: Dialect::default(),
+        discovery_url: Url::parse(&format!("{issuer}/.well-known/openid-configuration")).ok(),
         backchannel_base_url: None,
         client_id: "spa".to_owned(),
         client_auth: ClientAuth::Basic(Secret::new("s3cret")),

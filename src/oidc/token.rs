@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
+use super::dialect::{Dialect, Response};
 use super::error::{Fault, ProviderError};
 use super::json::{self, JsonError};
 use super::jwt;
@@ -16,6 +17,9 @@ use crate::clock::Timestamp;
 
 /// The longest life that is believed. More is a mistake of the provider, or an attempt at overflow.
 const MAX_LIFE_SECS: u64 = 366 * 24 * 3600;
+
+/// A longer subject is not one (OpenID Connect Core section 2).
+const MAX_SUBJECT_BYTES: usize = 255;
 
 /// The error of RFC 9449 section 8.
 const USE_NONCE: &str = "use_dpop_nonce";
@@ -69,6 +73,11 @@ impl Form {
         self.encoded.extend(form_urlencoded::byte_serialize(value.as_bytes()));
     }
 
+    /// The parameters, decoded.
+    pub fn pairs(&self) -> Vec<(String, String)> {
+        form_urlencoded::parse(self.encoded.as_bytes()).into_owned().collect()
+    }
+
     /// The body.
     pub fn encoded(&self) -> &str {
         &self.encoded
@@ -88,7 +97,9 @@ pub fn code_form(settings: &Settings, code: &Code, verifier: &PkceVerifier) -> F
     form.set("grant_type", "authorization_code");
     form.set("code", code.expose());
     form.set("redirect_uri", &settings.redirect_uri);
-    form.set("code_verifier", verifier.expose());
+    if settings.dialect.pkce {
+        form.set("code_verifier", verifier.expose());
+    }
     extras(form, settings)
 }
 
@@ -167,6 +178,10 @@ pub struct TokenAnswer {
     pub id_token: Option<String>,
     /// The granted scope.
     pub scope: Option<String>,
+    /// Who the user is, where the answer itself says so.
+    pub subject: Option<String>,
+    /// Other members that become claims.
+    pub kept: Vec<(String, Value)>,
 }
 
 impl fmt::Debug for TokenAnswer {
@@ -183,6 +198,7 @@ impl fmt::Debug for TokenAnswer {
 pub fn decode(
     answer: &Answer,
     token_type: TokenType,
+    dialect: &Dialect,
     default_expires_in: Option<Duration>,
     now: Timestamp,
 ) -> Result<TokenAnswer, ProviderError> {
@@ -195,11 +211,15 @@ pub fn decode(
         _ => {}
     }
     let blank = answer.body.trim_ascii().is_empty();
-    match json::object(&answer.body) {
-        Ok(members) if members.contains_key("error") || answer.status != 200 => {
-            Err(refusal(&members, answer.retry_after))
+    let response = &dialect.response;
+    match response.members(answer) {
+        Ok(members) if response.is_error(&members) || answer.status != 200 => {
+            Err(response.classify(&members, answer).unwrap_or_else(|| {
+                let text = |place: &str| members.pointer(place).and_then(Value::as_str).unwrap_or_default();
+                refused(text(&response.error), text(&response.description), answer.retry_after)
+            }))
         }
-        Ok(members) => success(&members, token_type, default_expires_in, now).map_err(ProviderError::from),
+        Ok(members) => success(&members, token_type, dialect, default_expires_in, now).map_err(ProviderError::from),
         Err(_) if answer.status == 200 && blank => Err(unavailable("empty")),
         Err(_) if matches!(answer.status, 401 | 404 | 405 | 415) => Err(ProviderError::Refused { reason: "status" }),
         Err(_) if blank || answer.is_html() => Err(unavailable("not_json")),
@@ -212,8 +232,11 @@ pub fn decode(
 /// RFC 6749 section 5.2, with the dialects that say the same in other words.
 pub(super) fn refusal(members: &Map<String, Value>, retry_after: Option<Duration>) -> ProviderError {
     let text = |name| members.get(name).and_then(Value::as_str).unwrap_or_default();
-    let told = text("error_description");
-    match text("error") {
+    refused(text("error"), text("error_description"), retry_after)
+}
+
+fn refused(error: &str, told: &str, retry_after: Option<Duration>) -> ProviderError {
+    match error {
         "invalid_grant" => ProviderError::Dead { reason: "invalid_grant" },
         "interaction_required" | "login_required" | "consent_required" => {
             ProviderError::Dead { reason: "interaction_required" }
@@ -244,24 +267,28 @@ pub(super) fn refusal(members: &Map<String, Value>, retry_after: Option<Duration
 }
 
 fn success(
-    members: &Map<String, Value>,
+    whole: &Value,
     token_type: TokenType,
+    dialect: &Dialect,
     default_expires_in: Option<Duration>,
     now: Timestamp,
 ) -> Result<TokenAnswer, Fault> {
+    let response = &dialect.response;
+    let members = whole.pointer(&response.root).ok_or(Fault("token_answer"))?;
     let told = members.get("token_type").and_then(Value::as_str);
-    if !told.is_some_and(|told| told.eq_ignore_ascii_case(token_type.name())) {
+    let fits = |told: &str| told.eq_ignore_ascii_case(token_type.name());
+    if !response.any_token_type && !told.is_some_and(fits) {
         return Err(Fault("token_type"));
     }
-    let text = |name: &'static str, fits: fn(u8) -> bool| match members.get(name) {
+    let text = |name: &'static str, place: &str, fits: fn(u8) -> bool| match members.pointer(place) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if !text.is_empty() && text.bytes().all(fits) => Ok(Some(text.clone())),
         Some(_) => Err(Fault(name)),
     };
     let visible = |byte: u8| byte.is_ascii_graphic();
     let printable = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
-    let access_token = text("access_token", visible)?.ok_or(Fault("access_token"))?;
-    let expires_in = members.get("expires_in").and_then(life);
+    let access_token = text("access_token", &response.access_token, visible)?.ok_or(Fault("access_token"))?;
+    let expires_in = members.pointer(&response.expires_in).and_then(life);
     // Counted from when we asked, in whole seconds: so do providers, and a token of ours must not outlive theirs.
     let now = Timestamp::from_secs(now.as_secs());
     let access_expires = expires_in
@@ -272,23 +299,42 @@ fn success(
         })
         .or_else(|| default_expires_in.map(|life| now + life));
     let refresh_life = ["refresh_expires_in", "refresh_token_expires_in"].into_iter();
+    let refresh_token = text("refresh_token", &response.refresh_token, printable)?.map(RefreshToken::new);
+    let refresh_life = refresh_life
+        .filter_map(|name| members.get(name).and_then(life))
+        .find(|secs| *secs > 0)
+        .map(Duration::from_secs)
+        .or_else(|| dialect.refresh_life.filter(|_| refresh_token.is_some()));
     Ok(TokenAnswer {
+        subject: response.subject.as_ref().and_then(|place| subject(whole.pointer(place)?)),
+        kept: kept(response, whole),
         access_token: AccessToken::new(access_token),
         access_expires,
-        refresh_token: text("refresh_token", printable)?.map(RefreshToken::new),
+        refresh_token,
         // Zero means "never" where it occurs (Keycloak's offline tokens), so it says nothing.
-        refresh_expires: refresh_life
-            .filter_map(|name| members.get(name).and_then(life))
-            .find(|secs| *secs > 0)
-            .map(|secs| now + Duration::from_secs(secs)),
+        refresh_expires: refresh_life.map(|life| now + life),
         // Any text: what is wrong inside is the verification's to say, which at a refresh ends the session.
-        id_token: text("id_token", |_| true)?,
+        id_token: text("id_token", "/id_token", |_| true)?,
         scope: members
-            .get("scope")
+            .pointer(&response.scope)
             .and_then(Value::as_str)
             .filter(|scope| scope.bytes().all(printable))
             .map(str::to_owned),
     })
+}
+
+/// A user's identifier: text, or a number as some providers have it.
+pub(super) fn subject(value: &Value) -> Option<String> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return None,
+    };
+    (!text.is_empty() && text.len() <= MAX_SUBJECT_BYTES).then_some(text)
+}
+
+fn kept(response: &Response, whole: &Value) -> Vec<(String, Value)> {
+    response.keep.iter().filter_map(|name| Some((name.clone(), whole.get(name)?.clone()))).collect()
 }
 
 /// Seconds as a number or a numeric string, within reason; none when it is neither.

@@ -18,7 +18,7 @@ fn answer(status: u16, content_type: &str, body: &str) -> Answer {
 }
 
 fn read(status: u16, body: Value) -> Result<TokenAnswer, ProviderError> {
-    decode(&answer(status, "application/json", &body.to_string()), TokenType::Bearer, None, NOW)
+    decode(&answer(status, "application/json", &body.to_string()), TokenType::Bearer, &Dialect::default(), None, NOW)
 }
 
 fn good() -> Value {
@@ -117,7 +117,7 @@ fn life_without_expires_in() {
     let hour = Some(Duration::from_secs(3600));
     let read = |body: &Value, default| {
         let answer = answer(200, "application/json", &body.to_string());
-        decode(&answer, TokenType::Bearer, default, NOW).unwrap().access_expires
+        decode(&answer, TokenType::Bearer, &Dialect::default(), default, NOW).unwrap().access_expires
     };
     assert_eq!(read(&body, None), None);
     assert_eq!(read(&body, hour), Some(NOW + Duration::from_secs(3600)));
@@ -164,7 +164,7 @@ fn outages_are_no_verdict() {
     let unavailable = |status, kind: &str, body: &str| {
         let mut answer = answer(status, kind, body);
         answer.retry_after = Some(Duration::from_secs(7));
-        let error = decode(&answer, TokenType::Bearer, None, NOW).unwrap_err();
+        let error = decode(&answer, TokenType::Bearer, &Dialect::default(), None, NOW).unwrap_err();
         let retry_after = Some(Duration::from_secs(7));
         assert!(
             matches!(error, ProviderError::Unavailable { retry_after: after, .. } if after == retry_after),
@@ -198,12 +198,22 @@ fn dialects_that_say_dead_in_other_words() {
 fn odd_successes() {
     assert_eq!(read(200, json!([good()])).unwrap_err(), ProviderError::Invalid { reason: "token_answer" });
     let doubled = good().to_string().replacen('{', r#"{"access_token":"x","#, 1);
-    let error = decode(&answer(200, "application/json", &doubled), TokenType::Bearer, None, NOW).unwrap_err();
+    let error = decode(&answer(200, "application/json", &doubled), TokenType::Bearer, &Dialect::default(), None, NOW)
+        .unwrap_err();
     assert_eq!(error, ProviderError::Invalid { reason: "token_answer" });
-    let cut =
-        decode(&answer(200, "application/json", r#"{"access_token":"x"#), TokenType::Bearer, None, NOW).unwrap_err();
+    let cut = decode(
+        &answer(200, "application/json", r#"{"access_token":"x"#),
+        TokenType::Bearer,
+        &Dialect::default(),
+        None,
+        NOW,
+    )
+    .unwrap_err();
     assert_eq!(cut, ProviderError::Ambiguous { reason: "unreadable" });
-    assert!(decode(&answer(200, "text/plain", &good().to_string()), TokenType::Bearer, None, NOW).is_ok());
+    assert!(
+        decode(&answer(200, "text/plain", &good().to_string()), TokenType::Bearer, &Dialect::default(), None, NOW)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -229,7 +239,7 @@ fn retry_after_in_both_forms() {
 proptest! {
     #[test]
     fn reading_never_panics(status in 100_u16..600, kind in "text/html|application/json|", body in ".{0,100}") {
-        let _ = decode(&answer(status, &kind, &body), TokenType::Bearer, None, NOW);
+        let _ = decode(&answer(status, &kind, &body), TokenType::Bearer, &Dialect::default(), None, NOW);
         let _ = retry_after(&body, NOW);
     }
 

@@ -15,6 +15,7 @@ use super::store::Name;
 use super::{SessionId, Settings};
 use crate::clock::Timestamp;
 use crate::crypto::seal::{Opened, Purpose, Sealer};
+use crate::oidc::authorize::unplain_state;
 use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{Nonce, PkceVerifier, State};
 use crate::web::return_to::ReturnTo;
@@ -134,7 +135,12 @@ impl LoginCookies {
     }
 
     fn open_state(&self, state: &str) -> Option<([u8; 16], u8)> {
-        let Opened::Plain(plain) = self.sealer.open(Purpose::State, state.as_bytes()) else { return None };
+        let open = |state: &str| match self.sealer.open(Purpose::State, state.as_bytes()) {
+            Opened::Plain(plain) => Some(plain),
+            _ => None,
+        };
+        // Some providers take letters and digits only.
+        let plain = open(state).or_else(|| open(&unplain_state(state)?))?;
         let ([version, restarts], id) = plain.split_first_chunk()?;
         (*version == VERSION).then_some((id.try_into().ok()?, *restarts))
     }

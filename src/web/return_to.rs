@@ -59,6 +59,11 @@ impl ReturnTo {
     pub fn login_url(&self, prefix: &str) -> String {
         format!("{prefix}/login?return_to={}", utf8_percent_encode(&self.0, QUERY_VALUE))
     }
+
+    /// The page of ours that leads there by a navigation within the origin: `<prefix>/hop?return_to=…`.
+    pub fn hop_url(&self, prefix: &str) -> String {
+        format!("{prefix}/hop?return_to={}", utf8_percent_encode(&self.0, QUERY_VALUE))
+    }
 }
 
 fn local(text: &str, prefix: Option<&str>) -> Option<String> {

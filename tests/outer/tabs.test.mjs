@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { openBrowser, openPage, session, tenAtOnce } from './browser.mjs';
+import { withKit } from './kit.mjs';
 import { accessTokenEnded, openWorld } from './world.mjs';
 
 const TABS = 5;
@@ -13,12 +14,12 @@ describe('five tabs live through ten expiries', { concurrency: true }, () => {
   // One process knows of all its requests; nothing is asked of the app.
   fiveTabs('one process', {}, tenAtOnce);
 
-  // Several know nothing of each other; the script of a few lines is in examples/. What it let go has to be sent before
+  // Several know nothing of each other; the kit makes the browser refresh once. What it let go has to be sent before
   // the new token is due, though the browser sends six at a time: tokens of a longer life, for slow machines.
   fiveTabs(
-    'three processes without Redis, one refresh for all tabs',
+    'three processes without Redis, one refresh for all tabs by the kit',
     { ofGateway: { replicas: 3 }, ofProvider: { accessTokenSeconds: 8 } },
-    tenAtOnceByOneRefresh,
+    tenAtOnceByTheKit,
   );
 });
 
@@ -50,10 +51,9 @@ function fiveTabs(name, options, call) {
   });
 }
 
-function tenAtOnceByOneRefresh(page, url) {
-  return page.evaluate(async (target) => {
-    globalThis.api ??= (await import('/one-refresh-for-all-tabs.js')).oneRefreshForAllTabs();
-    const once = () => globalThis.api(`${target}?${crypto.randomUUID()}`).then(({ status }) => status);
+function tenAtOnceByTheKit(page, url) {
+  return withKit(page, (kit, target) => {
+    const once = () => kit.fetch(`${target}?${crypto.randomUUID()}`).then(({ status }) => status);
     return Promise.all(Array.from({ length: 10 }, once));
   }, url);
 }

@@ -24,6 +24,8 @@ use super::upstream::Upstream;
 pub struct Inside {
     /// Where it listens.
     pub addr: SocketAddr,
+    /// Where other proxies ask, if it is on.
+    pub verify: Option<SocketAddr>,
     /// What browsers call it.
     pub public_url: String,
     /// Its configuration.
@@ -61,11 +63,15 @@ impl Inside {
         let reload = Arc::new(move || config::read_in(&[], &around));
         let mut assembly = Assembly::new(config, &clock, &shutdown, reload).expect("a gateway");
         let ListenAddress::Tcp(addr) = assembly.addresses()[0].clone() else { panic!("a TCP listener first") };
+        let verify = match assembly.verify_address() {
+            Some(ListenAddress::Tcp(addr)) => Some(*addr),
+            _ => None,
+        };
         let metrics = assembly.metrics();
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(async move { assembly.serve(stopped).await });
         let public_url = table["server"]["public_url"].as_str().expect("a URL").to_owned();
-        Self { addr, public_url, config: table, shutdown, clock, metrics, _stop: stop }
+        Self { addr, verify, public_url, config: table, shutdown, clock, metrics, _stop: stop }
     }
 
     /// Moves the gateway's clock and the provider's.

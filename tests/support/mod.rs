@@ -22,6 +22,7 @@ pub mod mutate;
 pub mod mutual_tls;
 pub mod provider;
 pub mod redis;
+pub mod server;
 pub mod text;
 pub mod upstream;
 pub mod wire;

@@ -704,7 +704,16 @@ impl Inner {
 
     async fn handle(&self, request: &Request) -> (usize, Outcome) {
         let endpoint = self.endpoint_of(request.path());
-        let form = if request.method == "POST" { request.form() } else { Vec::new() };
+        let wechat = self.switches.lock().wechat;
+        let mut form = if request.method == "POST" { request.form() } else { Vec::new() };
+        if wechat && endpoint == Endpoint::Token {
+            let name = |name: String| match name.as_str() {
+                "appid" => "client_id".to_owned(),
+                "secret" => "client_secret".to_owned(),
+                _ => name,
+            };
+            form = request.query_pairs().into_iter().map(|(k, v)| (name(k), v)).collect();
+        }
         let grants = match (endpoint, get(&form, "grant_type")) {
             (Endpoint::Token, Some("refresh_token")) => Grants::Refresh,
             (Endpoint::Token, Some("authorization_code")) => Grants::Code,
@@ -928,6 +937,16 @@ impl Inner {
         if let Some(name) = text::doubled(&params, &["resource"]) {
             return refuse("invalid_request", format!("{name} is given twice"));
         }
+        if switches.wechat {
+            if request.query_pairs().first().is_none_or(|(name, _)| name != "appid") {
+                return refuse("invalid_request", "appid comes first");
+            }
+            params.iter_mut().filter(|(k, _)| k == "appid").for_each(|(k, _)| *k = "client_id".to_owned());
+            let alnum = |v: &str| v.len() <= 128 && v.bytes().all(|b| b.is_ascii_alphanumeric());
+            if !get(&params, "state").is_some_and(alnum) {
+                return refuse("invalid_request", "state must be at most 128 letters and digits");
+            }
+        }
         if get(&params, "client_id") != Some(&switches.client_id) {
             return refuse("unauthorized_client", "client_id");
         }
@@ -976,7 +995,11 @@ impl Inner {
         }
         let objection = if param("response_type") != Some("code") {
             Some(("unsupported_response_type", "response_type"))
-        } else if param("code_challenge_method") != Some("S256") || param("code_challenge").map(str::len) != Some(43) {
+        } else if !switches.pkce && param("code_challenge").is_some() {
+            Some(("invalid_request", "PKCE is not known here"))
+        } else if switches.pkce
+            && (param("code_challenge_method") != Some("S256") || param("code_challenge").map(str::len) != Some(43))
+        {
             Some(("invalid_request", "PKCE with S256 is required"))
         } else if !matches!(param("response_mode"), None | Some("query" | "form_post")) {
             Some(("invalid_request", "response_mode"))
@@ -1217,6 +1240,21 @@ impl Inner {
     }
 
     fn token(&self, request: &Request, form: &Pairs) -> Result<Answer, Refusal> {
+        if self.switches.lock().wechat {
+            let (id, secret) = (self.client_id(), self.client_secret());
+            let secret = (get(form, "grant_type") != Some("refresh_token")).then_some(secret);
+            if request.method != "GET" || request.header("authorization").is_some() {
+                return refuse("invalid_request", "GET without Authorization expected");
+            }
+            if get(form, "client_id") != Some(&id) || get(form, "client_secret") != secret.as_deref() {
+                return refuse("invalid_client", "appid or secret");
+            }
+            return match get(form, "grant_type") {
+                Some("authorization_code") => self.exchange(form, None),
+                Some("refresh_token") => self.refresh(form, None),
+                other => refuse("unsupported_grant_type", format!("{other:?}")),
+            };
+        }
         self.check_form(request, form)?;
         if let Some(verifier) = get(form, "code_verifier") {
             self.state.lock().canaries.add("code verifier", verifier);
@@ -1254,7 +1292,13 @@ impl Inner {
             }
             let verifier = get(form, "code_verifier").unwrap_or_default();
             let challenge = b64u(jose::sha256(verifier.as_bytes()));
-            if !(43..=128).contains(&verifier.len()) || get(&session.params, "code_challenge") != Some(&challenge) {
+            if !self.switches.lock().pkce {
+                if !verifier.is_empty() {
+                    return refuse("invalid_request", "code_verifier is not known here");
+                }
+            } else if !(43..=128).contains(&verifier.len())
+                || get(&session.params, "code_challenge") != Some(&challenge)
+            {
                 return refuse("invalid_grant", "PKCE verification failed");
             }
             if session.jkt.is_some() && session.jkt != jkt {
@@ -1655,6 +1699,15 @@ fn styled_answer(style: &AnswerStyle, members: &[(String, String)]) -> Answer {
         AnswerStyle::OkTrue => {
             let ok = ("ok".to_owned(), "true".to_owned());
             Answer::json(200, object(&[std::slice::from_ref(&ok), members].concat()))
+        }
+        AnswerStyle::Nested => Answer::json(200, format!("{{\"ok\":true,\"authed_user\":{}}}", object(members))),
+        AnswerStyle::WeChat => {
+            let named = |(name, json): &(String, String)| match name.as_str() {
+                "token_type" => ("openid".to_owned(), json!("o6_bmasdasdsad6_2sgVt7hMZOPfL").to_string()),
+                _ => (name.clone(), json.clone()),
+            };
+            let members: Vec<(String, String)> = members.iter().map(named).collect();
+            Answer::new(200, "text/plain", object(&members))
         }
         AnswerStyle::Array => Answer::json(200, format!("[{}]", object(members))),
         AnswerStyle::Doubled => {

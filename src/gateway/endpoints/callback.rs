@@ -60,7 +60,8 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     } else {
         Params::parse(request.query)
     };
-    let (login_state, callback) = match read(&params) {
+    let bare_denial = state.provider.settings().dialect.authorize.bare_denial;
+    let (login_state, callback) = match read(&params, bare_denial) {
         Ok(read) => read,
         Err(reason) => return bad_callback(state, request, reason),
     };
@@ -102,8 +103,9 @@ fn has_form(request: &RequestView<'_>) -> bool {
     media_type.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
-/// RFC6749-01, BFF-02: one state, and either a code or an error; no token by the front channel.
-fn read(params: &Params) -> Result<(&str, Callback<'_>), &'static str> {
+/// RFC6749-01, BFF-02: one state, and either a code or an error; no token by the front channel. With some providers
+/// an answer with neither says that the user refused.
+fn read(params: &Params, bare_denial: bool) -> Result<(&str, Callback<'_>), &'static str> {
     let one = |name: &'static str, repeated: &'static str| params.one(name).map_err(|_| repeated);
     for name in ["access_token", "id_token", "refresh_token"] {
         if params.contains(name) {
@@ -117,6 +119,7 @@ fn read(params: &Params) -> Result<(&str, Callback<'_>), &'static str> {
     match (code, error) {
         (Some(code), None) if !code.is_empty() => Ok((state, Callback::Code(code))),
         (None, Some(error)) if !error.is_empty() => Ok((state, Callback::Error(error))),
+        (None, None) if bare_denial => Ok((state, Callback::Error("access_denied"))),
         (Some(_), Some(_)) => Err("code_and_error"),
         _ => Err("code_missing"),
     }

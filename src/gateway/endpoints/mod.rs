@@ -22,7 +22,9 @@ use crate::session::Session;
 use crate::session::jar::Presented;
 use crate::session::ticket::Ticket;
 use crate::telemetry::{SubHash, audit};
+use crate::web::pages;
 use crate::web::problem::{Code, Problem};
+use crate::web::query::Params;
 use crate::web::request::RequestView;
 use crate::web::response::LocalResponse;
 use crate::web::return_to::ReturnTo;
@@ -39,6 +41,8 @@ pub enum Endpoint {
     Backchannel,
     Frontchannel,
     Events,
+    /// The hop page, for requests that another proxy forwards.
+    Hop,
     /// Takes every method: the request is on its way to somewhere else.
     Renew,
 }
@@ -101,6 +105,7 @@ impl Endpoint {
             "/logout/backchannel" => Some(Self::Backchannel),
             "/logout/frontchannel" => Some(Self::Frontchannel),
             "/events" => Some(Self::Events),
+            "/hop" => Some(Self::Hop),
             "/renew" => Some(Self::Renew),
             _ => None,
         }
@@ -111,7 +116,7 @@ impl Endpoint {
         match self {
             Self::Callback if settings.form_post => "GET, POST",
             Self::Login | Self::Callback | Self::Frontchannel | Self::Events => "GET",
-            Self::Session | Self::LogoutReturn => "GET, HEAD",
+            Self::Session | Self::LogoutReturn | Self::Hop => "GET, HEAD",
             Self::Refresh | Self::Backchannel => "POST",
             Self::Logout => "GET, POST",
             Self::Renew => "GET, HEAD, POST, PUT, PATCH, DELETE",
@@ -156,6 +161,7 @@ impl Endpoint {
             Self::Events => session::events(state, visitor),
             Self::Backchannel => backchannel::serve(state, request).await,
             Self::Frontchannel => frontchannel::serve(state, request, visitor),
+            Self::Hop => hop(state, request).into(),
             Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
@@ -201,6 +207,14 @@ fn provider_problem(error: &ProviderError) -> Problem {
             Problem::new(Code::LoginRefused, "The login service refused, or its answer did not hold.")
         }
     }
+}
+
+/// Leads to a page of the application by a navigation within the origin, which carries the Strict cookies: a proxy that
+/// asks by forward-auth cannot show a page itself.
+fn hop(state: &State, request: &RequestView<'_>) -> LocalResponse {
+    let params = Params::parse(request.query);
+    let target = ReturnTo::parse(params.one("return_to").ok().flatten(), &state.settings.prefix);
+    pages::hop(target.as_str())
 }
 
 /// A redirect to a page of the application.

@@ -161,6 +161,10 @@ pub enum AnswerStyle {
     JsonAs(String),
     /// With `ok: true`, as Slack does.
     OkTrue,
+    /// The same, with the tokens in `authed_user`.
+    Nested,
+    /// Without `token_type`, with `openid`, as `text/plain`, as WeChat does.
+    WeChat,
     /// A JSON array around the object.
     Array,
     /// A member given twice: `access_token`.
@@ -294,6 +298,10 @@ pub struct Switches {
     pub dpop: Dpop,
     /// Authorization requests must be signed by one of these public keys.
     pub request_object: Option<Vec<Value>>,
+    /// PKCE is demanded; else it must not be there.
+    pub pkce: bool,
+    /// As WeChat has it: the client is `appid` and `secret`, token requests are GET, a refresh has no secret.
+    pub wechat: bool,
     /// Exact; see `ProviderDouble::register`.
     pub redirect_uris: Vec<String>,
     pub post_logout_redirect_uris: Vec<String>,
@@ -415,6 +423,8 @@ impl Default for Switches {
             client_auth: ClientAuth::Basic,
             dpop: Dpop::Off,
             request_object: None,
+            pkce: true,
+            wechat: false,
             redirect_uris: Vec::new(),
             post_logout_redirect_uris: Vec::new(),
             sub: "alice-4711".to_owned(),
