@@ -2,7 +2,7 @@
 //! where going on without it is safe; never ignored. A line goes when its feature comes.
 
 use super::problem::Findings;
-use super::raw::{OneOrMany, Provider, RawConfig, Route, RouteToken};
+use super::raw::{OneOrMany, Provider, RawConfig, Route};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
@@ -28,7 +28,6 @@ fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
 
 fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
-    refuse(matches!(route.token, RouteToken::Own(_)), "token");
     refuse(route.allow_hosts.is_some(), "allow_hosts");
 }
 
