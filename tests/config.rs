@@ -429,8 +429,8 @@ fn weakening_is_said_aloud() {
 
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
-    let hosts = "path = \"/api/\"\nallow_hosts = [\"example.test\"]";
-    for (from, to, key) in [("path = \"/api/\"", hosts, "route[0].allow_hosts")] {
+    let placed = "[provider.dialect.upstream]\nquery = \"access_token\"\n[session]";
+    for (from, to, key) in [("[session]", placed, "provider.dialect.upstream")] {
         let text = Desk::with(from, to).complaint();
         assert!(text.contains(&format!("{key}: is not yet supported")), "{to}: {text}");
     }
@@ -510,6 +510,23 @@ fn presets_fill_in_and_give_way() {
     assert_eq!(zitadel.oidc.scopes, ["openid", "urn:zitadel:iam:org:project:id:7:aud"]);
     let google = with("preset = \"google\"\nauthorize_params = { prompt = \"\" }").config();
     assert_eq!(google.oidc.authorize_params, [("access_type".to_owned(), "offline".to_owned())]);
+}
+
+/// A template leads only where the operator says, and only with a user.
+#[test]
+fn a_templated_upstream_needs_its_hosts() {
+    let with = |upstream: &str| Desk::with("upstream = \"http://127.0.0.1:3000\"", upstream);
+    let good = with("upstream = \"{account.base_uri}\"\nallow_hosts = [\".example.net\"]");
+    assert!(good.config().session.claims.contains(&"account.base_uri".to_owned()));
+    for (upstream, complaint) in [
+        ("upstream = \"{account.base_uri}\"", "allow_hosts: is required with a template"),
+        ("upstream = \"{a}\"\nallow_hosts = [\".net\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}\"\nallow_hosts = [\"*\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}{b}\"\nallow_hosts = [\".example.net\"]", "upstream: must hold one claim in braces"),
+    ] {
+        let text = with(upstream).complaint();
+        assert!(text.contains(complaint), "{upstream}: {text}");
+    }
 }
 
 /// With a tenant that is none the token says the tenant, and the list says who may come.

@@ -337,3 +337,45 @@ async fn every_preset_tells_dead_from_passing_and_from_our_own_mistake() {
         assert_eq!(browser.session().await["authenticated"], false, "{name}");
     }
 }
+
+/// The API's host is the user's own, as the provider says it; a host that is not listed is never gone to.
+#[tokio::test]
+async fn an_upstream_may_depend_on_the_user() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Inside::start_with(&provider, &upstream, |config| {
+        let route = config["route"][0].as_table_mut().unwrap();
+        route.insert("upstream".to_owned(), "{account.base_uri}/v2".into());
+        route.insert("allow_hosts".to_owned(), vec!["127.0.0.1"].into());
+    })
+    .await;
+    let account = |uri: String| {
+        provider.set(|s| drop(s.token_more.insert("account".to_owned(), json!({ "base_uri": uri }))));
+    };
+    account(upstream.url());
+    let browser = gateway.signed_in().await;
+    assert_eq!(browser.fetch("/api/x").await.status, 200);
+    assert_eq!(upstream.last().target, "/v2/api/x");
+    gateway.advance(&provider, HOUR);
+    assert_eq!(browser.fetch("/api/x").await.status, 200, "still after a refresh");
+    assert!(provider.is_active(upstream.last().bearer().unwrap()));
+
+    let port = upstream.url().rsplit_once(':').unwrap().1.to_owned();
+    let calls = upstream.requests().len();
+    for elsewhere in [
+        format!("http://localhost:{port}"),
+        format!("http://127.0.0.1:{port}@evil.example"),
+        "http://169.254.169.254/latest".to_owned(),
+        format!("unix:/127.0.0.1:{port}"),
+        String::new(),
+    ] {
+        account(elsewhere.clone());
+        let other = gateway.signed_in().await;
+        let answer = other.fetch("/api/x").await;
+        assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_unreachable"), "{elsewhere}");
+    }
+    provider.set(|s| drop(s.token_more.remove("account")));
+    let other = gateway.signed_in().await;
+    assert_eq!(other.fetch("/api/x").await.status, 502);
+    // The pages of those logins went to the public route; the API was not called.
+    assert!(upstream.requests().iter().skip(calls).all(|request| !request.target.contains("/api/")));
+}

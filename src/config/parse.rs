@@ -20,6 +20,7 @@ use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
 use super::{AdminSettings, Config, LogFormat, LogSettings, Reading, ServerSettings, TlsFiles, routes};
 use crate::crypto::keyring::{Key, Keyring};
+use crate::gateway::template::Template;
 use crate::net::{self, ListenAddress};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{CertificateFiles, ClientAuth, Endpoints};
@@ -156,9 +157,19 @@ impl Parser {
         let verify = self.verify(&raw.verify, &server.listen, admin.listen);
         let tracing = self.tracing(&raw.tracing);
 
-        let (public, oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        let (public, mut oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        // A template may mean what only the token answer says.
+        for claim in routes.iter().filter_map(|route| route.template.as_ref()).map(Template::claim) {
+            let head = claim.split('.').next().unwrap_or(claim);
+            for name in [claim, head] {
+                if !oidc.dialect.response.keep.iter().any(|kept| kept == name) {
+                    oidc.dialect.response.keep.push(name.to_owned());
+                }
+            }
+        }
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
         for route in &routes {
+            sealed.extend(route.template.iter().map(|template| template.claim().to_owned()));
             sealed.extend(route.identity_headers.iter().map(|(_, claim)| claim.clone()));
             sealed.extend(route.require.iter().map(|(claim, _)| claim.clone()));
         }

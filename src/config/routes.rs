@@ -15,6 +15,7 @@ use crate::gateway::settings::{
     Access, OnAnonymous, Rate, Route, StaticFiles, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
 };
 use crate::gateway::step_up::MAX_ACR_VALUES;
+use crate::gateway::template::Template;
 use crate::oidc::types::TokenTarget;
 
 /// Headers that frame a message or name its target: no claim, token or fixed value may stand there.
@@ -98,7 +99,9 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
     };
     let (strip_prefix, rewrite_prefix) = prefixes(parser, at, raw);
     let (token_header, identity_headers) = request_headers(parser, at, raw);
+    let template = template(parser, at, raw);
     Some(Route {
+        template,
         path: raw.path.clone(),
         hosts: hosts(parser, at, raw),
         methods: methods(parser, at, raw),
@@ -311,7 +314,10 @@ fn upstreams(parser: &mut Parser, at: &str, raw: &raw::Route) -> Vec<Upstream> {
     let mut upstreams = Vec::new();
     for (key, text) in each(&key, given) {
         if text.contains('{') {
-            parser.found.problem(key, "a template is not yet supported by this version");
+            // Read by `template`.
+            if given.as_slice().len() > 1 {
+                parser.found.problem(key, "a template must be the only upstream of its route");
+            }
             continue;
         }
         match Upstream::parse(text) {
@@ -330,6 +336,46 @@ fn upstreams(parser: &mut Parser, at: &str, raw: &raw::Route) -> Vec<Upstream> {
         }
     }
     upstreams
+}
+
+/// An upstream that depends on the user.
+fn template(parser: &mut Parser, at: &str, raw: &raw::Route) -> Option<Template> {
+    let key = join(at, "upstream");
+    let given = raw.upstream.as_ref().and_then(|given| given.as_slice().iter().find(|text| text.contains('{')));
+    let allowed = raw.allow_hosts.as_deref();
+    let Some(text) = given else {
+        if allowed.is_some() {
+            parser.found.warn(join(at, "allow_hosts"), "has no effect: upstream is no template");
+        }
+        return None;
+    };
+    if raw.access != raw::Access::Session {
+        parser.found.problem(&key, "a template needs access = \"session\": without a user there is nothing to fill in");
+    }
+    if allowed.is_none() {
+        parser.found.missing(
+            &join(at, "allow_hosts"),
+            "is required with a template: the hosts that it may lead to, such as [\".example.net\"]",
+        );
+    }
+    for (index, host) in allowed.unwrap_or_default().iter().enumerate() {
+        let name = host.strip_prefix('.').unwrap_or(host);
+        let plain =
+            url::Host::parse(&name.to_ascii_lowercase()).is_ok_and(|it| it.to_string() == name.to_ascii_lowercase());
+        // A whole top-level domain is anybody's, but for a machine's own name.
+        let broad = !name.contains(['.', ':']) && name != "localhost";
+        if !plain || broad {
+            let text = format!("must be a host, or a dot and a domain, such as \".example.net\", not {}", shown(host));
+            parser.found.problem(format!("{at}.allow_hosts[{index}]"), text);
+        }
+    }
+    match Template::parse(text, allowed?) {
+        Ok(template) => Some(template),
+        Err(complaint) => {
+            parser.found.problem(key, format!("{complaint}; got {}", shown(text)));
+            None
+        }
+    }
 }
 
 fn static_files(parser: &mut Parser, at: &str, raw: &raw::Route) -> Option<StaticFiles> {

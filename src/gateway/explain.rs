@@ -85,6 +85,9 @@ fn describe(
             Access::Public => "public",
         },
     );
+    if let Some(template) = &route.template {
+        line("upstream", &format!("{}, as the provider says for the user", template.as_str()));
+    }
     for own in &route.upstreams {
         line("upstream", &shown(own));
         line("forwarded as", &upstream::target(route, &own.base_path, path, query));

@@ -15,6 +15,7 @@ use crate::crypto::random;
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::Demand;
 use crate::session::Session as UserSession;
+use crate::web::problem::{Code, Problem};
 use crate::web::{fetch, forwarded};
 
 impl Ctx {
@@ -27,6 +28,14 @@ impl Ctx {
         expire: Vec<HeaderValue>,
     ) -> Outcome {
         let head = request.head;
+        let entry = match entry.settle(used.as_ref().map(|used| used.session.as_ref())) {
+            Ok(entry) => entry,
+            Err(reason) => {
+                tracing::warn!(target: "sidegate", event = "upstream_refused", request_id = self.request_id, reason, "the template of this route leads nowhere for this user");
+                let problem = Problem::new(Code::UpstreamUnreachable, "There is no address for this user's requests.");
+                return Outcome::Refuse(problem, used.as_ref().map(|used| self.cookies_of(used)).unwrap_or_default());
+            }
+        };
         let credential = match &used {
             Some(used) => match upstream::credential(&entry.settings, &used.session, used.own.as_ref()) {
                 Ok(credential) => credential,

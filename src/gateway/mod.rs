@@ -30,6 +30,7 @@ mod serve;
 pub mod settings;
 pub mod state;
 pub mod step_up;
+pub mod template;
 pub mod upstream;
 pub mod verify;
 

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 use url::Url;
 
+use super::template::Template;
 use crate::oidc::types::TokenTarget;
 use crate::web::origin::Origin;
 
@@ -84,6 +85,8 @@ pub struct Route {
     pub methods: Vec<Method>,
     /// Where requests go; several are used in turn. Empty when files are served instead.
     pub upstreams: Vec<Upstream>,
+    /// In place of those: where each user's requests go.
+    pub template: Option<Template>,
     /// `static_dir`: what is served in place of an upstream.
     pub files: Option<StaticFiles>,
     pub access: Access,

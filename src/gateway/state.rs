@@ -1,11 +1,13 @@
 //! Everything a request is decided by, held behind one atomic swap.
 
 use std::borrow::Borrow;
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 use pingora::protocols::tls::CaType;
@@ -20,7 +22,7 @@ use super::live::Streams;
 use super::rate::Limiter;
 use super::replay::Brought;
 use super::routes::RouteTable;
-use super::settings::{Route, Settings, UpstreamAddress};
+use super::settings::{Route, Settings, Upstream, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
 use crate::net::dial::Dialer;
@@ -111,7 +113,28 @@ pub struct RouteEntry {
     pub limiter: Option<Limiter>,
     /// Where the next request begins among the targets.
     next: AtomicUsize,
+    trust: Trust,
+    /// What a template became, by host and path.
+    settled: parking_lot::Mutex<HashMap<String, (Instant, Arc<Self>)>>,
 }
+
+/// What a route knows its upstreams by.
+#[derive(Clone)]
+struct Trust {
+    group: u64,
+    ca: Option<Arc<CaType>>,
+    client_cert: Option<Arc<CertKey>>,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+/// Places that one template led to lately, at most, and how long their addresses are believed.
+const MAX_SETTLED: usize = 256;
+const SETTLED_FOR: Duration = Duration::from_secs(60);
 
 /// One upstream, ready to be connected to.
 pub struct Target {
@@ -134,6 +157,27 @@ pub struct Target {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target").field("endpoint", &self.endpoint).field("tls", &self.tls).finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    fn new(upstream: &Upstream, route: &Route, trust: &Trust, name: impl Fn(&str, u16) -> Arc<Name>) -> Self {
+        let (endpoint, tls, host) = match &upstream.address {
+            UpstreamAddress::Tcp { tls, host, port } => (Endpoint::Tcp(name(host, *port)), *tls, host.as_str()),
+            UpstreamAddress::Unix(path) => (Endpoint::Unix(path.to_string_lossy().into_owned()), false, "localhost"),
+        };
+        let server_name = route.upstream_tls.server_name.as_deref().unwrap_or(host);
+        Self {
+            endpoint,
+            tls,
+            server_name: server_name.trim_matches(['[', ']']).to_owned(),
+            authority: HeaderValue::try_from(&upstream.authority).unwrap_or(HeaderValue::from_static("localhost")),
+            base_path: upstream.base_path.clone(),
+            http2: upstream.http2,
+            group: trust.group,
+            ca: trust.ca.clone(),
+            client_cert: trust.client_cert.clone(),
+        }
     }
 }
 
@@ -167,37 +211,58 @@ impl RouteEntry {
             (Some(cert), Some(key)) => Some(client_certificate(cert, key)?),
             _ => None,
         };
+        let trust = Trust { group, ca, client_cert };
         let targets = settings
             .upstreams
             .iter()
-            .map(|upstream| {
-                let (endpoint, tls, host) = match &upstream.address {
-                    UpstreamAddress::Tcp { tls, host, port } => {
-                        (Endpoint::Tcp(names.get(host, *port)), *tls, host.as_str())
-                    }
-                    UpstreamAddress::Unix(path) => {
-                        (Endpoint::Unix(path.to_string_lossy().into_owned()), false, "localhost")
-                    }
-                };
-                let server_name = settings.upstream_tls.server_name.as_deref().unwrap_or(host);
-                Target {
-                    endpoint,
-                    tls,
-                    server_name: server_name.trim_matches(['[', ']']).to_owned(),
-                    authority: HeaderValue::try_from(&upstream.authority)
-                        .unwrap_or(HeaderValue::from_static("localhost")),
-                    base_path: upstream.base_path.clone(),
-                    http2: upstream.http2,
-                    group,
-                    ca: ca.clone(),
-                    client_cert: client_cert.clone(),
-                }
-            })
+            .map(|upstream| Target::new(upstream, &settings, &trust, |host, port| names.get(host, port)))
             .collect();
         let metrics = metrics.route(&settings.path);
         let dialer = Dialer::new(settings.connect_timeout);
         let limiter = settings.rate_limit.map(Limiter::new);
-        Ok(Self { settings, metrics, targets, dialer, limiter, next: AtomicUsize::new(0) })
+        Ok(Self {
+            settings,
+            metrics,
+            targets,
+            dialer,
+            limiter,
+            next: AtomicUsize::new(0),
+            trust,
+            settled: parking_lot::Mutex::default(),
+        })
+    }
+
+    /// The route with the upstream that its template means for this session; itself without a template.
+    ///
+    /// # Errors
+    /// A fixed word that says why there is none.
+    pub fn settle(self: Arc<Self>, session: Option<&Session>) -> Result<Arc<Self>, &'static str> {
+        let Some(template) = &self.settings.template else { return Ok(self) };
+        let upstream = template.resolve(session.ok_or("no_session")?)?;
+        let key = format!("{:?}{}", upstream.address, upstream.base_path);
+        let mut settled = self.settled.lock();
+        if let Some((since, entry)) = settled.get(&key)
+            && since.elapsed() < SETTLED_FOR
+        {
+            return Ok(Arc::clone(entry));
+        }
+        if settled.len() >= MAX_SETTLED {
+            settled.clear();
+        }
+        let target = Target::new(&upstream, &self.settings, &self.trust, Name::new);
+        let entry = Arc::new(Self {
+            settings: Route { template: None, upstreams: vec![upstream], ..self.settings.clone() },
+            metrics: Arc::clone(&self.metrics),
+            targets: vec![target],
+            dialer: Arc::clone(&self.dialer),
+            // Was asked already.
+            limiter: None,
+            next: AtomicUsize::new(0),
+            trust: self.trust.clone(),
+            settled: parking_lot::Mutex::default(),
+        });
+        settled.insert(key, (Instant::now(), Arc::clone(&entry)));
+        Ok(entry)
     }
 
     /// Takes turns among the targets.

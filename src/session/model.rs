@@ -82,8 +82,8 @@ impl Session {
         now: Timestamp,
     ) -> Self {
         let Login { tokens, identity, dpop } = login;
-        let mut claims = identity.claims;
-        claims.retain(|name, _| settings.claims.contains(name));
+        let claims = settings.claims.iter().filter_map(|name| Some((name.clone(), found(&identity.claims, name)?)));
+        let claims = claims.collect();
         Self {
             id,
             generation: 0,
@@ -185,6 +185,19 @@ impl Session {
     pub fn touch(&mut self, now: Timestamp) {
         self.last_used = self.last_used.max(now);
     }
+}
+
+/// A claim by its name, else by the way to it: `account.base_uri` is a member of the claim `account`.
+fn found(claims: &BTreeMap<String, serde_json::Value>, name: &str) -> Option<serde_json::Value> {
+    if let Some(value) = claims.get(name) {
+        return Some(value.clone());
+    }
+    let mut steps = name.split('.');
+    let mut value = claims.get(steps.next()?)?;
+    for step in steps {
+        value = value.get(step)?;
+    }
+    Some(value.clone())
 }
 
 #[cfg(test)]
