@@ -118,6 +118,7 @@ mod tests {
         assert!(refuses(401, "Bearer error=\"invalid_token\""));
         assert!(!refuses(403, "Bearer error=\"invalid_token\""));
         assert!(!refuses(401, "Bearer error=\"insufficient_user_authentication\", acr_values=\"gold\""));
-        assert!(!refuses(401, "Bearer error=\"Insufficient_Scope\""));
+        assert!(!refuses(401, "Bearer error=\"insufficient_scope\", scope=\"admin\""));
+        assert!(!refuses(401, "DPoP error=\"use_dpop_nonce\""));
     }
 }
