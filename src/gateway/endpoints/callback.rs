@@ -300,7 +300,9 @@ fn error_word(error: &str) -> &'static str {
 /// What the page behind the login wants of it, when the login was asked for something of the kind: one that falls short
 /// would be sent round and round.
 fn asked_for(state: &State, attempt: &Attempt) -> Option<Wanted> {
-    attempt.max_age.map(drop).or(attempt.acr_values.as_ref().map(drop))?;
+    if attempt.max_age.is_none() && attempt.acr_values.is_none() {
+        return None;
+    }
     let path = attempt.return_to.as_str().split(['?', '#']).next().unwrap_or("/");
     let path = CleanPath::parse(path).ok()?;
     match state.routes.find(&path, state.settings.public.host(), Some(&Method::GET)) {
