@@ -28,7 +28,7 @@ use super::logout::{self, LogoutToken};
 use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Par, RequestObject, Settings};
 use super::token::{self, Answer, Form, TokenAnswer, TokenType};
-use super::types::{AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet};
+use super::types::{AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, ProviderKey, RefreshToken, TokenSet};
 use crate::clock::{Clock, Timestamp};
 
 /// The first and the longest pause between two attempts to read the metadata.
@@ -41,6 +41,8 @@ const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// What an ID token in a refresh answer must agree with (OpenID Connect Core section 12.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshExpectation {
+    /// Whose token it is, among several.
+    pub provider: Option<ProviderKey>,
     /// The session's subject.
     pub subject: String,
     /// The session's `auth_time`, when known.
