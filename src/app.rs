@@ -32,6 +32,7 @@ use crate::admin::{AdminService, AdminState};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat, Reading};
 use crate::gateway::Gateway;
+use crate::gateway::live::Streams;
 use crate::gateway::refusals::Wording;
 use crate::gateway::state::State;
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
@@ -282,6 +283,7 @@ impl Assembly {
         let names = Arc::clone(&self.state.load().names);
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
+        let streams = Arc::clone(&self.state.load().streams);
         let reloader = Arc::clone(&self.reloader);
         // Before anybody is told that we serve: until then this signal ends the process.
         reload::expect_signal();
@@ -295,7 +297,7 @@ impl Assembly {
                 async move { names.keep_fresh().await }
             }),
             keep("sweep", move || sweep(Arc::clone(&swept))),
-            keep("drain", move || follow(phase.clone(), drain.clone(), connections.clone())),
+            keep("drain", move || follow(phase.clone(), drain.clone(), Arc::clone(&streams), connections.clone())),
             keep("reload", move || Arc::clone(&reloader).watch()),
         ];
         if let Some(store) = self.reloader.store.clone() {
@@ -450,8 +452,14 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
 }
 
 /// Tells the way in of the shutdown's phases.
-async fn follow(mut phase: watch::Receiver<Phase>, drain: watch::Sender<bool>, connections: Connections) {
+async fn follow(
+    mut phase: watch::Receiver<Phase>,
+    drain: watch::Sender<bool>,
+    streams: Arc<Streams>,
+    connections: Connections,
+) {
     if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
+        streams.close();
         drain.send_replace(true);
     }
     if phase.wait_for(|phase| *phase >= Phase::Stopped).await.is_ok() {

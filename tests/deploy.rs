@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use http::Method;
@@ -58,15 +59,57 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     found
 }
 
-/// The manifest's documents, without comments that fill a line.
-fn manifests() -> Vec<String> {
-    let text = read("deploy/kubernetes/sidecar.yaml");
-    text.split("\n---\n").map(ToOwned::to_owned).collect()
+/// The manifest of one pod that needs no tool.
+fn plain() -> Manifest {
+    Manifest { name: "sidecar.yaml".to_owned(), text: read("deploy/kubernetes/sidecar.yaml") }
 }
 
-fn manifest(kind: &str) -> String {
-    let line = format!("kind: {kind}");
-    manifests().into_iter().find(|text| text.lines().any(|own| own == line)).unwrap_or_else(|| panic!("no {kind}"))
+/// Every manifest with a sidecar: the plain one, and what the chart makes where helm is installed.
+fn sidecars() -> Vec<Manifest> {
+    let charts =
+        [&["--set=app.image=app:1"][..], &["--set=app.image=app:1", "--values=deploy/helm/sidegate/values-redis.yaml"]];
+    std::iter::once(plain()).chain(charts.into_iter().filter_map(chart)).collect()
+}
+
+/// The chart rendered with these options; none where helm is not installed.
+fn chart(options: &[&str]) -> Option<Manifest> {
+    let mut command = helm();
+    command.args(["template", "app", "deploy/helm/sidegate", "--kube-version=1.31.0"]).args(options);
+    let Ok(made) = command.output() else {
+        eprintln!("skipped: helm is not installed (or set HELM to its path)");
+        return None;
+    };
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some(Manifest { name: format!("the chart with {options:?}"), text: String::from_utf8(made.stdout).unwrap() })
+}
+
+fn helm() -> Command {
+    let mut command = Command::new(std::env::var_os("HELM").unwrap_or_else(|| "helm".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Kubernetes documents in one file.
+struct Manifest {
+    name: String,
+    text: String,
+}
+
+impl Manifest {
+    fn find(&self, kind: &str) -> Option<&str> {
+        let line = format!("kind: {kind}");
+        self.text.split("\n---\n").find(|text| text.lines().any(|own| own == line))
+    }
+
+    fn of(&self, kind: &str) -> &str {
+        self.find(kind).unwrap_or_else(|| panic!("{}: no {kind}", self.name))
+    }
+
+    /// The deployment that has sidegate.
+    fn deployment(&self) -> &str {
+        let mut all = self.text.split("\n---\n").filter(|text| text.lines().any(|own| own == "kind: Deployment"));
+        all.find(|text| text.contains("- name: sidegate\n")).unwrap_or_else(|| panic!("{}: no Deployment", self.name))
+    }
 }
 
 /// The block scalar under `key: |`, its indentation taken off.
@@ -123,99 +166,174 @@ fn findings(config: &str) -> Vec<String> {
     }
 }
 
-/// The shipped manifest's configuration is one that `check` has nothing to say about.
+/// Complaints about keys in a part of a configuration that are none; files that are missing here are no matter.
+fn unknown_keys(part: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("part.toml");
+    fs::write(&file, part).unwrap();
+    let problems = config::load(&[file]).err().unwrap_or_default();
+    problems
+        .iter()
+        .map(ToString::to_string)
+        .filter(|text| text.contains("unknown ") || text.contains("must be "))
+        .collect()
+}
+
+/// The shipped manifests' configuration is one that `check` has nothing to say about.
 #[test]
 fn the_manifests_configuration_is_fine() {
-    let text = block_scalar(&manifest("ConfigMap"), "sidegate.toml");
-    assert_eq!(findings(&text), Vec::<String>::new());
-    let config: Table = text.parse().unwrap();
-    assert_eq!(config["server"]["listen"].as_str(), Some("0.0.0.0:8080"));
-    assert_eq!(config["admin"]["listen"].as_str(), Some("0.0.0.0:9180"), "the kubelet's probes must reach it");
-    for route in config["route"].as_array().unwrap() {
-        let upstream = route["upstream"].as_str().unwrap();
-        assert!(upstream.starts_with("http://127.0.0.1:"), "K8S-14: {upstream} is not loopback");
+    for manifest in sidecars() {
+        let name = &manifest.name;
+        let text = block_scalar(manifest.of("ConfigMap"), "sidegate.toml");
+        assert_eq!(findings(&text), Vec::<String>::new(), "{name}");
+        let config: Table = text.parse().unwrap();
+        assert_eq!(config["server"]["listen"].as_str(), Some("0.0.0.0:8080"));
+        assert_eq!(config["admin"]["listen"].as_str(), Some("0.0.0.0:9180"), "the kubelet's probes must reach it");
+        for route in config["route"].as_array().unwrap() {
+            let upstream = route["upstream"].as_str().unwrap();
+            assert!(upstream.starts_with("http://127.0.0.1:"), "{name}: K8S-14: {upstream} is not loopback");
+        }
     }
 }
 
 /// K8S-01, K8S-02, K8S-04, K8S-05, K8S-16.
 #[test]
 fn the_pod_has_no_privileges() {
-    let deployment = manifest("Deployment");
-    for line in [
-        "automountServiceAccountToken: false",
-        "shareProcessNamespace: false",
-        "runAsNonRoot: true",
-        "type: RuntimeDefault",
-    ] {
-        assert!(deployment.contains(line), "{line}");
-    }
-    for name in ["sidegate", "app"] {
-        let container = container(&deployment, name);
+    for manifest in sidecars() {
+        let (name, deployment) = (&manifest.name, manifest.deployment());
         for line in [
-            "allowPrivilegeEscalation: false",
-            "readOnlyRootFilesystem: true",
-            "drop: [\"ALL\"]",
-            "requests:",
-            "limits:",
+            "automountServiceAccountToken: false",
+            "shareProcessNamespace: false",
+            "runAsNonRoot: true",
+            "type: RuntimeDefault",
         ] {
-            assert!(container.contains(line), "{name}: {line}");
+            assert!(deployment.contains(line), "{name}: {line}");
         }
-    }
-    for word in ["hostNetwork", "hostPID", "hostIPC", "hostPath", "hostPort", "privileged: true"] {
-        assert!(!deployment.contains(word), "{word}");
+        for part in ["sidegate", "app"] {
+            let container = container(deployment, part);
+            for line in [
+                "allowPrivilegeEscalation: false",
+                "readOnlyRootFilesystem: true",
+                "drop: [\"ALL\"]",
+                "requests:",
+                "limits:",
+            ] {
+                assert!(container.contains(line), "{name}: {part}: {line}");
+            }
+        }
+        for word in ["hostNetwork", "hostPID", "hostIPC", "hostPath", "hostPort", "privileged: true"] {
+            assert!(!manifest.text.contains(word), "{name}: {word}");
+        }
     }
 }
 
 /// K8S-07: starts before the app; K8S-06: probes on the admin port, and time enough for the stop.
 #[test]
 fn sidegate_is_a_native_sidecar() {
-    let deployment = manifest("Deployment");
-    let (before, after) = deployment.split_once("\n      containers:\n").unwrap();
-    let (_, init) = before.split_once("\n      initContainers:\n").unwrap();
-    assert!(init.contains("- name: sidegate\n") && !after.contains("- name: sidegate\n"));
-    let sidegate = container(&deployment, "sidegate");
-    assert!(sidegate.contains("restartPolicy: Always"));
-    for (probe, path) in [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")] {
-        let (_, rest) = sidegate.split_once(&format!("{probe}:\n")).unwrap_or_else(|| panic!("no {probe}"));
-        let asks: Vec<&str> = rest.lines().take(3).map(str::trim).collect();
-        assert_eq!(asks, ["httpGet:", &format!("path: {path}"), "port: admin"], "{probe}");
-    }
-    assert!(sidegate.contains("- name: admin\n              containerPort: 9180"));
+    for manifest in sidecars() {
+        let (name, deployment) = (&manifest.name, manifest.deployment());
+        let (before, after) = deployment.split_once("\n      containers:\n").unwrap();
+        let (_, init) = before.split_once("\n      initContainers:\n").unwrap();
+        assert!(init.contains("- name: sidegate\n") && !after.contains("- name: sidegate\n"), "{name}");
+        let sidegate = container(deployment, "sidegate");
+        assert!(sidegate.contains("restartPolicy: Always"), "{name}");
+        for (probe, path) in [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")] {
+            let (_, rest) = sidegate.split_once(&format!("{probe}:\n")).unwrap_or_else(|| panic!("{name}: no {probe}"));
+            let asks: Vec<&str> = rest.lines().take(3).map(str::trim).collect();
+            assert_eq!(asks, ["httpGet:", &format!("path: {path}"), "port: admin"], "{name}: {probe}");
+        }
+        assert!(sidegate.contains("- name: admin\n              containerPort: 9180"), "{name}");
 
-    let config: Table = block_scalar(&manifest("ConfigMap"), "sidegate.toml").parse().unwrap();
-    let needed = number_after(&container(&deployment, "app"), "seconds")
-        + seconds(&config, "shutdown_delay")
-        + seconds(&config, "shutdown_drain");
-    let granted = number_after(&deployment, "terminationGracePeriodSeconds");
-    assert!(granted > needed, "{granted} s are granted, {needed} s needed");
+        let config: Table = block_scalar(manifest.of("ConfigMap"), "sidegate.toml").parse().unwrap();
+        let needed = number_after(&container(deployment, "app"), "seconds")
+            + seconds(&config, "shutdown_delay")
+            + seconds(&config, "shutdown_drain");
+        let granted = number_after(deployment, "terminationGracePeriodSeconds");
+        assert!(granted > needed, "{name}: {granted} s are granted, {needed} s needed");
+    }
 }
 
-/// K8S-08, K8S-09: mounted for sidegate alone, and others cannot read them. Placeholders start nothing.
+/// K8S-08, K8S-09: mounted for sidegate alone, and others cannot read them. Placeholders start nothing; the chart has none.
 #[test]
 fn secrets_are_mounted_and_empty() {
-    let deployment = manifest("Deployment");
-    assert!(deployment.contains("secretName: sidegate\n            defaultMode: 0440"));
-    assert!(deployment.contains("fsGroup:"));
-    assert!(container(&deployment, "sidegate").contains("- name: secrets\n"));
-    let app = container(&deployment, "app");
-    assert!(!app.contains("volumeMounts") && !app.contains("secretKeyRef"));
-    let secret = manifest("Secret");
-    for name in ["client-secret", "session-key"] {
-        let line = secret.lines().find(|line| line.trim().starts_with(name)).unwrap();
-        assert!(line.contains(": \"\""), "{line}");
+    for manifest in sidecars() {
+        let (name, deployment) = (&manifest.name, manifest.deployment());
+        assert!(deployment.contains("secretName: sidegate\n            defaultMode: 0440"), "{name}");
+        assert!(deployment.contains("fsGroup:"), "{name}");
+        assert!(container(deployment, "sidegate").contains("secrets\n"), "{name}");
+        let app = container(deployment, "app");
+        assert!(!app.contains("volumeMounts") && !app.contains("secretKeyRef"), "{name}");
+        let Some(secret) = manifest.find("Secret") else { continue };
+        for key in ["client-secret", "session-key"] {
+            let line = secret.lines().find(|line| line.trim().starts_with(key)).unwrap();
+            assert!(line.contains(": \"\""), "{line}");
+        }
     }
 }
 
 /// K8S-10: only the ingress reaches the app, by sidegate, and only monitoring the admin port.
 #[test]
 fn the_network_policy_opens_two_ports() {
-    let policy = manifest("NetworkPolicy");
-    let (ingress, egress) = policy.split_once("\n  egress:\n").unwrap();
-    let ports: Vec<&str> = ingress.lines().filter_map(|line| line.trim().strip_prefix("port: ")).collect();
-    assert_eq!(ports, ["8080", "9180"]);
-    assert_eq!(ingress.matches("- from:").count(), 2);
-    assert!(egress.contains("port: 53") && egress.contains("port: 443"));
-    assert!(manifest("Service").contains("targetPort: http"), "not the admin port");
+    for manifest in sidecars() {
+        let (name, policy) = (&manifest.name, manifest.of("NetworkPolicy"));
+        let (ingress, egress) = policy.split_once("\n  egress:\n").unwrap();
+        let ports: Vec<&str> = ingress.lines().filter_map(|line| line.trim().strip_prefix("port: ")).collect();
+        assert_eq!(ports, ["8080", "9180"], "{name}");
+        assert_eq!(ingress.matches("- from:").count(), 2, "{name}");
+        assert!(egress.contains("port: 53") && egress.contains("port: 443"), "{name}");
+        assert!(manifest.text.contains("targetPort: http") && !manifest.text.contains("targetPort: admin"), "{name}");
+    }
+}
+
+/// The chart's topology with Redis, its pod without an app, and its refusal of values it does not know.
+#[test]
+fn the_chart_has_what_replicas_need() {
+    let Some(three) = chart(&["--set=app.image=app:1", "--values=deploy/helm/sidegate/values-redis.yaml"]) else {
+        return;
+    };
+    assert!(three.deployment().contains("replicas: 3"));
+    assert!(three.of("PodDisruptionBudget").contains("maxUnavailable: 1"));
+    assert!(three.of("PodMonitor").contains("port: admin"));
+    let redis = block_scalar(three.of("ConfigMap"), "redis.toml");
+    let config = format!("{redis}\n{}", block_scalar(three.of("ConfigMap"), "sidegate.toml"));
+    assert_eq!(findings(&config), Vec::<String>::new());
+    assert!(three.of("NetworkPolicy").contains("port: 6379"));
+
+    let alone = chart(&[]).unwrap();
+    assert!(!alone.deployment().contains("initContainers") && alone.find("PodDisruptionBudget").is_none());
+    assert!(chart(&["--set=enabled=false"]).unwrap().find("Deployment").is_none(), "a library for other charts");
+    let unknown = helm().args(["lint", "--strict", "deploy/helm/sidegate", "--set=replica=2"]).output().unwrap();
+    assert!(!unknown.status.success(), "values.schema.json knows no `replica`");
+}
+
+/// Kustomize's overlay is made of the plain manifest.
+#[test]
+fn the_overlay_names_files_that_exist() {
+    for folder in ["deploy/kubernetes", "deploy/kustomize/redis"] {
+        let text = read(&format!("{folder}/kustomization.yaml"));
+        let (_, resources) = text.split_once("\nresources:\n").unwrap();
+        for name in resources.lines().map_while(|line| line.strip_prefix("  - ")) {
+            assert!(root().join(folder).join(name).exists(), "{folder}: {name}");
+        }
+    }
+}
+
+/// One version everywhere.
+#[test]
+fn versions_agree() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (file, line) in [
+        ("deploy/helm/sidegate/Chart.yaml", format!("appVersion: \"{version}\"")),
+        ("deploy/helm/sidegate/Chart.yaml", format!("version: {version}")),
+        ("deploy/helm/sidegate/values.yaml", format!("tag: \"{version}\"")),
+        ("deploy/kubernetes/sidecar.yaml", format!("image: registry.example.com/team/sidegate:{version}")),
+        ("client/package.json", format!("\"version\": \"{version}\",")),
+        ("CHANGELOG.md", format!("## {version}")),
+    ] {
+        assert!(read(file).lines().any(|own| own.trim().starts_with(&line)), "{file}: {line}");
+    }
+    let msrv = env!("CARGO_PKG_RUST_VERSION");
+    assert!(read("README.md").contains(&format!("Rust {msrv} or newer")));
 }
 
 /// K8S-03.
@@ -242,10 +360,13 @@ fn documented_configurations_are_fine() {
             if ["server", "provider", "route"].iter().all(|section| table.contains_key(*section)) {
                 findings(&block);
                 whole += 1;
+            } else {
+                let unknown = unknown_keys(&block);
+                assert!(unknown.is_empty(), "{name}: {unknown:?}\n{block}");
             }
         }
     }
-    assert!(whole >= 2, "README.md and docs/spa-guide.md have one each");
+    assert!(whole >= 6, "README.md and docs/spa-guide.md have one each, docs/migration.md four");
 }
 
 /// SUP-06: a reader who follows a link arrives.
@@ -380,6 +501,18 @@ fn dashboard_and_alerts_ask_for_metrics_that_exist() {
         for name in asked {
             assert!(there.contains(name.trim_end_matches("_bucket")), "{name}");
         }
+    }
+}
+
+/// Who is woken by an alert finds it in the runbook.
+#[test]
+fn every_alert_is_in_the_runbook() {
+    let runbook = read("docs/operations.md");
+    let alerts = read("deploy/prometheus/alerts.yaml");
+    let names: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(names.len() > 8);
+    for name in names {
+        assert!(runbook.contains(&format!("`{name}`")), "{name} is not in docs/operations.md");
     }
 }
 

@@ -83,6 +83,21 @@ async fn an_idle_process_ends_at_once() {
     assert_eq!(ended.expect("well within the drain").code(), Some(0));
 }
 
+/// An event stream of ours says nothing that a request waits for: it ends when the drain begins, and the page comes again,
+/// to another replica. It does not say that the session has ended.
+#[tokio::test]
+async fn an_event_stream_holds_nobody() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start_with(&provider, &upstream, unhurried("0s")).await;
+    let browser = gateway.signed_in().await;
+    let mut events = browser.open(&Ask::fetch("/auth/events")).await;
+    assert!(events.read_until("retry").await.is_some());
+    gateway.signal(Signal::TERM);
+    assert_eq!(events.read_until("event: ended").await, None);
+    let ended = tokio::time::timeout(Duration::from_secs(10), gateway.wait_for_exit()).await;
+    assert_eq!(ended.expect("well within the drain").code(), Some(0));
+}
+
 /// What hangs is cut off at the end of the drain; a second signal does not wait for that.
 #[tokio::test]
 async fn what_hangs_does_not_hold_the_process_for_ever() {

@@ -13,6 +13,7 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::state::State;
@@ -40,12 +41,21 @@ const STREAMS: usize = 32;
 
 /// The event streams that are open, counted by session.
 #[derive(Debug, Default)]
-pub struct Streams(Mutex<HashMap<SessionId, usize>>);
+pub struct Streams {
+    open: Mutex<HashMap<SessionId, usize>>,
+    closing: watch::Sender<bool>,
+}
 
 impl Streams {
+    /// Ends all of them, now and from now on, without a word about the session: pages ask again, and reach another
+    /// replica or the next process. A stream is idle, so the drain does not wait for it.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
     /// Counts one more; none when the session has too many.
     pub fn open(self: &Arc<Self>, session: SessionId) -> Option<OpenStream> {
-        let mut open = self.0.lock();
+        let mut open = self.open.lock();
         let count = open.entry(session).or_default();
         if *count >= STREAMS {
             return None;
@@ -64,7 +74,7 @@ pub struct OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        let mut open = self.streams.0.lock();
+        let mut open = self.streams.open.lock();
         if let Some(count) = open.get_mut(&self.session) {
             *count -= 1;
             if *count == 0 {
@@ -120,13 +130,14 @@ fn is_over(state: &State, session: &UserSession, now: Timestamp) -> bool {
     state.ends.is_over(newest) || newest.ends(state.jar.settings()) <= now
 }
 
-/// Serves server-sent events until the session or the connection ends.
+/// Serves server-sent events until the session or the connection ends, or the process drains.
 ///
 /// # Errors
 /// When the client is gone.
 pub async fn events(stream: &mut Session, state: &Arc<State>, session: Arc<UserSession>) -> Result<()> {
     let _counted = state.metrics.connection(ConnectionKind::Events);
     let mut changes = state.refresh.changes();
+    let mut closing = state.streams.closing.subscribe();
     write_head(stream, state).await?;
     let mut current = session;
     let mut warned = None;
@@ -136,6 +147,7 @@ pub async fn events(stream: &mut Session, state: &Arc<State>, session: Arc<UserS
         let told = tokio::select! {
             change = changes.recv() => change,
             _ = ticks.tick() => Err(RecvError::Lagged(0)),
+            () = closed(&mut closing) => return stream.write_response_body(None, true).await,
         };
         let now = state.clock.now();
         if matches!(told, Err(RecvError::Closed)) || is_over(state, &current, now) {
@@ -161,6 +173,11 @@ pub async fn events(stream: &mut Session, state: &Arc<State>, session: Arc<UserS
         }
     }
     stream.write_response_body(Some(Bytes::from_static(b"event: ended\ndata: {}\n\n")), true).await
+}
+
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error would mean that the streams' count is gone, and with it the process.
+    let _ = closing.wait_for(|closing| *closing).await;
 }
 
 async fn write_head(stream: &mut Session, state: &State) -> Result<()> {

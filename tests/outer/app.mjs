@@ -63,14 +63,13 @@ async function file(response, url) {
   response.end(await readFile(url));
 }
 
-/** RFC 9470 section 3, and for a script what the gateway says of it. */
+/** RFC 9470 section 3. */
 function strongerLogin(response) {
   response.setHeader('www-authenticate', 'Bearer error="insufficient_user_authentication", acr_values="gold"');
-  const login = '/auth/login?acr_values=gold&return_to=%2F';
-  json(response, 401, { status: 401, code: 'step_up_required', login_url: login }, 'application/problem+json');
+  json(response, 401, { error: 'insufficient_user_authentication' });
 }
 
-function json(response, status, document, type = 'application/json') {
-  response.writeHead(status, { 'content-type': type });
+function json(response, status, document) {
+  response.writeHead(status, { 'content-type': 'application/json' });
   response.end(JSON.stringify(document));
 }
