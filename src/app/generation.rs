@@ -181,7 +181,9 @@ struct Told {
 impl Told {
     fn origin(&self, session: &Session) -> audit::Origin<'static> {
         audit::Origin {
-            sub_hash: Some(self.sub_hasher.hash(self.session.issuer_of(session.provider).unwrap_or_default(), &session.subject)),
+            sub_hash: Some(
+                self.sub_hasher.hash(self.session.issuer_of(session.provider).unwrap_or_default(), &session.subject),
+            ),
             ..audit::Origin::default()
         }
     }

@@ -641,9 +641,12 @@ impl Parser {
                 !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_. ".contains(&byte))
             };
             match provider.name.as_deref() {
-                None => self.found.missing(&key, "is required with several providers: /auth/login?provider= calls it so"),
+                None => {
+                    self.found.missing(&key, "is required with several providers: /auth/login?provider= calls it so")
+                }
                 Some(name) if !plain(name) => {
-                    self.found.problem(&key, format!("must be letters, digits, blanks, -, _ or ., not {}", shown(name)));
+                    self.found
+                        .problem(&key, format!("must be letters, digits, blanks, -, _ or ., not {}", shown(name)));
                 }
                 Some(name) => {
                     if let Some(other) = many.iter().take(index).position(|other| other.name.as_deref() == Some(name)) {

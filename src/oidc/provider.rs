@@ -28,7 +28,9 @@ use super::logout::{self, LogoutToken};
 use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Par, RequestObject, Settings};
 use super::token::{self, Answer, Form, TokenAnswer, TokenType};
-use super::types::{AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, ProviderKey, RefreshToken, TokenSet};
+use super::types::{
+    AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, ProviderKey, RefreshToken, TokenSet,
+};
 use crate::clock::{Clock, Timestamp};
 
 /// The first and the longest pause between two attempts to read the metadata.

@@ -107,14 +107,12 @@ async fn resumed(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor
         return to_page(StatusCode::FOUND, &ReturnTo::home()).into();
     }
     match state.logins.restarts(resume) {
-        Some(restarts) if restarts < MAX_RESTARTS => {
-            match state.providers.only().map(Arc::clone) {
-                Some(provider) => {
-                    start(state, &provider, request, visitor, ReturnTo::home(), Vec::new(), restarts + 1).await
-                }
-                None => choose(state, &ReturnTo::home(), None).into(),
+        Some(restarts) if restarts < MAX_RESTARTS => match state.providers.only().map(Arc::clone) {
+            Some(provider) => {
+                start(state, &provider, request, visitor, ReturnTo::home(), Vec::new(), restarts + 1).await
             }
-        }
+            None => choose(state, &ReturnTo::home(), None).into(),
+        },
         Some(_) => Problem::new(Code::LoginRefused, "The login went stale several times in a row.").into(),
         None => Problem::new(Code::BadCallback, "This login was not started here.").into(),
     }
