@@ -429,10 +429,46 @@ fn weakening_is_said_aloud() {
 
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
-    for (from, to, key) in [("path = \"/api/\"", "path = \"/api/\"\ntoken = { audience = \"x\" }", "route[0].token")] {
+    let placed = "[provider.dialect.upstream]\nquery = \"access_token\"\n[session]";
+    for (from, to, key) in [("[session]", placed, "provider.dialect.upstream")] {
         let text = Desk::with(from, to).complaint();
         assert!(text.contains(&format!("{key}: is not yet supported")), "{to}: {text}");
     }
+}
+
+#[test]
+fn a_token_of_its_own_and_a_step_up_that_cannot_be_had_are_refused() {
+    for (line, told) in [
+        ("token = { audience = \"x\" }", "route[0].token.exchange: must be true"),
+        ("token = { exchange = true }", "route[0].token: says nothing of the token"),
+        ("token = { resource = \"x\", exchange = true }", "route[0].token.resource: must be an absolute URI"),
+        (
+            "token = { scopes = [\"admin\"], exchange = true }",
+            "route[0].token.scopes: \"admin\" is not among provider.scopes",
+        ),
+        ("max_auth_age = \"0s\"", "route[0].max_auth_age: must be at least \"1s\""),
+        ("acr_values = []", "route[0].acr_values: is empty"),
+    ] {
+        let text = Desk::with("path = \"/api/\"", &format!("path = \"/api/\"\n{line}")).complaint();
+        assert!(text.contains(told), "{line}: {text}");
+    }
+    let good = "path = \"/api/\"\nacr_values = \"gold\"\nmax_auth_age = \"5m\"\ntoken = { audience = \"x\", scopes = [\"a\"], exchange = true }";
+    Desk::with("path = \"/api/\"", good).config();
+}
+
+/// A page's script must not be able to read a token: the listener for other proxies is never a public one.
+#[test]
+fn the_listener_for_other_proxies_is_its_own() {
+    let verify = |listen: &str| Desk::with("[session]", &format!("[verify]\nlisten = \"{listen}\"\n[session]"));
+    let config = verify("127.0.0.1:9181").config();
+    assert_eq!((config.verify.is_some(), warnings(&config).as_str()), (true, ""));
+    assert!(warnings(&verify("0.0.0.0:9181").config()).starts_with("verify.listen: answers carry access tokens"));
+    let public = config.server.listen[0].to_string();
+    for taken in [public.as_str(), "127.0.0.1:9180"] {
+        assert!(verify(taken).complaint().contains("verify.listen: "), "{taken}");
+    }
+    assert!(verify("nowhere").complaint().contains("verify.listen: "));
+    assert_eq!(verify("off").config().verify, None);
 }
 
 /// DOS-16

@@ -306,6 +306,25 @@ fn the_chart_has_what_replicas_need() {
     assert!(!unknown.status.success(), "values.schema.json knows no `replica`");
 }
 
+/// Every document fits the schemas of Kubernetes, unknown fields included. By the tool `kubernetes-validate` of PyPI,
+/// where it is installed.
+#[test]
+fn the_manifests_fit_the_schemas_of_kubernetes() {
+    let folder = tempfile::tempdir().unwrap();
+    let tool = std::env::var_os("KUBERNETES_VALIDATE").unwrap_or_else(|| "kubernetes-validate".into());
+    for manifest in sidecars() {
+        let file = folder.path().join("manifest.yaml");
+        // Of the Prometheus operator, not of Kubernetes.
+        let own = manifest.text.split("\n---\n").filter(|text| !text.contains("\nkind: PodMonitor\n"));
+        fs::write(&file, own.collect::<Vec<_>>().join("\n---\n")).unwrap();
+        let Ok(judged) = Command::new(&tool).args(["--strict", "--kubernetes-version=1.31"]).arg(&file).output() else {
+            eprintln!("skipped: kubernetes-validate is not installed (or set KUBERNETES_VALIDATE to its path)");
+            return;
+        };
+        assert!(judged.status.success(), "{}: {}", manifest.name, String::from_utf8_lossy(&judged.stdout));
+    }
+}
+
 /// Kustomize's overlay is made of the plain manifest.
 #[test]
 fn the_overlay_names_files_that_exist() {

@@ -169,3 +169,8 @@ async fn with_one_cookie() {
 async fn with_two_cookies() {
     stampedes(&[("session.layout", "\"split\"")]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_ticket() {
+    stampedes(&[("session.store", "\"redis\"")]).await;
+}

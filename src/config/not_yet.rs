@@ -2,7 +2,7 @@
 //! where going on without it is safe; never ignored. A line goes when its feature comes.
 
 use super::problem::Findings;
-use super::raw::{OneOrMany, Provider, RawConfig, Route, RouteToken};
+use super::raw::{OneOrMany, Provider, RawConfig};
 
 pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     let mut gaps = Gaps(found);
@@ -16,20 +16,12 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
         }
         None => {}
     }
-    for (index, route) in raw.route.iter().enumerate() {
-        route_gaps(&format!("route[{index}]"), route, &mut gaps);
-    }
 }
 
 fn provider_gaps(at: &str, provider: &Provider, gaps: &mut Gaps<'_>) {
     let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
     let placed = provider.dialect.as_ref().is_some_and(|dialect| dialect.upstream.is_some());
     refuse(placed, "dialect.upstream");
-}
-
-fn route_gaps(at: &str, route: &Route, gaps: &mut Gaps<'_>) {
-    let mut refuse = |wished: bool, key: &str| gaps.refuse(wished, &format!("{at}.{key}"));
-    refuse(matches!(route.token, RouteToken::Own(_)), "token");
 }
 
 struct Gaps<'a>(&'a mut Findings);

@@ -148,6 +148,19 @@ impl Parser {
                 refuse(route.max_auth_age.is_some(), "max_auth_age");
                 refuse(route.acr_values.is_some(), "acr_values");
             }
+            for (index, route) in raw.route.iter().enumerate() {
+                let raw::RouteToken::Own(own) = &route.token else { continue };
+                let known = |scope: &&String| !oidc.scopes.contains(scope);
+                let elsewhere = own.audience.is_some() || own.resource.is_some();
+                if let Some(scope) = own.scopes.iter().flatten().find(known).filter(|_| !elsewhere) {
+                    let told = format!("{} is not among provider.scopes: the user would not grant it", shown(scope));
+                    self.found.problem(format!("route[{index}].token.scopes"), told);
+                }
+                if oidc.dpop {
+                    let told = "cannot be had together with provider.dpop = \"require\" in this version";
+                    self.found.problem(format!("route[{index}].token"), told);
+                }
+            }
             // What a route wants of a login has to reach the provider.
             let mut pass = |wanted: bool, name: &str| {
                 if wanted && !oidc.login_params.iter().any(|known| known == name) {

@@ -16,6 +16,7 @@ use crate::gateway::settings::{
 };
 use crate::gateway::step_up::MAX_ACR_VALUES;
 use crate::gateway::template::Template;
+use crate::oidc::types::TokenTarget;
 
 /// Headers that frame a message or name its target: no claim, token or fixed value may stand there.
 const FRAMING: [&str; 11] = [
@@ -93,7 +94,8 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
     let token = match &raw.token {
         raw::RouteToken::Named(raw::TokenName::Id) => Token::Id,
         raw::RouteToken::Named(raw::TokenName::None) => Token::None,
-        raw::RouteToken::Named(raw::TokenName::Access) | raw::RouteToken::Own(_) => Token::Access,
+        raw::RouteToken::Named(raw::TokenName::Access) => Token::Access,
+        raw::RouteToken::Own(own) => Token::Own(own_token(parser, &key("token"), own)),
     };
     let (strip_prefix, rewrite_prefix) = prefixes(parser, at, raw);
     let (token_header, identity_headers) = request_headers(parser, at, raw);
@@ -134,6 +136,35 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
         upstream_tls: upstream_tls(parser, &key("upstream_tls"), raw.upstream_tls.as_ref()),
         rate_limit: raw.rate_limit.as_ref().and_then(|raw| rate_limit(parser, &key("rate_limit"), raw)),
     })
+}
+
+/// By token exchange only. A refresh with another scope or resource would spend the one refresh token of the session for a
+/// token that is not the session's.
+fn own_token(parser: &mut Parser, at: &str, raw: &raw::OwnToken) -> TokenTarget {
+    if raw.exchange != Some(true) {
+        let told = "must be true: this version gets such a token by token exchange (RFC 8693), not by refresh";
+        parser.found.problem(join(at, "exchange"), told);
+    }
+    let resource: Vec<String> = raw.resource.iter().flat_map(raw::OneOrMany::as_slice).cloned().collect();
+    for text in &resource {
+        if !url::Url::parse(text).is_ok_and(|url| url.fragment().is_none()) {
+            let text = format!("must be an absolute URI without fragment (RFC 8707), not {}", shown(text));
+            parser.found.problem(join(at, "resource"), text);
+        }
+    }
+    if raw.audience.as_deref().is_some_and(|audience| audience.trim().is_empty()) {
+        parser.found.problem(join(at, "audience"), "is empty; leave it out, or name the API");
+    }
+    let scopes = raw.scopes.clone().unwrap_or_default();
+    for scope in &scopes {
+        if scope.is_empty() || !scope.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\')) {
+            parser.found.problem(join(at, "scopes"), format!("must be scopes without blanks, not {}", shown(scope)));
+        }
+    }
+    if raw.audience.is_none() && resource.is_empty() && scopes.is_empty() {
+        parser.found.problem(at, "says nothing of the token: name its audience, resource or scopes");
+    }
+    TokenTarget { audience: raw.audience.clone(), resource, scopes }
 }
 
 /// Seconds are what providers count in.

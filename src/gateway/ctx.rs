@@ -24,6 +24,7 @@ use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
 use crate::net::dial::Silence;
+use crate::oidc::types::AccessToken;
 use crate::session::Session;
 use crate::session::jar::Presented;
 use crate::spans;
@@ -165,6 +166,8 @@ pub struct Used {
     pub touch: bool,
     /// Who sent the request.
     pub caller: Caller,
+    /// The token of the route's own, where it has one.
+    pub own: Option<AccessToken>,
 }
 
 impl Forward {

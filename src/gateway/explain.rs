@@ -11,6 +11,7 @@ use super::routes::{Matched, RouteTable};
 use super::settings::{Access, Route, Settings, Token, Upstream, UpstreamAddress};
 use super::step_up::Wanted;
 use super::upstream;
+use crate::oidc::types::TokenTarget;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
 use crate::web::return_to::ReturnTo;
@@ -99,11 +100,15 @@ fn describe(
     }
     line("without session", &says(Presence::Absent));
     line("with session", &says(Presence::Live));
-    let token = match (route.access, route.token) {
+    let token = match (route.access, &route.token) {
         (Access::Public, _) | (_, Token::None) => "none".to_owned(),
         _ if route.files.is_some() => "none".to_owned(),
         (_, token) => {
-            let kind = if token == Token::Id { "id" } else { "access" };
+            let kind = match token {
+                Token::Id => "id".to_owned(),
+                Token::Own(target) => own(target),
+                Token::Access | Token::None => "access".to_owned(),
+            };
             let scheme = route.token_header.scheme.as_deref().unwrap_or("(bare)");
             format!("{kind} token in {}: {scheme}", route.token_header.name)
         }
@@ -130,6 +135,16 @@ fn describe(
         line("identity", &format!("{name} = {claim}"));
     }
     text
+}
+
+fn own(target: &TokenTarget) -> String {
+    let mut of = Vec::new();
+    of.extend(target.audience.iter().map(|audience| format!("audience {audience}")));
+    of.extend(target.resource.iter().map(|resource| format!("resource {resource}")));
+    if !target.scopes.is_empty() {
+        of.push(format!("scopes {}", target.scopes.join(" ")));
+    }
+    format!("its own access (token exchange: {})", of.join(", "))
 }
 
 fn shown(upstream: &Upstream) -> String {

@@ -12,6 +12,7 @@ pub mod decide;
 pub mod downstream;
 pub mod endpoints;
 pub mod ends;
+pub mod exchange;
 pub mod explain;
 mod files;
 mod forward;

@@ -31,10 +31,9 @@ pub fn is_replayable(method: &Method, headers: &HeaderMap) -> bool {
 /// (RFC 9470, RFC 6750 section 3.1), or another proof (RFC 9449 section 9), is not answered by a newer token of the same grant.
 pub fn refuses_token(status: StatusCode, headers: &HeaderMap) -> bool {
     let wants_more = |challenge: &Challenge| {
-        matches!(
-            challenge.param("error"),
-            Some("insufficient_user_authentication" | "insufficient_scope" | "use_dpop_nonce" | "invalid_dpop_proof")
-        )
+        ["insufficient_user_authentication", "insufficient_scope", "use_dpop_nonce", "invalid_dpop_proof"]
+            .iter()
+            .any(|error| challenge.says(error))
     };
     status == StatusCode::UNAUTHORIZED && !challenge::read(headers).iter().any(wants_more)
 }
@@ -119,6 +118,7 @@ mod tests {
         assert!(refuses(401, "Bearer error=\"invalid_token\""));
         assert!(!refuses(403, "Bearer error=\"invalid_token\""));
         assert!(!refuses(401, "Bearer error=\"insufficient_user_authentication\", acr_values=\"gold\""));
-        assert!(!refuses(401, "Bearer error=\"Insufficient_Scope\""));
+        assert!(!refuses(401, "Bearer error=\"insufficient_scope\", scope=\"admin\""));
+        assert!(!refuses(401, "DPoP error=\"use_dpop_nonce\""));
     }
 }

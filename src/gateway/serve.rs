@@ -17,6 +17,7 @@ use super::arrive::{Request, origin_form};
 use super::ctx::{Ctx, Forward, Label, Used};
 use super::decide::{Caller, Decision, Presence, Rules, decide};
 use super::endpoints::{self, Answer, Endpoint, Visitor, renew};
+use super::exchange;
 use super::live::OpenStream;
 use super::rate;
 use super::routes::Matched;
@@ -319,8 +320,14 @@ impl Ctx {
             state.vault.write_later(touched);
         }
         let wanted = Wanted::of_route(route).filter(|wanted| !wanted.is_met(&fresh, request.now));
-        let used =
-            Used { presented: opened.presented, presented_generation: user.generation, session: fresh, touch, caller };
+        let mut used = Used {
+            presented: opened.presented,
+            presented_generation: user.generation,
+            session: fresh,
+            touch,
+            caller,
+            own: None,
+        };
         if forbidden {
             let problem = Problem::new(Code::Forbidden, "The signed-in user may not use this.");
             return Outcome::Refuse(problem, self.cookies_of(&used));
@@ -329,6 +336,10 @@ impl Ctx {
             let (method, headers) = (&request.head.method, &request.head.headers);
             let asker = Asker { route, caller, method, headers, return_to: return_to.clone() };
             return step_up::answer(state, asker, &wanted, true, self.cookies_of(&used));
+        }
+        match exchange::token_for(state, route, &used.session).await {
+            Ok(own) => used.own = own,
+            Err(problem) => return Outcome::Refuse(problem, self.cookies_of(&used)),
         }
         self.forward(request, entry, Some(used), Vec::new())
     }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::template::Template;
+use crate::oidc::types::TokenTarget;
 use crate::web::origin::Origin;
 
 /// Everything the gateway decides by.
@@ -148,11 +149,13 @@ pub enum OnAnonymous {
 }
 
 /// Which token goes upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
     Access,
     Id,
     None,
+    /// One of the route's own, by token exchange.
+    Own(TokenTarget),
 }
 
 /// `token_header`: `Name: Scheme`, or `Name` for the bare token.

@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::attempts::Attempts;
 use super::ends::Ends;
+use super::exchange::Exchanged;
 use super::live::Streams;
 use super::rate::Limiter;
 use super::replay::Brought;
@@ -70,6 +71,7 @@ pub struct Shared {
     /// What upstreams want to see in proofs of possession.
     pub nonces: Arc<Nonces>,
     pub brought: Arc<Brought>,
+    pub exchanged: Arc<Exchanged>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,

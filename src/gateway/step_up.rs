@@ -53,7 +53,7 @@ impl Wanted {
             return None;
         }
         let challenges = challenge::read(headers);
-        let found = challenges.iter().find(|one| one.param("error") == Some("insufficient_user_authentication"))?;
+        let found = challenges.iter().find(|one| one.says("insufficient_user_authentication"))?;
         let fits = |text: &str| {
             !text.is_empty()
                 && text.len() <= MAX_ACR_VALUES

@@ -13,6 +13,7 @@ use super::ctx::Forward;
 use super::settings::{Route, Token};
 use super::state::{Endpoint, State};
 use crate::oidc::dpop;
+use crate::oidc::types::AccessToken;
 use crate::session::Session;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
@@ -123,12 +124,17 @@ fn join(prefix: &str, rest: &str) -> String {
 ///
 /// # Errors
 /// `provider_refused` when the route sends the ID token and there is none.
-pub fn credential(route: &Route, session: &Session) -> Result<Option<(HeaderName, HeaderValue)>, Problem> {
+pub fn credential(
+    route: &Route,
+    session: &Session,
+    own: Option<&AccessToken>,
+) -> Result<Option<(HeaderName, HeaderValue)>, Problem> {
     let missing = |detail| Problem::new(Code::ProviderRefused, detail);
     let id_token;
-    let token = match route.token {
+    let token = match &route.token {
         Token::None => return Ok(None),
         Token::Access => session.access_token.expose(),
+        Token::Own(_) => own.ok_or(missing("There is no token for this route."))?.expose(),
         Token::Id => {
             id_token = session.id_token.as_ref().and_then(|packed| packed.unpack());
             id_token.as_deref().ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?

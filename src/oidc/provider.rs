@@ -29,7 +29,7 @@ use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Par, RequestObject, Settings};
 use super::token::{self, Answer, Form, TokenAnswer, TokenType};
 use super::types::{
-    AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, ProviderKey, RefreshToken, TokenSet,
+    AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, ProviderKey, RefreshToken, TokenSet, TokenTarget,
 };
 use crate::clock::{Clock, Timestamp};
 
@@ -502,6 +502,30 @@ impl Provider {
     /// The time after a call that began at `now`: a token may have been made meanwhile.
     fn after(&self, now: Timestamp) -> Timestamp {
         self.clock.now().max(now)
+    }
+
+    /// An access token for this target in exchange for the session's (RFC 8693), and when it ends if anybody knows.
+    /// Spends nothing. One call is one try.
+    ///
+    /// # Errors
+    /// By who is to blame; `Refused` with `invalid_scope` also when the token has less scope than was asked for.
+    pub async fn exchange(
+        &self,
+        subject: &AccessToken,
+        target: &TokenTarget,
+        now: Timestamp,
+    ) -> Result<(AccessToken, Option<Timestamp>), ProviderError> {
+        let metadata = self.metadata().await?;
+        let form = token::exchange_form(&self.settings, subject, target);
+        let dialect = &self.settings.dialect;
+        let answer = self.client.post_as("token", &metadata.token, &form, None, &dialect.token).await;
+        let answer = answer.map_err(CallError::of_grant)?;
+        let answer = token::decode(&answer, TokenType::bound(false), dialect, self.settings.default_expires_in, now)?;
+        let lacks = |scope: &str| !target.scopes.iter().all(|one| scope.split(' ').any(|given| given == one));
+        if answer.scope.as_deref().is_some_and(lacks) {
+            return Err(ProviderError::Refused { reason: "invalid_scope" });
+        }
+        Ok((answer.access_token, answer.access_expires))
     }
 
     /// Revokes a token (RFC 7009), as far as it goes: true when the provider confirmed. Bounded by the call's

@@ -12,7 +12,7 @@ use super::error::{Fault, ProviderError};
 use super::json::{self, JsonError};
 use super::jwt;
 use super::settings::Settings;
-use super::types::{AccessToken, Code, PkceVerifier, RefreshToken};
+use super::types::{AccessToken, Code, PkceVerifier, RefreshToken, TokenTarget};
 use crate::clock::Timestamp;
 
 /// The longest life that is believed. More is a mistake of the provider, or an attempt at overflow.
@@ -111,10 +111,35 @@ pub fn refresh_form(settings: &Settings, token: &RefreshToken) -> Form {
     extras(form, settings)
 }
 
+/// Token exchange (RFC 8693 section 2.1): an access token for an access token. `resource` and `audience` of the provider
+/// are those of the session's token, so they are not sent.
+pub fn exchange_form(settings: &Settings, subject: &AccessToken, target: &TokenTarget) -> Form {
+    const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+    let mut form = Form::default();
+    form.set("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange");
+    form.set("subject_token", subject.expose());
+    form.set("subject_token_type", ACCESS_TOKEN);
+    form.set("requested_token_type", ACCESS_TOKEN);
+    if let Some(audience) = &target.audience {
+        form.set("audience", audience);
+    }
+    for resource in &target.resource {
+        form.add("resource", resource);
+    }
+    if !target.scopes.is_empty() {
+        form.set("scope", &target.scopes.join(" "));
+    }
+    fixed(form, settings)
+}
+
 fn extras(mut form: Form, settings: &Settings) -> Form {
     for resource in &settings.resource {
         form.add("resource", resource);
     }
+    fixed(form, settings)
+}
+
+fn fixed(mut form: Form, settings: &Settings) -> Form {
     // How we authenticate is not a parameter of the operator's: there would be two methods in one call.
     const OURS: [&str; 4] = ["client_id", "client_secret", "client_assertion", "client_assertion_type"];
     for (name, value) in settings.token_params.iter().filter(|(name, _)| !OURS.contains(&name.as_str())) {

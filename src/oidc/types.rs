@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use ring::digest;
+
 use super::dpop::DpopKey;
 use crate::clock::Timestamp;
 use crate::secret::secret_type;
@@ -54,6 +56,40 @@ pub struct TokenSet {
     pub id_token: Option<IdToken>,
     /// The granted scope, when the provider names one.
     pub scope: Option<String>,
+}
+
+/// What a token of a route's own is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenTarget {
+    /// `audience` (RFC 8693 section 2.1).
+    pub audience: Option<String>,
+    /// `resource` (RFC 8707): absolute URIs.
+    pub resource: Vec<String>,
+    /// `scope`; empty = whatever the provider gives.
+    pub scopes: Vec<String>,
+}
+
+impl TokenTarget {
+    /// Names it: equal for equal targets.
+    pub fn name(&self) -> [u8; 32] {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for list in [self.audience.as_slice(), &self.resource, &self.scopes] {
+            for part in list {
+                hash.update(part.as_bytes());
+                hash.update(&[0]);
+            }
+            hash.update(&[1]);
+        }
+        hash.finish().as_ref().first_chunk().copied().unwrap_or_default()
+    }
+
+    /// Whether it asks for more than this scope, where that can be told: what another audience or resource grants is for
+    /// the provider to say.
+    pub fn is_beyond(&self, granted: &str) -> bool {
+        self.audience.is_none()
+            && self.resource.is_empty()
+            && !self.scopes.iter().all(|scope| granted.split(' ').any(|one| one == scope))
+    }
 }
 
 /// Who the user is: from the verified ID token, completed by userinfo.

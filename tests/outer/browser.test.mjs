@@ -4,17 +4,19 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { startForeignSite } from './app.mjs';
 import { openBrowser, openPage, OUT_OF_REACH, picture, session, tenAtOnce, withinReachOfScripts } from './browser.mjs';
+import { startRedis } from './redis.mjs';
 import { accessTokenEnded, openWorld } from './world.mjs';
 
 describe('a browser logs in, works, follows a link from elsewhere, and logs out', { concurrency: true }, () => {
-  journey('one cookie', {}, ['/']);
-  journey('two cookies', { ofGateway: { session: 'layout = "split"' } }, ['/', '/auth/']);
+  journey('one cookie', async () => ({}), ['/']);
+  journey('two cookies', async () => ({ ofGateway: { session: 'layout = "split"' } }), ['/', '/auth/']);
+  journey('a ticket', async (t) => ({ ofGateway: { session: 'store = "redis"', more: await startRedis(t) } }), ['/']);
 });
 
 /** `paths`: of the cookies that hold the session. */
 function journey(name, options, paths) {
   test(name, { timeout: 150_000 }, async (t) => {
-    const { provider, app, gateway } = await openWorld(t, options);
+    const { provider, app, gateway } = await openWorld(t, await options(t));
     const browser = await openBrowser(t);
     const page = await openPage(t, browser);
     const answers = recordAnswers(page, gateway.origin);

@@ -1,3 +1,4 @@
+{{- /* These templates are .tpl so that every .yaml below deploy/ is YAML. */ -}}
 {{- if .Values.enabled }}
 {{- $name := include "sidegate.name" . }}
 {{- $native := ne .Values.app.image "" }}

@@ -1,0 +1,108 @@
+//! A route's own token, by token exchange (RFC 8693).
+
+mod support;
+
+use support::client::Ask;
+use support::inside::Inside;
+use support::provider::{Call, Endpoint, ProviderDouble, Rotation};
+use support::upstream::Upstream;
+
+/// `/api/orders/` and `/api/other/` have tokens of their own, `/api/ID/` with the audience `ID` too.
+async fn own_tokens() -> (ProviderDouble, Upstream, Inside) {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    provider.set(|s| s.rotation = Rotation::Family);
+    let gateway = Inside::start_with(&provider, &upstream, |config| {
+        let orders =
+            "audience = 'orders', resource = ['https://orders.example/', 'https://b.example/'], scopes = ['read']";
+        let mut text = String::new();
+        for (name, target) in [
+            ("orders", orders),
+            ("other", "audience = 'other'"),
+            ("unknown", "audience = 'unknown'"),
+            ("broken", "audience = 'broken'"),
+            ("admin", "audience = 'orders', scopes = ['admin']"),
+        ] {
+            text.push_str(&format!(
+                "[[route]]\npath = '/api/{name}/'\nupstream = '{}'\ntoken = {{ {target}, exchange = true }}\n",
+                upstream.url()
+            ));
+        }
+        let more: toml::Table = text.parse().unwrap();
+        config["route"].as_array_mut().unwrap().extend(more["route"].as_array().unwrap().clone());
+    })
+    .await;
+    (provider, upstream, gateway)
+}
+
+fn exchanges(provider: &ProviderDouble) -> Vec<Call> {
+    let mut calls = provider.calls_to(Endpoint::Token);
+    calls.retain(|call| call.param("subject_token").is_some());
+    calls
+}
+
+/// Each token reaches only its upstream, is kept until it ends, and costs the session nothing.
+#[tokio::test]
+async fn a_token_of_its_own_is_exchanged_once_and_goes_nowhere_else() {
+    let (provider, upstream, gateway) = own_tokens().await;
+    let browser = gateway.signed_in().await;
+    let mut tokens = Vec::new();
+    for path in ["/api/x", "/api/orders/1", "/api/other/1", "/api/orders/2", "/api/x", "/api/other/2"] {
+        assert_eq!(browser.fetch(path).await.status, 200, "{path}");
+        tokens.push(upstream.last().bearer().unwrap().to_owned());
+    }
+    assert_eq!((&tokens[0], &tokens[1], &tokens[2]), (&tokens[4], &tokens[3], &tokens[5]));
+    assert!(tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2]);
+
+    let asked = exchanges(&provider);
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[0].param("subject_token"), Some(tokens[0].as_str()));
+    assert_eq!((asked[0].param("audience"), asked[0].param("scope")), (Some("orders"), Some("read")));
+    let resources: Vec<_> = asked[0].form.iter().filter(|(name, _)| name == "resource").collect();
+    assert_eq!(resources.len(), 2);
+    assert_eq!((asked[1].param("audience"), asked[1].param("scope")), (Some("other"), None));
+
+    // Past its end there is another one, for the refreshed token; nothing was spent but the session's own refresh.
+    gateway.advance(&provider, 3600);
+    assert_eq!(browser.fetch("/api/orders/3").await.status, 200);
+    assert_ne!(upstream.last().bearer().unwrap(), tokens[1]);
+    assert_eq!((exchanges(&provider).len(), provider.refreshes(), provider.reuse_alarms()), (3, 1, 0));
+}
+
+#[tokio::test]
+async fn many_at_once_share_one_exchange_and_users_share_nothing() {
+    let (provider, upstream, gateway) = own_tokens().await;
+    let browser = gateway.signed_in().await;
+    let mut flights = Vec::new();
+    for _ in 0..10 {
+        flights.push(browser.launch(&Ask::fetch("/api/orders/x")).await);
+    }
+    for flight in flights {
+        assert_eq!(flight.answer().await.status, 200);
+    }
+    assert_eq!(exchanges(&provider).len(), 1);
+    let first = upstream.last().bearer().unwrap().to_owned();
+    let other = gateway.signed_in().await;
+    assert_eq!(other.fetch("/api/orders/x").await.status, 200);
+    assert_ne!(upstream.last().bearer().unwrap(), first);
+    assert_eq!(exchanges(&provider).len(), 2);
+}
+
+/// Never the session's own token instead; the session stays.
+#[tokio::test]
+async fn a_failed_exchange_is_told_and_nothing_is_forwarded() {
+    let (provider, upstream, gateway) = own_tokens().await;
+    let browser = gateway.signed_in().await;
+    upstream.forget();
+    for (path, status, code) in [
+        ("/api/unknown/x", 502, "provider_refused"),
+        ("/api/broken/x", 503, "provider_unavailable"),
+        ("/api/admin/x", 403, "forbidden"),
+    ] {
+        let answer = browser.fetch(path).await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{path}");
+        assert_eq!(answer.header("retry-after").is_some(), status == 503, "{path}");
+    }
+    assert!(upstream.untouched());
+    assert_eq!(browser.fetch("/api/x").await.status, 200);
+    assert_eq!(provider.refreshes(), 0);
+}
