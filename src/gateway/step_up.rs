@@ -155,8 +155,9 @@ impl Ctx {
         let leads = if wanted.is_met(&used.session, now) {
             now >= used.session.created + JUST_BEGUN
         } else {
-            let provider = state.provider.settings();
+            let provider = state.provider_of(&used.session).map(|provider| provider.settings());
             let passes = |name: &str, asked: bool| {
+                let Some(provider) = provider else { return !asked };
                 let fixed = provider.authorize_params.iter().any(|(own, _)| own == name);
                 !asked || (!fixed && provider.login_params.iter().any(|own| own == name))
             };
