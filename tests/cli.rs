@@ -172,7 +172,7 @@ async fn explain_tells_route_and_decision() {
     let routes = table["route"].as_array_mut().unwrap();
     routes[0].as_table_mut().unwrap().insert("methods".to_owned(), vec!["GET".to_owned(), "POST".to_owned()].into());
     let sensitive = "acr_values = \"gold\"\nmax_auth_age = \"5m\"\ntoken = { audience = \"orders\", exchange = true }";
-    routes[1].as_table_mut().unwrap().extend(sensitive.parse::<toml::Table>().unwrap());
+    routes[1].as_table_mut().unwrap().extend(sensitive.parse::<Table>().unwrap());
     for (args, words) in [
         (
             &["explain", "GET", "/opt/x"][..],

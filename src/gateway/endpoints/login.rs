@@ -142,7 +142,11 @@ async fn start(
         acr_values: value("acr_values"),
         silent: value("prompt").is_some_and(|prompt| prompt == "none"),
         restarts,
-        replaces: visitor.session.as_ref().map(|session| session.id).or(visitor.away.as_ref().map(|ticket| ticket.id)),
+        replaces: visitor
+            .session
+            .as_ref()
+            .map(|session| session.id)
+            .or_else(|| visitor.away.as_ref().map(|ticket| ticket.id)),
         replaces_entry: visitor
             .session
             .as_ref()
