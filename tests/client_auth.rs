@@ -173,7 +173,7 @@ async fn tls_client_auth_uses_the_aliases() {
     }
 }
 
-/// A key file that changes is taken within ten seconds; one that holds no key leaves the old one in force.
+/// ASVS-13.3.4: a key file that changes is taken within ten seconds; one that holds no key leaves the old one in force.
 #[tokio::test]
 async fn the_key_is_rotated_by_its_file() {
     let rig = Rig::new().await;
