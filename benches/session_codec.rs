@@ -65,6 +65,7 @@ fn settings() -> Settings {
         partitioned: false,
         public: Origin::parse("https://app.example.com").expect("an origin"),
         issuer: "https://login.example.com/realms/production".into(),
+        providers: Vec::new(),
         client_id: "spa-gateway".into(),
         store: Store::Cookie,
         layout: Layout::Single,

@@ -288,7 +288,10 @@ impl Assembly {
         // Before anybody is told that we serve: until then this signal ends the process.
         reload::expect_signal();
         let mut tasks = vec![
-            self.of_each_generation("provider", |state| Arc::clone(&state.provider).keep_ready()),
+            self.of_each_generation("provider", |state| {
+                let all: Vec<_> = state.providers.iter().map(|provider| Arc::clone(provider).keep_ready()).collect();
+                async move { drop(join_all(all).await) }
+            }),
             keep("resolve", move || {
                 let names = Arc::clone(&names);
                 async move { names.keep_fresh().await }
@@ -331,7 +334,7 @@ impl Assembly {
 fn provider_known(in_force: &Arc<ArcSwap<Config>>, state: &Arc<ArcSwap<State>>) -> Condition {
     let (in_force, state, seen) = (Arc::clone(in_force), Arc::clone(state), AtomicBool::new(false));
     Box::new(move || {
-        if state.load().provider.known().is_some() {
+        if state.load().providers.iter().all(|provider| provider.known().is_some()) {
             seen.store(true, Ordering::Relaxed);
         }
         seen.load(Ordering::Relaxed) || !in_force.load().admin.ready_requires_provider
@@ -369,16 +372,17 @@ fn revocation(in_force: Arc<ArcSwap<Config>>, state: &Arc<ArcSwap<State>>) -> Ar
     let state = Arc::clone(state);
     let end = move |order: &Order<'_>| {
         let state = state.load();
-        let issuer = state.provider.settings().issuer.as_str();
-        if order.issuer.is_some_and(|given| given != issuer) {
-            return false;
-        }
-        let whose = match order.whose {
-            revoke::Whose::Subject(subject) => Whose::Subject { issuer, subject },
-            revoke::Whose::ProviderSession(sid) => Whose::ProviderSession { issuer, sid },
-        };
-        state.ends.end_outside(&[whose], By::Operator);
-        true
+        let issuers = state.providers.iter().map(|provider| provider.settings().issuer.as_str());
+        // Without an issuer the order is for all of them.
+        let meant = issuers.filter(|issuer| order.issuer.is_none_or(|given| given == *issuer));
+        let whose: Vec<_> = meant
+            .map(|issuer| match order.whose {
+                revoke::Whose::Subject(subject) => Whose::Subject { issuer, subject },
+                revoke::Whose::ProviderSession(sid) => Whose::ProviderSession { issuer, sid },
+            })
+            .collect();
+        state.ends.end_outside(&whose, By::Operator);
+        !whose.is_empty()
     };
     Arc::new(Revoke::new(move || in_force.load().admin.token_file.clone(), end))
 }

@@ -96,18 +96,22 @@ fn check(files: &[std::path::PathBuf], online: bool) -> ExitCode {
     };
     let findings = tokio::runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
         runtime.block_on(async {
-            match oidc::Provider::new(config.oidc.clone(), sidegate::clock::Clock::System, Box::new(|_, _| {})) {
-                Ok(provider) => {
-                    let findings = provider.judge_online().await;
-                    if !findings.iter().any(|finding| finding.fatal) {
-                        provider.advice().iter().for_each(|advice| say!("note: {advice}"));
+            let mut all = Vec::new();
+            for settings in std::iter::once(&config.oidc).chain(&config.more_oidc) {
+                match oidc::Provider::new(settings.clone(), sidegate::clock::Clock::System, Box::new(|_, _| {})) {
+                    Ok(provider) => {
+                        let findings = provider.judge_online().await;
+                        if !findings.iter().any(|finding| finding.fatal) {
+                            provider.advice().iter().for_each(|advice| say!("note: {advice}"));
+                        }
+                        all.extend(findings);
                     }
-                    findings
-                }
-                Err(error) => {
-                    vec![oidc::provider::Finding { fatal: true, key: "provider", text: error.to_string() }]
+                    Err(error) => {
+                        all.push(oidc::provider::Finding { fatal: true, key: "provider", text: error.to_string() });
+                    }
                 }
             }
+            all
         })
     });
     let findings = match findings {

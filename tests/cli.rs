@@ -171,7 +171,14 @@ async fn explain_tells_route_and_decision() {
     let mut table = config(&provider, &upstream);
     let routes = table["route"].as_array_mut().unwrap();
     routes[0].as_table_mut().unwrap().insert("methods".to_owned(), vec!["GET".to_owned(), "POST".to_owned()].into());
+    let sensitive = "acr_values = \"gold\"\nmax_auth_age = \"5m\"\ntoken = { audience = \"orders\", exchange = true }";
+    routes[1].as_table_mut().unwrap().extend(sensitive.parse::<Table>().unwrap());
     for (args, words) in [
+        (
+            &["explain", "GET", "/opt/x"][..],
+            &["step_up_required", "acr_values=gold&max_age=300", "audience orders"][..],
+        ),
+        (&["explain", "GET", "/opt/x", "--navigate"], &["302", "acr_values=gold&max_age=300"]),
         (&["explain", "GET", "/api/x"][..], &["/api/", "session", "401", "access"][..]),
         (&["explain", "GET", "/api/x?a=b", "--navigate"], &["/api/", "302"]),
         (&["explain", "GET", "/opt/x"], &["/opt/", "optional"]),

@@ -430,10 +430,8 @@ fn weakening_is_said_aloud() {
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
     let placed = "[provider.dialect.upstream]\nquery = \"access_token\"\n[session]";
-    for (from, to, key) in [("[session]", placed, "provider.dialect.upstream")] {
-        let text = Desk::with(from, to).complaint();
-        assert!(text.contains(&format!("{key}: is not yet supported")), "{to}: {text}");
-    }
+    let text = Desk::with("[session]", placed).complaint();
+    assert!(text.contains("provider.dialect.upstream: is not yet supported"), "{text}");
 }
 
 #[test]

@@ -4,7 +4,13 @@
 //!
 //! `MUTATIONS=100000 cargo test --test differential` is the long run.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are test code too"
+)]
 
 mod support;
 

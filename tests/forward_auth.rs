@@ -1,5 +1,7 @@
 //! Forward-auth: other proxies ask on a listener of its own, and nginx does so for real.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 mod support;
 
 use support::client::{Ask, Browser, Initiator};

@@ -3,7 +3,13 @@
 //!
 //! The only test of this file, so that the process is its own, and nothing was in it before.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are test code too"
+)]
 
 #[path = "refresh_memory/rig.rs"]
 mod rig;

@@ -1,5 +1,7 @@
 //! Sensitive operations: a login that is too old or too weak is told to log in again, better (RFC 9470).
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 mod support;
 
 use support::client::{Ask, Browser, Response};
@@ -69,8 +71,7 @@ async fn a_navigation_is_redirected_and_a_handshake_is_not() {
     assert_eq!(answer.location(), Some("/auth/login?return_to=/api/pay/x%3Fy%3D1&max_age=300"));
     let answer = browser.send(Ask::frame("/api/pay/x").stay()).await;
     assert_eq!(answer.status, 401, "not inside a frame");
-    let refused =
-        browser.websocket("/api/pay/ws", support::client::Initiator::SameOrigin).await.err().expect("refused");
+    let refused = browser.websocket("/api/pay/ws", support::client::Initiator::SameOrigin).await.expect_err("refused");
     assert_eq!(refused.status, 401);
 }
 

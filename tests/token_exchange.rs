@@ -1,5 +1,7 @@
 //! A route's own token, by token exchange (RFC 8693).
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 mod support;
 
 use support::client::Ask;

@@ -1,5 +1,7 @@
 //! The app refuses the token: one refresh, and the request once more, where that does no harm.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
+
 mod support;
 
 use support::client::Ask;

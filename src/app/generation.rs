@@ -14,7 +14,7 @@ use crate::gateway::attempts::Attempts;
 use crate::gateway::ends::Ends;
 use crate::gateway::state::{Parts, Shared, State};
 use crate::metrics::{EndReason, Metrics, ProviderEndpoint, RefreshOutcome};
-use crate::oidc::Provider;
+use crate::oidc::{self, Provider, Providers};
 use crate::refresh::coordinator::{Coordinator, Handles, Observer, Terms};
 use crate::refresh::policy;
 use crate::session::jar::Jar;
@@ -34,22 +34,10 @@ pub(super) fn first(
     metrics: Arc<Metrics>,
     store: Option<&Arc<Store>>,
 ) -> Result<State, String> {
-    let provider = {
-        let (metrics, timer) = (Arc::clone(&metrics), clock.clone());
-        let observer = move |endpoint: &'static str, took| {
-            if let Some(caller) = spans::current() {
-                let began = timer.now() - took;
-                Span::new(&caller.child(), format!("provider {endpoint}"), Kind::Client, began, took).end();
-            }
-            if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
-                metrics.observe_provider(*known, took);
-            }
-        };
-        Provider::new(config.oidc.clone(), clock.clone(), Box::new(observer)).map_err(|error| error.to_string())?
-    };
+    let providers = providers(config, clock, &metrics, None)?;
     let vault = vault(Jar::new(config.session.clone(), config.keyring.clone()), clock, store);
     let sub_hasher = Arc::new(SubHasher::new(random::bytes()));
-    let first = terms(config, &provider, &vault, &metrics, &sub_hasher, clock, store);
+    let first = terms(config, &providers, &vault, &metrics, &sub_hasher, clock, store);
     let refresh = Coordinator::with_terms(first, clock.clone());
     let ends = Ends::new(
         Arc::clone(vault.jar()),
@@ -77,7 +65,7 @@ pub(super) fn first(
         names: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
-    State::new(config.gateway.clone(), Parts { vault, provider }, shared)
+    State::new(config.gateway.clone(), Parts { vault, providers }, shared)
 }
 
 /// A generation that is ready to be put in place of another one.
@@ -92,11 +80,44 @@ pub(super) struct Next {
 /// # Errors
 /// As [`first`].
 pub(super) fn next(config: &Config, old: &State, store: Option<&Arc<Store>>) -> Result<Next, String> {
-    let provider = old.provider.renewed(config.oidc.clone()).map_err(|error| error.to_string())?;
+    let providers = providers(config, &old.clock, &old.metrics, Some(&old.providers))?;
     let vault = vault(old.jar.renewed(config.session.clone(), config.keyring.clone()), &old.clock, store);
-    let terms = terms(config, &provider, &vault, &old.metrics, &old.sub_hasher, &old.clock, store);
-    let parts = Parts { vault, provider };
+    let terms = terms(config, &providers, &vault, &old.metrics, &old.sub_hasher, &old.clock, store);
+    let parts = Parts { vault, providers };
     Ok(Next { state: State::new(config.gateway.clone(), parts, old.shared.clone())?, terms })
+}
+
+/// All providers; those that were there before go on with what they know.
+fn providers(
+    config: &Config,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+    old: Option<&Arc<Providers>>,
+) -> Result<Arc<Providers>, String> {
+    let one = |settings: &oidc::Settings| {
+        let known = old.and_then(|old| old.of_key(settings.key()));
+        let provider = match known {
+            Some(known) => known.renewed(settings.clone()),
+            None => Provider::new(settings.clone(), clock.clone(), observer(metrics, clock)),
+        };
+        provider.map_err(|error| error.to_string())
+    };
+    let more = config.more_oidc.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(Providers::new(one(&config.oidc)?, more)))
+}
+
+/// Hears of every call to a provider.
+fn observer(metrics: &Arc<Metrics>, clock: &Clock) -> oidc::Observer {
+    let (metrics, timer) = (Arc::clone(metrics), clock.clone());
+    Box::new(move |endpoint: &'static str, took| {
+        if let Some(caller) = spans::current() {
+            let began = timer.now() - took;
+            Span::new(&caller.child(), format!("provider {endpoint}"), Kind::Client, began, took).end();
+        }
+        if let Some(known) = ProviderEndpoint::ALL.iter().find(|known| known.as_str() == endpoint) {
+            metrics.observe_provider(*known, took);
+        }
+    })
 }
 
 /// Where sessions are kept.
@@ -106,7 +127,7 @@ fn vault(jar: Jar, clock: &Clock, store: Option<&Arc<Store>>) -> Arc<Vault> {
 
 fn terms(
     config: &Config,
-    provider: &Arc<Provider>,
+    providers: &Arc<Providers>,
     vault: &Arc<Vault>,
     metrics: &Arc<Metrics>,
     sub_hasher: &Arc<SubHasher>,
@@ -116,12 +137,12 @@ fn terms(
     let told = Told {
         metrics: Arc::clone(metrics),
         sub_hasher: Arc::clone(sub_hasher),
-        issuer: config.oidc.issuer.clone(),
+        session: config.session.clone(),
         clock: clock.clone(),
     };
     Terms {
         settings: config.refresh.clone(),
-        grant: Arc::clone(provider) as _,
+        grant: Arc::clone(providers) as _,
         handles: Arc::clone(vault) as _,
         observer: Arc::new(told),
         shared: replicas::shared(config, store),
@@ -154,14 +175,16 @@ impl Handles for Vault {
 struct Told {
     metrics: Arc<Metrics>,
     sub_hasher: Arc<SubHasher>,
-    issuer: String,
+    session: crate::session::Settings,
     clock: Clock,
 }
 
 impl Told {
     fn origin(&self, session: &Session) -> audit::Origin<'static> {
         audit::Origin {
-            sub_hash: Some(self.sub_hasher.hash(&self.issuer, &session.subject)),
+            sub_hash: Some(
+                self.sub_hasher.hash(self.session.issuer_of(session.provider).unwrap_or_default(), &session.subject),
+            ),
             ..audit::Origin::default()
         }
     }

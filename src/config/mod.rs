@@ -51,6 +51,8 @@ pub struct Config {
     pub gateway: gateway::settings::Settings,
     /// The provider.
     pub oidc: oidc::Settings,
+    /// The others, where there are several.
+    pub more_oidc: Vec<oidc::Settings>,
     /// The session and its cookies.
     pub session: session::Settings,
     /// Keys that seal cookies.

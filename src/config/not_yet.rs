@@ -10,8 +10,9 @@ pub(super) fn not_yet(raw: &RawConfig, found: &mut Findings) {
     match &raw.provider {
         Some(OneOrMany::One(provider)) => provider_gaps("provider", provider, &mut gaps),
         Some(OneOrMany::Many(many)) => {
-            gaps.refuse(many.len() > 1, "provider[1]");
-            many.iter().take(1).for_each(|provider| provider_gaps("provider[0]", provider, &mut gaps));
+            for (index, provider) in many.iter().enumerate() {
+                provider_gaps(&format!("provider[{index}]"), provider, &mut gaps);
+            }
         }
         None => {}
     }

@@ -101,14 +101,30 @@ impl Parser {
         let server = self.server(&raw);
         let admin = self.admin(&raw.admin, &server.listen);
         let log = log(&raw.log);
-        // One provider for now: `not_yet` refuses more.
-        let (mut provider, at) = match raw.provider.take() {
-            Some(OneOrMany::One(provider)) => (provider, "provider"),
-            Some(OneOrMany::Many(many)) => (many.into_iter().next().unwrap_or_default(), "provider[0]"),
-            None => (raw::Provider::default(), "provider"),
+        let mut providers = match raw.provider.take() {
+            Some(OneOrMany::Many(many)) if !many.is_empty() => OneOrMany::Many(many),
+            Some(OneOrMany::One(provider)) => OneOrMany::One(provider),
+            Some(OneOrMany::Many(_)) | None => OneOrMany::One(raw::Provider::default()),
         };
-        let mut oidc = self.provider(at, &mut provider, &raw, public.as_ref(), &prefix);
-        raw.provider = Some(OneOrMany::One(provider));
+        let mut oidc: Vec<Option<oidc::Settings>> = match &mut providers {
+            OneOrMany::One(provider) => {
+                vec![self.provider("provider", provider, &raw, public.as_ref(), &prefix)]
+            }
+            OneOrMany::Many(many) => {
+                let several = many.len() > 1;
+                let each = many.iter_mut().enumerate().map(|(index, provider)| {
+                    let mut own =
+                        self.provider(&format!("provider[{index}]"), provider, &raw, public.as_ref(), &prefix);
+                    if let Some(own) = own.as_mut().filter(|_| several) {
+                        own.name.clone_from(&provider.name);
+                    }
+                    own
+                });
+                each.collect()
+            }
+        };
+        self.told_apart(&providers, &oidc);
+        raw.provider = Some(providers);
         let keys = self.keys(&mut raw.session, public.as_ref());
         self.session(&raw.session, public.as_ref());
         if raw.session.store == raw::Store::Redis && raw.redis.is_none() && !self.found.blamed("redis") {
@@ -121,7 +137,7 @@ impl Parser {
         let logout = self.logout(&raw);
         let claims = self.claims(&raw.claims);
         let routes = routes::routes(self, &raw.route, &prefix, raw.refresh.verify);
-        if let Some(oidc) = &mut oidc {
+        for oidc in oidc.iter_mut().flatten() {
             for (index, route) in raw.route.iter().enumerate().filter(|_| !oidc.openid) {
                 let told = "needs OpenID Connect: without an ID token nothing says how, or when, the user logged in";
                 let mut refuse = |wished: bool, key: &str| {
@@ -157,13 +173,16 @@ impl Parser {
         let verify = self.verify(&raw.verify, &server.listen, admin.listen);
         let tracing = self.tracing(&raw.tracing);
 
-        let (public, mut oidc, (keyring, keyring_is_random)) = (public?, oidc?, keys?);
+        let (public, (keyring, keyring_is_random)) = (public?, keys?);
+        let mut oidc = oidc.into_iter().collect::<Option<Vec<_>>>()?;
         // A template may mean what only the token answer says.
         for claim in routes.iter().filter_map(|route| route.template.as_ref()).map(Template::claim) {
             let head = claim.split('.').next().unwrap_or(claim);
-            for name in [claim, head] {
-                if !oidc.dialect.response.keep.iter().any(|kept| kept == name) {
-                    oidc.dialect.response.keep.push(name.to_owned());
+            for keep in oidc.iter_mut().map(|oidc| &mut oidc.dialect.response.keep) {
+                for name in [claim, head] {
+                    if !keep.iter().any(|kept| kept == name) {
+                        keep.push(name.to_owned());
+                    }
                 }
             }
         }
@@ -177,6 +196,16 @@ impl Parser {
         for claim in ["sub", "sid", "auth_time", "acr"] {
             sealed.remove(claim);
         }
+        let form_post = oidc.iter().any(|oidc| oidc.form_post);
+        let keyed = oidc.iter().filter_map(|oidc| Some((oidc.key()?, oidc.issuer.clone())));
+        let keyed: Vec<_> = keyed.collect();
+        let mut oidc = oidc.into_iter();
+        let (oidc, more_oidc) = (oidc.next()?, oidc.collect::<Vec<_>>());
+        // With several the session itself says whose it is.
+        let (issuer, client_id) = match keyed.is_empty() {
+            true => (oidc.issuer.clone(), oidc.client_id.clone()),
+            false => ("several providers".to_owned(), String::new()),
+        };
         let session = session::Settings {
             cookie_name: raw.session.cookie_name.clone(),
             same_site: match raw.session.same_site {
@@ -184,7 +213,7 @@ impl Parser {
                 raw::SameSite::Lax => session::settings::SameSite::Lax,
                 raw::SameSite::None => session::settings::SameSite::None,
             },
-            form_post: oidc.form_post,
+            form_post,
             partitioned: raw.session.partitioned,
             store: match raw.session.store {
                 raw::Store::Cookie => session::settings::Store::Cookie,
@@ -196,8 +225,9 @@ impl Parser {
             },
             prefix: raw.endpoints.prefix.clone(),
             public: public.clone(),
-            issuer: oidc.issuer.clone(),
-            client_id: oidc.client_id.clone(),
+            issuer,
+            client_id,
+            providers: keyed,
             max_age: duration(&raw.session.max_age),
             idle_timeout: raw.session.idle_timeout.read().flatten(),
             max_refreshes: raw.session.max_refreshes,
@@ -221,7 +251,7 @@ impl Parser {
             trusted_proxies: server.trusted_proxies.clone(),
             replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
-            form_post: oidc.form_post,
+            form_post,
         };
         Some(Config {
             server,
@@ -230,6 +260,7 @@ impl Parser {
             log,
             gateway,
             oidc,
+            more_oidc,
             session,
             keyring,
             keyring_is_random,
@@ -560,6 +591,7 @@ impl Parser {
 
         let public = public?;
         Some(oidc::Settings {
+            name: None,
             issuer: issuer?,
             has_issuer,
             allowed_tenants,
@@ -608,6 +640,40 @@ impl Parser {
             logout_style: said.logout,
             revoke: raw.logout.revoke,
         })
+    }
+
+    /// Several providers have names and issuers of their own.
+    fn told_apart(&mut self, providers: &OneOrMany<raw::Provider>, read: &[Option<oidc::Settings>]) {
+        let OneOrMany::Many(many) = providers else { return };
+        if many.len() < 2 {
+            return;
+        }
+        for (index, provider) in many.iter().enumerate() {
+            let key = format!("provider[{index}].name");
+            let plain = |name: &str| {
+                !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_. ".contains(&byte))
+            };
+            match provider.name.as_deref() {
+                None => {
+                    self.found.missing(&key, "is required with several providers: /auth/login?provider= calls it so")
+                }
+                Some(name) if !plain(name) => {
+                    self.found
+                        .problem(&key, format!("must be letters, digits, blanks, -, _ or ., not {}", shown(name)));
+                }
+                Some(name) => {
+                    if let Some(other) = many.iter().take(index).position(|other| other.name.as_deref() == Some(name)) {
+                        self.found.problem(&key, format!("is also the name of provider[{other}]"));
+                    }
+                }
+            }
+            let issuer = |own: &Option<oidc::Settings>| own.as_ref().map(|own| own.issuer.clone());
+            let own = read.get(index).and_then(issuer);
+            if let Some(other) = read.iter().take(index).position(|other| own.is_some() && issuer(other) == own) {
+                let text = format!("is also the issuer of provider[{other}]: nothing would tell their answers apart");
+                self.found.problem(format!("provider[{index}].issuer"), text);
+            }
+        }
     }
 
     /// Whose users may come, where the issuer leaves the tenant open.

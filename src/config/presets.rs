@@ -1,6 +1,7 @@
 //! Presets: what the name of a provider fills in. They are data: `presets.toml` beside this file, and `[presets]` of
 //! the configuration. A preset only fills in keys that nobody set.
 
+use std::collections::btree_map::Entry;
 use std::sync::LazyLock;
 
 use figment::providers::{Format, Toml};
@@ -75,9 +76,9 @@ pub(super) fn apply(value: &mut Value, found: &mut Findings) {
     let table = root.entry("refresh".to_owned()).or_insert_with(|| Value::Dict(Tag::Default, Dict::new()));
     if let Value::Dict(_, table) = table {
         for (key, value) in said.into_iter().filter(|(key, _)| key != "preset") {
-            if !table.contains_key(&key) {
-                found.sources.filled(&join("refresh", &key), &preset);
-                table.insert(key, value);
+            if let Entry::Vacant(vacant) = table.entry(key) {
+                found.sources.filled(&join("refresh", vacant.key()), &preset);
+                vacant.insert(value);
             }
         }
     }
@@ -101,7 +102,7 @@ fn one(at: &str, provider: &mut Dict, own: &Dict, found: &mut Findings) -> Optio
         return None;
     }
     let mut refresh = into_provider(provider, Dict::new());
-    let mut said = preset.clone();
+    let mut said = preset;
     let words = said.remove("words");
     let more_scopes = said.remove("more_scopes");
     said.remove("base");
@@ -346,7 +347,7 @@ impl Filler<'_> {
     }
 
     /// Scopes that go with a key, whoever chose the others.
-    fn more_scopes(&mut self, provider: &mut Dict, more: Vec<Value>) {
+    fn more_scopes(&self, provider: &mut Dict, more: Vec<Value>) {
         let more: Vec<String> = more.iter().filter_map(Value::as_str).filter_map(|it| self.written(it).ok()).collect();
         let usual = || Value::from(vec!["openid", "offline_access"]);
         let scopes = provider.entry("scopes".to_owned()).or_insert_with(usual);

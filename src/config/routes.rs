@@ -95,6 +95,10 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
         raw::RouteToken::Named(raw::TokenName::Id) => Token::Id,
         raw::RouteToken::Named(raw::TokenName::None) => Token::None,
         raw::RouteToken::Named(raw::TokenName::Access) => Token::Access,
+        raw::RouteToken::Own(_) if raw.static_dir.is_some() => {
+            parser.found.warn(key("token"), "has no effect: files get no token");
+            Token::None
+        }
         raw::RouteToken::Own(own) => Token::Own(own_token(parser, &key("token"), own)),
     };
     let (strip_prefix, rewrite_prefix) = prefixes(parser, at, raw);

@@ -128,7 +128,9 @@ impl Ends {
         let first = self.refresh.end_once(session.id, ending.until);
         if let (true, Some(reason)) = (first, reason) {
             self.metrics.observe_session_ended(reason);
-            let sub_hash = self.sub_hasher.hash(&self.jar.load().settings().issuer, &session.subject);
+            let jar = self.jar.load();
+            let issuer = jar.settings().issuer_of(session.provider).unwrap_or_default();
+            let sub_hash = self.sub_hasher.hash(issuer, &session.subject);
             let origin = audit::Origin { sub_hash: Some(sub_hash), ..audit::Origin::default() };
             audit::session_ended(&origin, reason.as_str());
         }

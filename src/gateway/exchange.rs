@@ -82,7 +82,8 @@ impl Exchanged {
 /// What the browser is told when there is no such token; the session's own is never sent instead.
 pub async fn token_for(state: &State, route: &Route, session: &Session) -> Result<Option<AccessToken>, Problem> {
     let Token::Own(target) = &route.token else { return Ok(None) };
-    let granted = session.scope.clone().unwrap_or_else(|| state.provider.settings().scopes.join(" "));
+    let asked = || state.provider_of(session).map(|provider| provider.settings().scopes.join(" ")).unwrap_or_default();
+    let granted = session.scope.clone().unwrap_or_else(asked);
     if target.is_beyond(&granted) {
         return Err(beyond());
     }
@@ -113,7 +114,11 @@ pub async fn token_for(state: &State, route: &Route, session: &Session) -> Resul
 }
 
 async fn exchange(state: &State, target: &TokenTarget, session: &Session, now: Timestamp) -> Kept {
-    match state.provider.exchange(&session.access_token, target, now).await {
+    let outcome = match state.provider_of(session) {
+        Some(provider) => provider.exchange(&session.access_token, target, now).await,
+        None => Err(ProviderError::Refused { reason: "provider_gone" }),
+    };
+    match outcome {
         Ok((token, expires)) => {
             let until = expires.map_or(now + UNTOLD, |expires| {
                 let life = expires.since(now);

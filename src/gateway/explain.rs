@@ -9,7 +9,7 @@ use super::decide::{Caller, Decision, Presence, Rules, decide};
 use super::endpoints::Endpoint;
 use super::routes::{Matched, RouteTable};
 use super::settings::{Access, Route, Settings, Token, Upstream, UpstreamAddress};
-use super::step_up::Wanted;
+use super::step_up::{self, Wanted};
 use super::upstream;
 use crate::oidc::types::TokenTarget;
 use crate::web::path::CleanPath;
@@ -105,12 +105,12 @@ fn describe(
         _ if route.files.is_some() => "none".to_owned(),
         (_, token) => {
             let kind = match token {
-                Token::Id => "id".to_owned(),
+                Token::Id => "id token".to_owned(),
                 Token::Own(target) => own(target),
-                Token::Access | Token::None => "access".to_owned(),
+                Token::Access | Token::None => "access token".to_owned(),
             };
             let scheme = route.token_header.scheme.as_deref().unwrap_or("(bare)");
-            format!("{kind} token in {}: {scheme}", route.token_header.name)
+            format!("{kind} in {}: {scheme}", route.token_header.name)
         }
     };
     line("token", &token);
@@ -127,7 +127,8 @@ fn describe(
         if let Some(values) = &wanted.acr_values {
             line("acr_values", values);
         }
-        let leads = matches!(decide(rules, Presence::Absent, caller, method), Decision::Login(_));
+        let leads =
+            matches!(decide(step_up::rules(route, embedded), Presence::Absent, caller, method), Decision::Login(_));
         let url = wanted.login_url(&return_to, &settings.prefix);
         line("else", &if leads { format!("302 to {url}") } else { format!("401 step_up_required, {url}") });
     }
@@ -144,7 +145,7 @@ fn own(target: &TokenTarget) -> String {
     if !target.scopes.is_empty() {
         of.push(format!("scopes {}", target.scopes.join(" ")));
     }
-    format!("its own access (token exchange: {})", of.join(", "))
+    format!("access token of its own (by exchange for {})", of.join(", "))
 }
 
 fn shown(upstream: &Upstream) -> String {

@@ -99,8 +99,9 @@ fn read(asked: &RequestHeader) -> Result<Question, Problem> {
         (Some(rest), None, None) => (asked.method.clone(), rest.as_bytes(), StatusCode::OK),
         (None, Some([uri, method]), None) => {
             let method = only(&asked.headers, method).and_then(|value| Method::from_bytes(value).ok());
-            let method = method.ok_or(bad("The question names no method, or more than one."))?;
-            let target = only(&asked.headers, uri).ok_or(bad("The question names no path, or more than one."))?;
+            let method = method.ok_or_else(|| bad("The question names no method, or more than one."))?;
+            let target =
+                only(&asked.headers, uri).ok_or_else(|| bad("The question names no path, or more than one."))?;
             (method, target, StatusCode::NO_CONTENT)
         }
         (None, None, None) => return Err(bad("This is no question: it names neither a path nor a method.")),

@@ -31,10 +31,9 @@ pub fn is_replayable(method: &Method, headers: &HeaderMap) -> bool {
 /// (RFC 9470, RFC 6750 section 3.1), or another proof (RFC 9449 section 9), is not answered by a newer token of the same grant.
 pub fn refuses_token(status: StatusCode, headers: &HeaderMap) -> bool {
     let wants_more = |challenge: &Challenge| {
-        matches!(
-            challenge.param("error"),
-            Some("insufficient_user_authentication" | "insufficient_scope" | "use_dpop_nonce" | "invalid_dpop_proof")
-        )
+        ["insufficient_user_authentication", "insufficient_scope", "use_dpop_nonce", "invalid_dpop_proof"]
+            .iter()
+            .any(|error| challenge.says(error))
     };
     status == StatusCode::UNAUTHORIZED && !challenge::read(headers).iter().any(wants_more)
 }

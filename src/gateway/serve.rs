@@ -372,7 +372,7 @@ impl Ctx {
                 if self.state.ends.was_ended_outside(&session) {
                     return useless(presented);
                 }
-                self.sub_hash = Some(self.state.sub_hash(&session.subject));
+                self.sub_hash = Some(self.state.sub_hash(&session));
                 Opened { session: Some(session), came: Some(came), ..nothing(presented) }
             }
             lifecycle::State::Absent => nothing(presented),

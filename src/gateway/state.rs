@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::time::Instant;
 
 use super::attempts::Attempts;
 use super::ends::Ends;
@@ -27,8 +28,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
 use crate::net::dial::Dialer;
 use crate::net::resolve::{Name, Names};
-use crate::oidc::Provider;
 use crate::oidc::dpop::Nonces;
+use crate::oidc::{Provider, Providers};
 use crate::refresh::coordinator::Coordinator;
 use crate::session::jar::{Jar, Presented};
 use crate::session::login_cookie::LoginCookies;
@@ -49,7 +50,7 @@ pub struct State {
     pub jar: Arc<Jar>,
     pub vault: Arc<Vault>,
     pub logins: Arc<LoginCookies>,
-    pub provider: Arc<Provider>,
+    pub providers: Arc<Providers>,
     pub shared: Shared,
     /// Client headers that no route lets through: identity headers and token headers of every route, folded.
     pub reserved: Vec<String>,
@@ -59,7 +60,7 @@ pub struct State {
 #[derive(Debug)]
 pub struct Parts {
     pub vault: Arc<Vault>,
-    pub provider: Arc<Provider>,
+    pub providers: Arc<Providers>,
 }
 
 /// What lives as long as the process.
@@ -342,7 +343,7 @@ impl State {
     /// # Errors
     /// As [`RouteEntry::new`], with the route's path in front.
     pub fn new(settings: Settings, parts: Parts, shared: Shared) -> Result<Self, String> {
-        let Parts { vault, provider } = parts;
+        let Parts { vault, providers } = parts;
         let jar = Arc::clone(vault.jar());
         let reserved = settings
             .routes
@@ -362,7 +363,7 @@ impl State {
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
         let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
         let embedded = jar.settings().same_site == SameSite::None;
-        Ok(Self { settings, routes, embedded, jar, vault, logins, provider, shared, reserved })
+        Ok(Self { settings, routes, embedded, jar, vault, logins, providers, shared, reserved })
     }
 
     /// Whether a client's header could pass for one that we set.
@@ -393,8 +394,14 @@ impl State {
     }
 
     /// A user's pseudonym in the log.
-    pub fn sub_hash(&self, subject: &str) -> SubHash {
-        self.sub_hasher.hash(&self.provider.settings().issuer, subject)
+    pub fn sub_hash(&self, session: &Session) -> SubHash {
+        let issuer = self.jar.settings().issuer_of(session.provider).unwrap_or_default();
+        self.sub_hasher.hash(issuer, &session.subject)
+    }
+
+    /// The provider of this session. A session of one that is gone does not open.
+    pub fn provider_of(&self, session: &Session) -> Option<&Arc<Provider>> {
+        self.providers.of_key(session.provider)
     }
 }
 

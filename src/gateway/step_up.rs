@@ -53,7 +53,7 @@ impl Wanted {
             return None;
         }
         let challenges = challenge::read(headers);
-        let found = challenges.iter().find(|one| one.param("error") == Some("insufficient_user_authentication"))?;
+        let found = challenges.iter().find(|one| one.says("insufficient_user_authentication"))?;
         let fits = |text: &str| {
             !text.is_empty()
                 && text.len() <= MAX_ACR_VALUES
@@ -102,6 +102,11 @@ pub(super) struct Asker<'a> {
     pub return_to: ReturnTo,
 }
 
+/// The rules for a session that falls short: as on a route that needs one, for there is somebody to ask.
+pub(super) fn rules(route: &Route, embedded: bool) -> Rules {
+    Rules { access: Access::Session, ..Rules::of(route, embedded) }
+}
+
 /// The answer: to the login where an anonymous request would be sent there and `leads` says so, else 401 with the
 /// `login_url`.
 pub(super) fn answer(
@@ -114,7 +119,7 @@ pub(super) fn answer(
     let Asker { route, caller, method, headers, return_to } = asker;
     // The request proved where it comes from when its session was used.
     let caller = Caller { cross_site: false, typed_return: false, foreign: false, ..caller };
-    let rules = Rules { access: Access::Session, ..Rules::of(route, state.embedded) };
+    let rules = rules(route, state.embedded);
     let prefix = &state.settings.prefix;
     match decide(rules, Presence::Absent, caller, method) {
         Decision::Login(status) if leads => {
@@ -150,8 +155,9 @@ impl Ctx {
         let leads = if wanted.is_met(&used.session, now) {
             now >= used.session.created + JUST_BEGUN
         } else {
-            let provider = state.provider.settings();
+            let provider = state.provider_of(&used.session).map(|provider| provider.settings());
             let passes = |name: &str, asked: bool| {
+                let Some(provider) = provider else { return !asked };
                 let fixed = provider.authorize_params.iter().any(|(own, _)| own == name);
                 !asked || (!fixed && provider.login_params.iter().any(|own| own == name))
             };

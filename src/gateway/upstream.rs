@@ -134,7 +134,7 @@ pub fn credential(
     let token = match &route.token {
         Token::None => return Ok(None),
         Token::Access => session.access_token.expose(),
-        Token::Own(_) => own.ok_or(missing("There is no token for this route."))?.expose(),
+        Token::Own(_) => own.ok_or_else(|| missing("There is no token for this route."))?.expose(),
         Token::Id => {
             id_token = session.id_token.as_ref().and_then(|packed| packed.unpack());
             id_token.as_deref().ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?

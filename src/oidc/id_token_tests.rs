@@ -210,6 +210,7 @@ fn max_age_and_acr() {
 fn refresh() {
     let hash = digest::digest(&digest::SHA256, b"n0nce");
     let expect = RefreshExpectation {
+        provider: None,
         subject: "alice".into(),
         auth_time: Some(1_799_999_995),
         nonce_hash: Some(hash.as_ref()[..16].try_into().unwrap()),

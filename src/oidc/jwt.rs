@@ -283,12 +283,20 @@ fn parse_header(text: &[u8]) -> Result<Header, Fault> {
 
 /// The `exp` of a token that we only pass on, in epoch seconds: a hint, because nothing is verified here.
 pub fn peek_exp(token: &str) -> Option<u64> {
+    numeric_date(peek(token)?.get("exp")?).map(|millis| millis / 1000)
+}
+
+/// Whose token it says it is: only to choose the keys that judge it.
+pub fn peek_issuer(token: &str) -> Option<String> {
+    peek(token)?.get("iss")?.as_str().map(str::to_owned)
+}
+
+fn peek(token: &str) -> Option<Claims> {
     let mut parts = token.split('.');
     let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return None;
     };
-    let claims = json::object(&decode(payload).ok()?).ok()?;
-    numeric_date(claims.get("exp")?).map(|millis| millis / 1000)
+    json::object(&decode(payload).ok()?).ok()
 }
 
 /// A NumericDate (RFC 7519 section 2) in milliseconds; none when it is not a JSON number of the years 1970 to 9999.

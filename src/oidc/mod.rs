@@ -13,6 +13,7 @@ pub mod logout;
 pub mod metadata;
 pub mod provider;
 pub mod settings;
+pub mod several;
 pub mod signing;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -24,3 +25,4 @@ pub use client::{Observer, SetupError};
 pub use error::ProviderError;
 pub use provider::{Finding, Grant, Provider, RedeemContext, RefreshExpectation};
 pub use settings::Settings;
+pub use several::Providers;

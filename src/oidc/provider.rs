@@ -29,7 +29,7 @@ use super::metadata::ProviderMetadata;
 use super::settings::{ClientAuth, Par, RequestObject, Settings};
 use super::token::{self, Answer, Form, TokenAnswer, TokenType};
 use super::types::{
-    AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, RefreshToken, TokenSet, TokenTarget,
+    AccessToken, Code, IdToken, Identity, Login, Nonce, PkceVerifier, ProviderKey, RefreshToken, TokenSet, TokenTarget,
 };
 use crate::clock::{Clock, Timestamp};
 
@@ -43,6 +43,8 @@ const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// What an ID token in a refresh answer must agree with (OpenID Connect Core section 12.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshExpectation {
+    /// Whose token it is, among several.
+    pub provider: Option<ProviderKey>,
     /// The session's subject.
     pub subject: String,
     /// The session's `auth_time`, when known.

@@ -115,6 +115,7 @@ impl Rig {
     async fn refresh(&self) -> Result<TokenSet, ProviderError> {
         let hash = digest::digest(&digest::SHA256, b"n0nce");
         let expect = RefreshExpectation {
+            provider: None,
             subject: "alice".into(),
             auth_time: Some(NOW.as_secs() - 5),
             nonce_hash: Some(hash.as_ref()[..16].try_into().unwrap()),

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ring::digest;
 use url::Url;
 
 use super::dialect::Dialect;
 use super::jwt::Algorithm;
 use super::signing::SigningKey;
+use super::types::ProviderKey;
 use crate::secret::Secret;
 
 /// How the client proves itself at the provider (OpenID Connect Core section 9).
@@ -105,6 +107,8 @@ pub enum LogoutStyle {
 /// `[provider]`. `Debug` names the provider only: fixed parameters may hold what a provider takes for a credential.
 #[derive(Clone)]
 pub struct Settings {
+    /// What links call it; none when it is the only one.
+    pub name: Option<String>,
     /// Compared byte for byte with `issuer` and `iss`; `{tenantid}` in it stands for the tenant of a token. A provider
     /// without an issuer is named by its token endpoint.
     pub issuer: String,
@@ -169,6 +173,14 @@ pub struct Settings {
 const TENANT: &str = "{tenantid}";
 
 impl Settings {
+    /// Its key among several; none when it is the only one.
+    pub fn key(&self) -> Option<ProviderKey> {
+        self.name.as_ref()?;
+        let text = format!("{}\0{}", self.issuer, self.client_id);
+        let hash = digest::digest(&digest::SHA256, text.as_bytes());
+        hash.as_ref().first_chunk().copied().map(ProviderKey)
+    }
+
     /// Whether this `iss` is our provider's. With a template the tenant must be one that may come; a token says it in
     /// `tid` too, and then both must agree.
     pub fn is_issuer(&self, iss: &str, tid: Option<&str>) -> bool {

@@ -21,6 +21,7 @@ use crate::secret::Secret;
 pub(crate) fn settings(issuer: &str) -> Settings {
     Settings {
         issuer: issuer.to_owned(),
+        name: None,
         has_issuer: true,
         allowed_tenants: Vec::new(),
         openid: true,

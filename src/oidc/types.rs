@@ -37,6 +37,10 @@ secret_type!(
     PkceVerifier
 );
 
+/// Tells one of several providers from the others: made of its issuer and our client id there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProviderKey(pub [u8; 8]);
+
 /// What a successful token answer holds (RFC 6749 section 5.1), times made absolute.
 #[derive(Clone, Debug)]
 pub struct TokenSet {

@@ -699,6 +699,7 @@ impl Aloft {
         let settings = &self.terms.settings;
         let token = RefreshToken::new(text);
         let expect = RefreshExpectation {
+            provider: self.session.provider,
             subject: self.session.subject.clone(),
             auth_time: self.session.auth_time,
             nonce_hash: self.session.nonce_hash,

@@ -40,7 +40,7 @@ use base64_simd::URL_SAFE_NO_PAD;
 use super::model::{Handle, Session, SessionId};
 use crate::clock::Timestamp;
 use crate::oidc::dpop::DpopKey;
-use crate::oidc::types::AccessToken;
+use crate::oidc::types::{AccessToken, ProviderKey};
 
 /// The longest token text that comes out of a packed one.
 const MAX_TOKEN: usize = 64 * 1024;
@@ -335,6 +335,7 @@ enum Tag {
     Claim,
     DpopKey,
     Elsewhere,
+    Provider,
 }
 
 /// Encodes a session with an access token packed by the caller, who knows whether it pays to compress it.
@@ -409,6 +410,9 @@ pub fn encode(session: &Session, access_token: &PackedToken, with_id_token: bool
     if let Some(Handle(elsewhere)) = &session.elsewhere {
         put(&mut out, Tag::Elsewhere, elsewhere);
     }
+    if let Some(ProviderKey(key)) = &session.provider {
+        put(&mut out, Tag::Provider, key);
+    }
     out
 }
 
@@ -464,6 +468,7 @@ pub fn decode(bytes: &[u8]) -> Option<Session> {
         dpop: optional(next(Tag::DpopKey)?, DpopKey::from_bytes)?,
         ticket: None,
         elsewhere: optional(next(Tag::Elsewhere)?, |value| value.try_into().ok().map(Handle))?,
+        provider: optional(next(Tag::Provider)?, |value| value.try_into().ok().map(ProviderKey))?,
     };
     ahead.is_none().then_some(session)
 }

@@ -437,7 +437,8 @@ impl Jar {
     /// The names by which an ending may mean this session, under its own `index_key`: every replica that opens it has
     /// that key.
     pub fn names_of(&self, session: &Session) -> [Name; 3] {
-        let (issuer, subject) = (self.settings.issuer.as_str(), session.subject.as_str());
+        let issuer = self.settings.issuer_of(session.provider).unwrap_or(&self.settings.issuer);
+        let subject = session.subject.as_str();
         let at_provider = match &session.provider_sid {
             Some(sid) => Whose::ProviderSession { issuer, sid },
             None => Whose::SubjectWithoutSid { issuer, subject },

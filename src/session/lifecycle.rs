@@ -37,6 +37,10 @@ pub enum Ended {
 
 /// `=> (Over | Open)`
 pub fn judge(session: Session, settings: &Settings, now: Timestamp) -> State {
+    // Sealed for a provider that is configured no more, or in another way.
+    if settings.issuer_of(session.provider).is_none() {
+        return State::Over(Ended::Expired, Box::new(session));
+    }
     if now >= session.ends(settings) {
         let why = if now < session.could_last(settings) { Ended::RefreshLimit } else { Ended::Expired };
         State::Over(why, Box::new(session))

@@ -17,7 +17,7 @@ use crate::clock::Timestamp;
 use crate::crypto::seal::{Opened, Purpose, Sealer};
 use crate::oidc::authorize::unplain_state;
 use crate::oidc::dpop::DpopKey;
-use crate::oidc::types::{Nonce, PkceVerifier, State};
+use crate::oidc::types::{Nonce, PkceVerifier, ProviderKey, State};
 use crate::web::return_to::ReturnTo;
 
 /// How long a user may take at the provider.
@@ -38,6 +38,8 @@ const MAX_LOOKED_AT: usize = 64;
 pub struct Attempt {
     /// Random, from the login's start.
     pub id: [u8; 16],
+    /// Where the user was sent, among several: only that provider may answer.
+    pub provider: Option<ProviderKey>,
     pub nonce: Nonce,
     pub verifier: PkceVerifier,
     pub return_to: ReturnTo,
@@ -202,6 +204,7 @@ const RESTARTS: u8 = 9;
 const REPLACES: u8 = 10;
 const REPLACES_ENTRY: u8 = 11;
 const DPOP: u8 = 12;
+const PROVIDER: u8 = 13;
 
 impl Attempt {
     /// The first 16 bytes of SHA-256 of the nonce, for `Session::nonce_hash`.
@@ -238,6 +241,9 @@ impl Attempt {
         if let Some(key) = &self.dpop {
             put_tlv(&mut out, DPOP, key.as_bytes());
         }
+        if let Some(ProviderKey(key)) = &self.provider {
+            put_tlv(&mut out, PROVIDER, key);
+        }
         out
     }
 
@@ -251,6 +257,7 @@ impl Attempt {
         let (mut return_to, mut max_age, mut acr_values) = (None, None, None);
         let (mut silent, mut restarts, mut replaces) = (false, None, None);
         let (mut replaces_entry, mut dpop) = (None, None);
+        let mut provider = None;
         let mut last = 0;
         while let Some((tag, value)) = reader.field()? {
             if tag <= last {
@@ -270,11 +277,13 @@ impl Attempt {
                 REPLACES => replaces = Some(SessionId(value.try_into().ok()?)),
                 REPLACES_ENTRY => replaces_entry = Some(Name(value.try_into().ok()?)),
                 DPOP => dpop = Some(DpopKey::from_bytes(value)?),
+                PROVIDER => provider = Some(ProviderKey(value.try_into().ok()?)),
                 _ => return None,
             }
         }
         Some(Self {
             id: id?,
+            provider,
             nonce: nonce?,
             verifier: verifier?,
             return_to: return_to.unwrap_or_else(ReturnTo::home),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
 use crate::oidc::dpop::DpopKey;
-use crate::oidc::types::{AccessToken, Login, TokenSet};
+use crate::oidc::types::{AccessToken, Login, ProviderKey, TokenSet};
 use crate::session::Settings;
 use crate::session::codec::PackedToken;
 use crate::session::ticket::Ticket;
@@ -67,6 +67,8 @@ pub struct Session {
     pub nonce_hash: Option<[u8; 16]>,
     /// The claims that the configuration names.
     pub claims: BTreeMap<String, serde_json::Value>,
+    /// Whose tokens these are, where there are several providers.
+    pub provider: Option<ProviderKey>,
     /// To which the tokens are bound (RFC 9449); the same for the session's whole life.
     pub dpop: Option<DpopKey>,
 }
@@ -106,6 +108,7 @@ impl Session {
             acr: identity.acr,
             nonce_hash: Some(nonce_hash),
             claims,
+            provider: None,
             dpop,
         }
     }
@@ -139,6 +142,7 @@ impl Session {
             acr: self.acr.clone(),
             nonce_hash: self.nonce_hash,
             claims: self.claims.clone(),
+            provider: self.provider,
             dpop: self.dpop.clone(),
         }
     }
@@ -224,6 +228,7 @@ pub(super) mod tests {
             partitioned: false,
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),
+            providers: Vec::new(),
             client_id: "app".into(),
             store: Store::Cookie,
             layout: Layout::Single,

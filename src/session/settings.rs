@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::oidc::types::ProviderKey;
 use crate::web::origin::Origin;
 
 /// The `SameSite` attribute of the session cookie.
@@ -43,6 +44,8 @@ pub struct Settings {
     pub public: Origin,
     /// Sealed in as AAD, with `client_id`.
     pub issuer: String,
+    /// With several providers: their keys and issuers. `issuer` and `client_id` are then no provider's.
+    pub providers: Vec<(ProviderKey, String)>,
     pub client_id: String,
     pub store: Store,
     pub layout: Layout,
@@ -60,4 +63,15 @@ pub struct Settings {
     pub claims: Vec<String>,
     /// A route sends the ID token, so the budget may not drop it.
     pub id_token_needed: bool,
+}
+
+impl Settings {
+    /// The issuer that a session is of; none when its provider is configured no more.
+    pub fn issuer_of(&self, provider: Option<ProviderKey>) -> Option<&str> {
+        match provider {
+            None if self.providers.is_empty() => Some(&self.issuer),
+            None => None,
+            Some(key) => self.providers.iter().find(|(known, _)| *known == key).map(|(_, issuer)| issuer.as_str()),
+        }
+    }
 }

@@ -16,6 +16,11 @@ impl Challenge {
     pub fn param(&self, name: &str) -> Option<&str> {
         self.params.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
+
+    /// Whether `error` (RFC 6750 section 3) is this one, in whatever case.
+    pub fn says(&self, error: &str) -> bool {
+        self.param("error").is_some_and(|own| own.eq_ignore_ascii_case(error))
+    }
 }
 
 /// All challenges. What is not of the form is passed over.

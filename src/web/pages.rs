@@ -91,6 +91,16 @@ pub fn signed_out(login_url: &str) -> LocalResponse {
     Page { title: "Signed out", refresh: None, body }.respond(StatusCode::OK)
 }
 
+/// Where to sign in: a name and a link for each.
+pub fn choose_provider(links: &[(&str, String)]) -> LocalResponse {
+    let mut body = "<p>Choose where to sign in.</p>".to_owned();
+    for (name, target) in links {
+        // Writing to a string cannot fail.
+        let _ = write!(body, "\n<p><a class=\"button\" href=\"{}\">{}</a></p>", escape(target), escape(name));
+    }
+    Page { title: "Sign in", refresh: None, body }.respond(StatusCode::OK)
+}
+
 /// A sentence and a button.
 pub(super) fn link(sentence: &str, label: &str, target: &str) -> String {
     format!("<p>{}</p>\n<p><a class=\"button\" href=\"{}\">{}</a></p>", escape(sentence), escape(target), escape(label))

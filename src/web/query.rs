@@ -52,6 +52,11 @@ impl Params {
         params
     }
 
+    /// All that are text, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.pairs.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
+    }
+
     /// The value of a parameter that may be given once.
     ///
     /// # Errors

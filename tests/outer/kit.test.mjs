@@ -4,10 +4,10 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { openBrowser, openPage } from './browser.mjs';
+import { openBrowser, openPage, session } from './browser.mjs';
 import { KIT, told, withKit } from './kit.mjs';
 import { until } from './wait.mjs';
-import { openWorld } from './world.mjs';
+import { accessTokenEnded, openWorld } from './world.mjs';
 
 const BUILT = new URL('../../client/dist/index.js', import.meta.url);
 const LIFE = 120;
@@ -114,4 +114,26 @@ test('a page with the kit', { timeout: 150_000 }, async (t) => {
     await page.waitForURL(`${gateway.origin}/`);
   });
   assert.deepEqual(app.trespasses, []);
+});
+
+test('a provider that is down delays a page with the kit once, and logs nobody out', { timeout: 90_000 }, async (t) => {
+  const { provider, gateway } = await openWorld(t);
+  const page = await openPage(t, await openBrowser(t));
+  const statuses = (kit) => Promise.all(Array.from({ length: 10 }, () => kit.fetch(`/api/me?${crypto.randomUUID()}`).then(({ status }) => status)));
+  await page.goto(gateway.origin);
+  await page.click('#login');
+  await page.click('button[value=alice]');
+  await page.waitForSelector('h1:text-is("Account")');
+  const tries = [];
+  page.on('request', (request) => request.url().endsWith('/auth/refresh') && tries.push(request));
+
+  await accessTokenEnded(() => session(page));
+  await provider.goDown();
+  assert.deepEqual(await withKit(page, statuses), Array(10).fill(503));
+  assert.equal(tries.length, 1, 'the other nine did not wait for tries of their own');
+  assert.equal(page.url(), `${gateway.origin}/account/`, 'no login');
+
+  await provider.comeBack();
+  await until('the provider is asked again', async () => (await withKit(page, statuses)).every((status) => status === 200));
+  await told(page, (heard) => heard.authenticated);
 });

@@ -99,6 +99,7 @@ impl Rig {
             partitioned: false,
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),
+            providers: Vec::new(),
             client_id: "app".into(),
             max_age: Duration::from_secs(12 * 3600),
             idle_timeout: None,

@@ -30,6 +30,7 @@ const SEEDS: u64 = 40;
 /// Of the plans with many bursts.
 const FEW: u64 = 8;
 
+#[expect(clippy::disallowed_methods, reason = "of the test run, not of the program")]
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }

@@ -349,6 +349,7 @@ impl World {
             partitioned: false,
             public: Origin::parse("https://app.example.com").unwrap(),
             issuer: "https://login.example.com".into(),
+            providers: Vec::new(),
             client_id: "app".into(),
             store: settings::Store::Cookie,
             layout: Layout::Single,

@@ -7,7 +7,8 @@ use http::{StatusCode, header};
 use super::{Answer, provider_problem, too_often};
 use crate::gateway::state::State;
 use crate::oidc::ProviderError;
-use crate::oidc::logout::Ends;
+use crate::oidc::jwt::peek_issuer;
+use crate::oidc::logout::{Ends, LogoutToken};
 use crate::session::endings::Whose;
 use crate::session::store::By;
 use crate::web::problem::{Code, Problem};
@@ -21,17 +22,16 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>) -> Answ
         return too_often(wait).into();
     }
     let token = match form_token(request) {
-        Ok(token) => state.provider.verify_logout_token(&token).await,
+        Ok(token) => verify(state, &token).await,
         Err(reason) => Err(ProviderError::Invalid { reason }),
     };
-    let token = match token {
-        Ok(token) => token,
+    let (issuer, token) = match token {
+        Ok(verified) => verified,
         Err(error) => {
             state.ends.refused.count(request.client, request.now);
             return refused(request, &error);
         }
     };
-    let issuer = state.provider.settings().issuer.as_str();
     // A provider that missed our answer sends the token again; the sessions are over, so the answer is the same.
     let first = state.ends.is_first(issuer, &token.jti, token.until);
     if first {
@@ -50,6 +50,16 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>) -> Answ
     let outcome = if first { "accepted" } else { "repeated" };
     tracing::info!(target: "sidegate", event = "backchannel_logout", request_id = request.request_id, outcome);
     LocalResponse::empty(StatusCode::OK).into()
+}
+
+/// The token, and the issuer that it is of. What it says of its issuer only chooses whose keys judge it.
+async fn verify<'s>(state: &'s State, token: &str) -> Result<(&'s str, LogoutToken), ProviderError> {
+    let says = peek_issuer(token);
+    let said =
+        says.as_deref().and_then(|issuer| state.providers.iter().find(|it| it.settings().is_issuer(issuer, None)));
+    let provider = state.providers.only().or(said).ok_or(ProviderError::Invalid { reason: "iss" })?;
+    let token = provider.verify_logout_token(token).await?;
+    Ok((provider.settings().issuer.as_str(), token))
 }
 
 /// The one `logout_token` of a form.

@@ -13,9 +13,9 @@ use crate::gateway::settings::Access;
 use crate::gateway::state::State;
 use crate::gateway::step_up::Wanted;
 use crate::metrics::{EndReason, LoginOutcome};
-use crate::oidc::ProviderError;
 use crate::oidc::provider::RedeemContext;
 use crate::oidc::types::Code as AuthorizationCode;
+use crate::oidc::{Provider, ProviderError};
 use crate::session::login_cookie::{Attempt, Finish};
 use crate::session::vault::Unplaced;
 use crate::session::{Session, SessionId};
@@ -60,7 +60,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     } else {
         Params::parse(request.query)
     };
-    let bare_denial = state.provider.settings().dialect.authorize.bare_denial;
+    let bare_denial = state.providers.iter().any(|provider| provider.settings().dialect.authorize.bare_denial);
     let (login_state, callback) = match read(&params, bare_denial) {
         Ok(read) => read,
         Err(reason) => return bad_callback(state, request, reason),
@@ -72,10 +72,21 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     };
     // RFC 9207: for errors too, before anything else of the answer counts.
     let Ok(issuer) = params.one("iss") else { return bad_callback(state, request, "iss_repeated") };
-    if let Err(error) = state.provider.metadata().await {
+    // Only the provider that the user was sent to may answer: its key is sealed in the attempt.
+    let Some(provider) = state.providers.of_key(attempt.provider).map(Arc::clone) else {
+        return bad_callback(state, request, "provider_gone");
+    };
+    if bare_denial && !provider.settings().dialect.authorize.bare_denial && says_nothing(&params) {
+        return bad_callback(state, request, "code_missing");
+    }
+    if let Err(error) = provider.metadata().await {
         return provider_problem(&error).into();
     }
-    if state.provider.check_callback_iss(issuer).is_err() {
+    let others = issuer.is_some_and(|iss| {
+        let other = state.providers.of_issuer(iss);
+        other.is_some_and(|other| other.settings().key() != attempt.provider)
+    });
+    if others || provider.check_callback_iss(issuer).is_err() {
         // RFC9207-03: a mix-up ends the attempt, so that the same state opens nothing later.
         let mixed_up = || async { Err(Failure::Provider(ProviderError::Invalid { reason: "iss" })) };
         state.attempts.once(attempt.id, request.now, mixed_up).await;
@@ -87,8 +98,13 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Callback::Error(error) => {
             refused_by_provider(state, request, &visitor, &attempt, clear, error, login_state).await
         }
-        Callback::Code(code) => redeem(state, request, visitor, *attempt, clear, code, login_state).await,
+        Callback::Code(code) => redeem(state, &provider, request, visitor, *attempt, clear, code, login_state).await,
     }
+}
+
+/// Neither code nor error.
+fn says_nothing(params: &Params) -> bool {
+    !params.contains("code") && !params.contains("error")
 }
 
 /// RFC9700-16: after a POST the browser is to go on with GET.
@@ -125,8 +141,10 @@ fn read(params: &Params, bare_denial: bool) -> Result<(&str, Callback<'_>), &'st
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "all that a callback is made of")]
 async fn redeem(
     state: &Arc<State>,
+    provider: &Arc<Provider>,
     request: &RequestView<'_>,
     visitor: Visitor,
     attempt: Attempt,
@@ -135,7 +153,7 @@ async fn redeem(
     login_state: &str,
 ) -> Answer {
     let exchange = {
-        let state = Arc::clone(state);
+        let (state, provider) = (Arc::clone(state), Arc::clone(provider));
         let code = AuthorizationCode::new(code);
         let now = request.now;
         let context = RedeemContext {
@@ -152,11 +170,11 @@ async fn redeem(
         let wanted = asked_for(&state, &attempt);
         move || {
             spans::carry(async move {
-                let outcome = match state.provider.redeem(&code, &context).await {
+                let outcome = match provider.redeem(&code, &context).await {
                     Ok(login) => {
                         let id = SessionId(random::bytes());
                         let now = state.clock.now();
-                        let session = Session::begin(
+                        let mut session = Session::begin(
                             login,
                             nonce_hash,
                             id,
@@ -164,6 +182,7 @@ async fn redeem(
                             state.jar.settings(),
                             now,
                         );
+                        session.provider = provider.settings().key();
                         // Before anything says that the login succeeded.
                         if wanted.is_some_and(|wanted| !wanted.is_met(&session, now)) {
                             Err(Failure::Provider(ProviderError::Invalid { reason: "step_up" }))
@@ -215,7 +234,7 @@ fn finish(state: &State, outcome: &Finished, replaces: Option<SessionId>, from: 
     match outcome {
         Ok(session) => {
             state.metrics.observe_login(LoginOutcome::Ok);
-            let from = audit::Origin { sub_hash: Some(state.sub_hash(&session.subject)), ..from };
+            let from = audit::Origin { sub_hash: Some(state.sub_hash(session)), ..from };
             audit::login(&from);
             if let Some(old) = replaces {
                 state.end_session(old, EndReason::Replaced, &from);
@@ -300,7 +319,9 @@ fn error_word(error: &str) -> &'static str {
 /// What the page behind the login wants of it, when the login was asked for something of the kind: one that falls short
 /// would be sent round and round.
 fn asked_for(state: &State, attempt: &Attempt) -> Option<Wanted> {
-    attempt.max_age.map(drop).or(attempt.acr_values.as_ref().map(drop))?;
+    if attempt.max_age.is_none() && attempt.acr_values.is_none() {
+        return None;
+    }
     let path = attempt.return_to.as_str().split(['?', '#']).next().unwrap_or("/");
     let path = CleanPath::parse(path).ok()?;
     match state.routes.find(&path, state.settings.public.host(), Some(&Method::GET)) {

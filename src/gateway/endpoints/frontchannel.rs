@@ -22,13 +22,14 @@ const MAX_SID: usize = 1024;
 
 pub(super) fn serve(state: &State, request: &RequestView<'_>, visitor: Visitor) -> Answer {
     let params = Params::parse(request.query);
-    let issuer = state.provider.settings().issuer.as_str();
     let (Ok(Some(iss)), Ok(Some(sid))) = (params.one("iss"), params.one("sid")) else {
         return Problem::new(Code::BadRequest, "iss and sid are needed, once each.").into();
     };
-    if iss != issuer || sid.is_empty() || sid.len() > MAX_SID {
+    let known = state.providers.of_issuer(iss).filter(|_| !sid.is_empty() && sid.len() <= MAX_SID);
+    let Some(provider) = known else {
         return Problem::new(Code::BadRequest, "This names no session of this provider.").into();
-    }
+    };
+    let issuer = provider.settings().issuer.as_str();
     if let Some(wait) = state.ends.unproven.wait(request.client, request.now) {
         return too_often(wait).into();
     }

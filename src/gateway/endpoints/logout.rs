@@ -42,13 +42,13 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     if let Some(session) = &visitor.session {
         state.ends.end(session.id);
         state.metrics.observe_session_ended(EndReason::Logout);
-        audit::logout(&origin(request, Some(state.sub_hash(&session.subject))));
+        audit::logout(&origin(request, Some(state.sub_hash(session))));
         if let Some(ticket) = &session.ticket {
             state.vault.remove(ticket).await;
         }
         revoke(state, session).await;
         let hint = session.id_token.as_ref().and_then(|packed| packed.unpack()).map(IdToken::new);
-        location = state.provider.end_session_url(hint.as_ref());
+        location = state.provider_of(session).and_then(|provider| provider.end_session_url(hint.as_ref()));
     }
     if let Some(ticket) = &visitor.away {
         // What the ticket leads to cannot be looked up, but it can be ended.
@@ -69,16 +69,14 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
 /// RFC 7009, refresh token first: with most providers it takes the access token along. In a task of its own, so
 /// that neither a slow provider nor a browser that leaves hinders the logout.
 async fn revoke(state: &Arc<State>, session: &Arc<Session>) {
-    if !state.provider.settings().revoke {
-        return;
-    }
+    let Some(provider) = state.provider_of(session).filter(|provider| provider.settings().revoke) else { return };
     let task = {
-        let (state, session) = (Arc::clone(state), Arc::clone(session));
+        let (provider, session) = (Arc::clone(provider), Arc::clone(session));
         tokio::spawn(async move {
             if let Some(token) = session.refresh_token.as_ref().and_then(|packed| packed.unpack()) {
-                state.provider.revoke(&token, "refresh_token").await;
+                provider.revoke(&token, "refresh_token").await;
             }
-            state.provider.revoke(session.access_token.expose(), "access_token").await;
+            provider.revoke(session.access_token.expose(), "access_token").await;
         })
     };
     let _ = tokio::time::timeout(PATIENCE, task).await;

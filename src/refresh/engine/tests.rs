@@ -41,6 +41,7 @@ pub(crate) fn name(id: SessionId, generation: u64) -> Handle {
 /// A generation whose token lives for 300 s from `issued`.
 pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<Session> {
     Arc::new(Session {
+        provider: None,
         id,
         generation,
         created: T0,

@@ -5,6 +5,7 @@ use crate::session::samples::{self, Noise};
 
 fn sample(access: &str, refresh: Option<&str>) -> Session {
     Session {
+        provider: None,
         id: SessionId([1; 16]),
         generation: 3,
         created: Timestamp::from_secs(1_800_000_000),
@@ -223,6 +224,7 @@ prop_compose! {
         ], 0..4),
     ) -> Session {
         Session {
+            provider: None,
             id: SessionId(id),
             generation: numbers[0],
             created: Timestamp::from_millis(numbers[1]),

@@ -8,6 +8,7 @@ use crate::session::settings::SameSite;
 
 fn attempt(number: u8, started: Timestamp) -> Attempt {
     Attempt {
+        provider: None,
         id: [number; 16],
         nonce: Nonce::new("canary-nonce"),
         verifier: PkceVerifier::new("canary-verifier"),

@@ -1,0 +1,64 @@
+//! The configured providers: one, or several that a login chooses among. A session and an attempt know theirs by its
+//! key, so that neither a code nor a token ever goes to another one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::error::ProviderError;
+use super::provider::{Grant, Provider, RefreshExpectation};
+use super::types::{ProviderKey, RefreshToken, TokenSet};
+use crate::clock::Timestamp;
+
+/// Never empty.
+#[derive(Clone, Debug)]
+pub struct Providers {
+    first: Arc<Provider>,
+    more: Vec<Arc<Provider>>,
+}
+
+impl Providers {
+    /// In the configuration's order.
+    pub const fn new(first: Arc<Provider>, more: Vec<Arc<Provider>>) -> Self {
+        Self { first, more }
+    }
+
+    /// The only one; none when there are several.
+    pub fn only(&self) -> Option<&Arc<Provider>> {
+        self.more.is_empty().then_some(&self.first)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Provider>> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
+    /// The one of this key: none when it is configured no more.
+    pub fn of_key(&self, key: Option<ProviderKey>) -> Option<&Arc<Provider>> {
+        self.iter().find(|provider| provider.settings().key() == key)
+    }
+
+    /// The one that links and the chooser call so.
+    pub fn named(&self, name: &str) -> Option<&Arc<Provider>> {
+        self.iter().find(|provider| provider.settings().name.as_deref() == Some(name))
+    }
+
+    /// The one with this issuer.
+    pub fn of_issuer(&self, issuer: &str) -> Option<&Arc<Provider>> {
+        self.iter().find(|provider| provider.settings().issuer == issuer)
+    }
+}
+
+#[async_trait]
+impl Grant for Providers {
+    async fn refresh(
+        &self,
+        token: &RefreshToken,
+        expect: &RefreshExpectation,
+        now: Timestamp,
+    ) -> Result<TokenSet, ProviderError> {
+        // A token is shown to whoever gave it, and to nobody else.
+        let provider = self.of_key(expect.provider).ok_or(ProviderError::Refused { reason: "provider_gone" })?;
+        provider.refresh(token, expect, now).await
+    }
+}
