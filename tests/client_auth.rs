@@ -218,7 +218,7 @@ async fn the_client_certificate_is_rotated_by_its_file() {
     rig.provider.canaries().assert_absent("the log", gateway.output());
 }
 
-/// A key file that changes is taken within ten seconds; one that holds no key leaves the old one in force.
+/// ASVS-13.3.4: a key file that changes is taken within ten seconds; one that holds no key leaves the old one in force.
 #[tokio::test]
 async fn the_key_is_rotated_by_its_file() {
     let rig = Rig::new().await;

@@ -15,7 +15,7 @@ use support::http2::{Raw, field, frame};
 use support::provider::{Endpoint, ProviderDouble};
 use support::upstream::Upstream;
 
-/// DOS-16: a route's `rate_limit` counts by session, else by address, and says when to come again.
+/// DOS-16, ASVS-15.2.2: a route's `rate_limit` counts by session, else by address, and says when to come again.
 #[tokio::test]
 async fn dos_16_a_route_has_a_rate() {
     let rig = Rig::start(|config, up| {

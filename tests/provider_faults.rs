@@ -204,8 +204,8 @@ async fn every_module_of_the_suite_ends_as_it_should() {
     }
 }
 
-/// Every fault of an ID token at a login: IDT-01 to IDT-14, KEY-04, KEY-06. With userinfo switched on, so that a call
-/// before all checks passed would show (IDT-09, RFC9700-15).
+/// ASVS-6.8.2: every fault of an ID token at a login: IDT-01 to IDT-14, KEY-04, KEY-06. With userinfo switched on, so
+/// that a call before all checks passed would show (IDT-09, RFC9700-15).
 #[tokio::test]
 async fn every_fault_of_an_id_token_at_a_login() {
     let with_userinfo = Rig::start(|config| set(config, "provider.userinfo", "true")).await;
@@ -339,7 +339,7 @@ async fn odd_keys_and_decoys_do_no_harm() {
     }
 }
 
-/// A failed refetch keeps the old keys, and an unusable set fails closed (KEY-06, KEY-09).
+/// ASVS-16.5.3: a failed refetch keeps the old keys, and an unusable set fails closed (KEY-06, KEY-09).
 #[tokio::test]
 async fn an_unusable_key_set_fails_closed() {
     let rig = Rig::start(|_| {}).await;
@@ -515,8 +515,8 @@ async fn userinfo_is_merged_or_the_login_refused() {
     assert_eq!(calls.iter().filter(in_header).count(), calls.len(), "the token belongs in the header only");
 }
 
-/// BFF-01, RFC6749-03, oidcc-client-test-client-secret-basic: one authentication a call, of the configured kind, for
-/// code, refresh and revocation.
+/// BFF-01, RFC6749-03, oidcc-client-test-client-secret-basic, ASVS-13.2.1: one authentication a call, of the configured
+/// kind, for code, refresh and revocation.
 #[tokio::test]
 async fn the_client_authenticates_in_the_configured_way() {
     for (how, name) in [
@@ -581,7 +581,7 @@ async fn a_provider_that_is_down_at_the_start_heals() {
     rig.works("healed").await;
 }
 
-/// Live sessions do not need the metadata again, and a login during an outage fails without harm (ERR-03).
+/// ASVS-16.5.2: live sessions do not need the metadata again, and a login during an outage fails without harm (ERR-03).
 #[tokio::test]
 async fn a_provider_that_goes_away_ends_no_session() {
     let rig = Rig::start(|_| {}).await;

@@ -97,6 +97,7 @@ async fn files_pages_and_what_is_missing() {
     assert_eq!(gateway.metric("sidegate_requests_total", &[("route", "/"), ("status", "404")]), 5.0);
 }
 
+/// ASVS-13.4.1, ASVS-13.4.3.
 #[tokio::test]
 async fn what_must_not_be_served() {
     let (dir, outside) = (site(), tempfile::tempdir().unwrap());
