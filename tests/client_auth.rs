@@ -132,7 +132,8 @@ async fn basic_is_encoded_unless_the_dialect_says_otherwise() {
     }
 }
 
-/// oidcc-client-test-mtls-endpoint-aliases, RFC8705, FAPI2-11: the certificate is shown at the aliases, and the id goes along.
+/// oidcc-client-test-mtls-endpoint-aliases, RFC8705, FAPI2-11: the certificate is shown at the aliases, and the id goes
+/// along.
 #[tokio::test]
 async fn tls_client_auth_uses_the_aliases() {
     let rig = Rig::new().await;

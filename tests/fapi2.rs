@@ -167,8 +167,9 @@ impl Rig {
     }
 }
 
-/// fapi2-security-profile-final-client-test-happy-path-no-dpop-nonce, RFC9449-01, RFC9449-04, FAPI2-01, FAPI2-04 to FAPI2-06:
-/// every proof and every assertion is verified, one key serves the session, and the token stands in the header only.
+/// fapi2-security-profile-final-client-test-happy-path-no-dpop-nonce, RFC9449-01, RFC9449-04, FAPI2-01, FAPI2-04 to
+/// FAPI2-06: every proof and every assertion is verified, one key serves the session, and the token stands in the
+/// header only.
 #[tokio::test]
 async fn happy_path_no_dpop_nonce() {
     let rig = Rig::new(|_| {}).await;

@@ -486,8 +486,8 @@ async fn a_silent_login_comes_back_either_way() {
 
 // -- The callback --------------------------------------------------------------------------------------------------
 
-/// RFC9700-02, RFC9700-18, RFC6749-01, BFF-02, ASVS-2.2.1, ASVS-2.2.2, ASVS-2.3.1, ASVS-10.2.1: a page with 400, without
-/// a token call; the login that is under way survives it.
+/// RFC9700-02, RFC9700-18, RFC6749-01, BFF-02, ASVS-2.2.1, ASVS-2.2.2, ASVS-2.3.1, ASVS-10.2.1: a page with 400,
+/// without a token call; the login that is under way survives it.
 #[tokio::test]
 async fn a_callback_that_proves_nothing_is_refused() {
     let rig = Rig::start().await;

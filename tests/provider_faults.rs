@@ -116,8 +116,8 @@ impl Rig {
 
 /// Flows of the suite that tests of their own drive: (module, where).
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("oidcc-client-test-form-post-error", "refused by the configuration: response_mode = \"form_post\" is to come"),
-    ("oidcc-client-test-mtls-endpoint-aliases", "refused by the configuration: tls_client_auth is to come"),
+    ("oidcc-client-test-form-post-error", "client_auth.rs"),
+    ("oidcc-client-test-mtls-endpoint-aliases", "client_auth.rs"),
     ("oidcc-client-test-signing-key-rotation", "below"),
     ("oidcc-client-test-3rd-party-init-login", "login.rs"),
     ("oidcc-client-test-rp-init-logout", "logout.rs"),
@@ -457,7 +457,8 @@ async fn a_silent_token_endpoint_is_given_up() {
     rig.works("at last").await;
 }
 
-/// oidcc-client-test-scope-userinfo-claims, -userinfo-signed, -userinfo-invalid-sub: merged when it is the same user's, refused when not, 503 when not to be had.
+/// oidcc-client-test-scope-userinfo-claims, -userinfo-signed, -userinfo-invalid-sub: merged when it is the same user's,
+/// refused when not, 503 when not to be had.
 #[tokio::test]
 async fn userinfo_is_merged_or_the_login_refused() {
     let rig = Rig::start(|config| {
