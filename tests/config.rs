@@ -427,6 +427,22 @@ fn weakening_is_said_aloud() {
     }
 }
 
+/// CFG-08: plain http is for loopback only, and no key switches verification off.
+#[test]
+fn cfg_08_nothing_switches_tls_off() {
+    for (from, to, told) in [
+        ("https://login.example.test", "http://login.example.test", "provider.issuer: must begin with https://"),
+        ("https://app.example.test", "http://app.example.test", "server.public_url: must begin with https://"),
+        ("issuer =", "tls_verify = false\nissuer =", "provider.tls_verify: unknown key"),
+        ("issuer =", "insecure_skip_verify = true\nissuer =", "provider.insecure_skip_verify: unknown key"),
+        ("listen =", "insecure = true\nlisten =", "server.insecure: unknown key"),
+        ("access =", "upstream_verify = false\naccess =", "route[1].upstream_verify: unknown key"),
+    ] {
+        let text = Desk::with(from, to).complaint();
+        assert!(text.contains(told), "{to}: {text}");
+    }
+}
+
 #[test]
 fn what_this_version_lacks_is_refused_or_said_aloud() {
     let placed = "[provider.dialect.upstream]\nquery = \"access_token\"\n[session]";

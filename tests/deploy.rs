@@ -179,7 +179,7 @@ fn unknown_keys(part: &str) -> Vec<String> {
         .collect()
 }
 
-/// The shipped manifests' configuration is one that `check` has nothing to say about.
+/// K8S-14: the shipped manifests' configuration is one that `check` has nothing to say about.
 #[test]
 fn the_manifests_configuration_is_fine() {
     for manifest in sidecars() {
@@ -272,8 +272,8 @@ fn secrets_are_mounted_and_empty() {
     }
 }
 
-/// K8S-10, ASVS-8.4.2, ASVS-13.2.4, ASVS-13.4.5: only the ingress reaches the app, by sidegate, and only monitoring the
-/// admin port.
+/// K8S-10, K8S-14, ASVS-8.4.2, ASVS-13.2.4, ASVS-13.4.5: only the ingress reaches the app, by sidegate, and only monitoring
+/// the admin port.
 #[test]
 fn the_network_policy_opens_two_ports() {
     for manifest in sidecars() {

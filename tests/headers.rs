@@ -139,7 +139,8 @@ async fn hdr_02_the_client_cannot_take_away_what_we_add() {
     }
 }
 
-/// HDR-01, HDR-10, ASVS-13.4.6: hop-by-hop fields of the upstream stop here, and what it tells of the inside.
+/// HDR-01, HDR-10, HTTP-25, RFC9449-05, ASVS-13.4.6: hop-by-hop fields of the upstream stop here, and what it tells of
+/// the inside.
 #[tokio::test]
 async fn pitfall_07_response_fields_of_one_hop_stop_here() {
     let rig = Rig::start(all_kinds).await;
@@ -266,7 +267,7 @@ async fn bff_27_the_route_says_which_token_and_how() {
     }
 }
 
-/// HDR-03, HDR-05, ASVS-4.1.3: an identity cannot be claimed, on no kind of route, in no spelling.
+/// HDR-03, HDR-05, RFC9700-13, ASVS-4.1.3: an identity cannot be claimed, on no kind of route, in no spelling.
 #[tokio::test]
 async fn pitfall_03_identity_cannot_be_claimed() {
     let rig = Rig::start(all_kinds).await;
@@ -520,7 +521,7 @@ async fn a_route_that_sends_a_missing_id_token_is_a_502() {
     }
 }
 
-/// ASVS-8.2.1, ASVS-8.3.1: `require`: the session's claims open the route, or it is closed.
+/// ERR-04, ASVS-8.2.1, ASVS-8.3.1: `require`: the session's claims open the route, or it is closed.
 #[tokio::test]
 async fn require_is_judged_by_the_sessions_claims() {
     let prepare = |provider: &ProviderDouble| {

@@ -98,7 +98,8 @@ fn error_page(answer: &Response, status: u16, code: &str) {
 
 // -- The plain flow ------------------------------------------------------------------------------------------------
 
-/// oidcc-client-test, BFF-01, BFF-02, BFF-06, COOKIE-06, FAPI2-13, RFC7636-01, RFC9700-07, -18, -19, ASVS-14.2.1.
+/// oidcc-client-test, BFF-01, BFF-02, BFF-06, COOKIE-06, FAPI2-13, RFC7636-01, RFC9700-07, RFC9700-08, RFC9700-19,
+/// ASVS-14.2.1.
 #[tokio::test]
 async fn a_login_step_by_step() {
     let rig = Rig::start().await;
@@ -153,6 +154,29 @@ async fn a_login_step_by_step() {
         secrets.without(&["state", "nonce", "code_challenge", "code"]).assert_absent(&answer.url, &seen);
         secrets.only(&["code verifier"]).assert_absent(&answer.url, &seen);
     }
+}
+
+/// RFC9700-01: the redirect URI is the configured one, whatever a request says of its host.
+#[tokio::test]
+async fn the_redirect_uri_is_the_configured_one() {
+    let rig = Rig::start().await;
+    let browser = rig.gateway.browser();
+    let own = format!("{}/auth/callback", rig.gateway.public_url);
+    for (name, value) in [
+        ("X-Forwarded-Host", "evil.example"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Port", "444"),
+        ("X-Original-Host", "evil.example"),
+        ("Forwarded", "host=evil.example;proto=https"),
+        ("X-Forwarded-Prefix", "/evil"),
+    ] {
+        let answer = browser.send(Ask::navigate("/auth/login").header(name, value).stay()).await;
+        assert_eq!(answer.location_param("redirect_uri"), Some(own.clone()), "{name}");
+    }
+    let typed = "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document";
+    let forged = format!("GET /auth/login HTTP/1.1\r\nHost: evil.example\r\n{typed}\r\n\r\n");
+    let answer = String::from_utf8_lossy(&browser.raw(forged).await).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 421 ") && !answer.contains("evil.example"), "{answer}");
 }
 
 /// BFF-12 to BFF-17, COOKIE-01, COOKIE-02, ASVS-3.4.1: over https every cookie has the prefix and what it demands.
@@ -386,7 +410,7 @@ const EVIL: &[&str] = &[
     "//user@evil.example/",
 ];
 
-/// ASVS-1.2.2, ASVS-3.7.2.
+/// FAPI2-14, RFC9700-05, ASVS-1.2.2, ASVS-3.7.2: nobody is sent elsewhere after a login.
 #[tokio::test]
 async fn return_to_stays_at_home() {
     let rig = Rig::start().await;
@@ -462,8 +486,8 @@ async fn a_silent_login_comes_back_either_way() {
 
 // -- The callback --------------------------------------------------------------------------------------------------
 
-/// RFC9700-02, RFC6749-01, BFF-02, ASVS-2.2.1, ASVS-2.2.2, ASVS-2.3.1, ASVS-10.2.1: 400 without a token call; the login
-/// that is under way survives it.
+/// RFC9700-02, RFC9700-18, RFC6749-01, BFF-02, ASVS-2.2.1, ASVS-2.2.2, ASVS-2.3.1, ASVS-10.2.1: a page with 400, without
+/// a token call; the login that is under way survives it.
 #[tokio::test]
 async fn a_callback_that_proves_nothing_is_refused() {
     let rig = Rig::start().await;

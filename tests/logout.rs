@@ -259,7 +259,7 @@ async fn parameters_of_the_request_are_ignored() {
     }
 }
 
-/// oidcc-client-test-rp-init-logout-other-state, -no-state: the user is signed out all the same, and is not shown it.
+/// oidcc-client-test-rp-init-logout-other-state, oidcc-client-test-rp-init-logout-no-state: the user is signed out all the same, and is not shown it.
 #[tokio::test]
 async fn the_way_back_may_have_any_state() {
     let rig = Rig::start().await;

@@ -296,3 +296,23 @@ fn pitfall_23_one_crypto_library() {
     }
     assert!(lock.contains("name = \"ring\""));
 }
+
+/// SUP-03, HTTP-16: no version with published smuggling bugs.
+#[test]
+fn sup_03_versions_without_known_smuggling() {
+    let lock: toml::Table = include_str!("../Cargo.lock").parse().expect("TOML");
+    let number = |text: &str| -> Vec<u64> { text.split('.').map_while(|part| part.parse().ok()).collect() };
+    for (name, least) in [("pingora-core", "0.8.0"), ("pingora-proxy", "0.8.0"), ("http", "1.5.0")] {
+        let versions: Vec<&str> = lock["package"]
+            .as_array()
+            .expect("packages")
+            .iter()
+            .filter(|package| package["name"].as_str() == Some(name))
+            .map(|package| package["version"].as_str().expect("a version"))
+            .collect();
+        assert!(!versions.is_empty(), "{name}");
+        for version in versions {
+            assert!(number(version) >= number(least), "{name} {version}");
+        }
+    }
+}

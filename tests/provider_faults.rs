@@ -302,7 +302,7 @@ async fn every_fault_of_an_id_token_at_a_refresh() {
     }
 }
 
-/// oidcc-client-test-signing-key-rotation, KEY-06: rotation needs no restart, and forged keys no storm.
+/// oidcc-client-test-signing-key-rotation, KEY-06, DOS-14: rotation needs no restart, and forged keys no storm.
 #[tokio::test]
 async fn keys_rotate_without_a_restart() {
     let rig = Rig::start(|_| {}).await;
@@ -369,7 +369,7 @@ async fn an_unusable_key_set_fails_closed() {
     assert!((400..600).contains(&page.status), "{page:?}");
 }
 
-/// TOK-01, TOK-03, TOK-05, IDT-08: what a token answer may look like, and what ends the login.
+/// TOK-01, TOK-03, TOK-05, IDT-08, DOS-18: what a token answer may look like, and what ends the login.
 #[tokio::test]
 async fn odd_token_answers_end_the_login_or_work() {
     type Change = fn(&mut Switches);
@@ -457,7 +457,7 @@ async fn a_silent_token_endpoint_is_given_up() {
     rig.works("at last").await;
 }
 
-/// oidcc-client-test-userinfo-*: merged when it is the same user's, refused when not, 503 when not to be had.
+/// oidcc-client-test-scope-userinfo-claims, -userinfo-signed, -userinfo-invalid-sub: merged when it is the same user's, refused when not, 503 when not to be had.
 #[tokio::test]
 async fn userinfo_is_merged_or_the_login_refused() {
     let rig = Rig::start(|config| {

@@ -120,7 +120,8 @@ async fn a_login_names_its_provider_by_name_or_by_issuer() {
     assert_eq!(rig.tokens_of(), (1, 1));
 }
 
-/// RFC9207-03, RFC9700, ASVS-10.2.2: an answer that another provider gave ends the attempt, and its code goes nowhere.
+/// RFC9207-03, RFC9700-06, ASVS-10.2.2: an answer that another provider gave ends the attempt, and its code goes
+/// nowhere.
 #[tokio::test]
 async fn a_mixed_up_answer_redeems_nothing() {
     let rig = Rig::start().await;

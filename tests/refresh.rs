@@ -541,7 +541,7 @@ async fn a_lost_answer_is_asked_for_once_more() {
     }
 }
 
-/// RFR-05: without a new refresh token the old one stays; a new one replaces it at once.
+/// RFR-05, FAPI2-07: without a new refresh token the old one stays; a new one replaces it at once.
 #[tokio::test]
 async fn the_refresh_token_is_kept_or_replaced_as_the_provider_says() {
     for (rotation, given) in [(Rotation::None, false), (Rotation::None, true), (Rotation::Family, true)] {

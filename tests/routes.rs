@@ -321,6 +321,21 @@ async fn route_07_the_prefix_is_ours() {
     }
 }
 
+/// HLT-02: probes are answered by the admin listener; here neither their names nor their paths open anything.
+#[tokio::test]
+async fn hlt_02_probes_get_past_no_rule() {
+    let rig = Rig::start(|config, up| routes(config, &route("/", up, ""))).await;
+    for agent in ["kube-probe/1.30", "GoogleHC/1.0", "ELB-HealthChecker/2.0", "Consul Health Check"] {
+        for target in ["/", "/healthz", "/livez", "/readyz", "/ping", "/metrics"] {
+            for fields in [&[("User-Agent", agent)][..], &[SCRIPT, &[("User-Agent", agent)]].concat()] {
+                let reply = rig.call("GET", target, fields).await;
+                assert_eq!(reply.verdict(), (401, "login_required".to_owned()), "{agent} {target}");
+            }
+        }
+    }
+    assert!(rig.upstream.untouched());
+}
+
 /// BFF-24, BFF-28, ASVS-1.3.6, ASVS-13.2.4, ASVS-13.2.5: nothing in a request or an answer sends it elsewhere.
 #[tokio::test]
 async fn bff_24_only_configured_upstreams_are_reached() {
@@ -641,8 +656,8 @@ async fn explain_agrees_with_the_gateway() {
     }
 }
 
-/// ERR-01, ASVS-3.2.1, ASVS-3.4.5, ASVS-3.4.6, ASVS-4.1.1, ASVS-13.4.2, ASVS-13.4.6, ASVS-16.5.1: a refusal is a
-/// problem document that tells nothing of the inside.
+/// ERR-01, RFC9700-18, ASVS-3.2.1, ASVS-3.4.5, ASVS-3.4.6, ASVS-4.1.1, ASVS-13.4.2, ASVS-13.4.6, ASVS-16.5.1: a
+/// refusal is a problem document that tells nothing of the inside.
 #[tokio::test]
 async fn err_01_refusals_are_problem_documents() {
     let rig = Rig::start(|config, up| {

@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(value(b"\"\xff\""), Err(JsonError::Syntax));
     }
 
-    /// KEY-09: depth is bounded.
+    /// KEY-09, DOS-18: depth is bounded.
     #[test]
     fn refuses_deep_nesting() {
         let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));

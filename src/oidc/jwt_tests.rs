@@ -83,7 +83,7 @@ fn another_algorithm_is_refused() {
     assert_eq!(verify(&token, &rsa).unwrap_err(), Fault("signature"));
 }
 
-/// IDT-12, IDT-13: exactly three parts of unpadded base64url, bounded.
+/// IDT-12, IDT-13, DOS-17: exactly three parts of unpadded base64url, bounded; what is encrypted is not unpacked.
 #[test]
 fn the_compact_form_is_strict() {
     let signer = Signer::new(Algorithm::EdDsa, None);
