@@ -119,8 +119,9 @@ async fn a_logout_token_ends_the_session() {
     assert!(rig.alive(&again).await, "a new login works");
 }
 
-/// BCL-01, BCL-02, KEY: every token that is not exactly one is 400, with one and the same body, and ends nothing. What
-/// is only unusual is taken.
+/// oidcc-client-test-rp-backchannel-rpinitlogout-alg-none, -no-event, -with-nonce, -wrong-alg, -wrong-aud,
+/// -wrong-event, -wrong-iss, ASVS-10.5.5, BCL-01, BCL-02, KEY: every token that is not exactly one is 400, with one and
+/// the same body, and ends nothing. What is only unusual is taken.
 #[tokio::test]
 async fn bcl_01_bcl_02_a_token_that_does_not_hold_ends_nothing() {
     let rig = Rig::start().await;
@@ -362,7 +363,7 @@ async fn a_refused_token_is_not_replaced_once_the_session_has_ended() {
     assert_eq!(rig.upstream.requests_to("/api/x").len(), 1);
 }
 
-/// KEY-06: a key that was rotated in between is looked for; forged tokens cause no flood of look-ups.
+/// KEY-06, DOS-14: a key that was rotated in between is looked for; forged tokens cause no flood of look-ups.
 #[tokio::test]
 async fn key_06_an_unknown_key_is_looked_for_once() {
     let rig = Rig::start().await;

@@ -89,7 +89,7 @@ async fn many_at_once_share_one_exchange_and_users_share_nothing() {
     assert_eq!(exchanges(&provider).len(), 2);
 }
 
-/// Never the session's own token instead; the session stays.
+/// ASVS-8.3.3: never the session's own token instead; the session stays.
 #[tokio::test]
 async fn a_failed_exchange_is_told_and_nothing_is_forwarded() {
     let (provider, upstream, gateway) = own_tokens().await;
