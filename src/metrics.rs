@@ -693,6 +693,7 @@ mod tests {
         assert_eq!(ones.count(), 500 * MethodLabel::ALL.len());
     }
 
+    /// ASVS-1.4.3.
     #[test]
     fn a_connection_counts_while_it_is_open() {
         let metrics = Metrics::new();

@@ -132,7 +132,8 @@ async fn basic_is_encoded_unless_the_dialect_says_otherwise() {
     }
 }
 
-/// oidcc-client-test-mtls-endpoint-aliases, RFC8705: the certificate is shown at the aliases, and the id goes along.
+/// oidcc-client-test-mtls-endpoint-aliases, RFC8705, FAPI2-11: the certificate is shown at the aliases, and the id goes
+/// along.
 #[tokio::test]
 async fn tls_client_auth_uses_the_aliases() {
     let rig = Rig::new().await;
@@ -173,7 +174,52 @@ async fn tls_client_auth_uses_the_aliases() {
     }
 }
 
-/// A key file that changes is taken within ten seconds; one that holds no key leaves the old one in force.
+/// RFC8705-01: a client certificate that is replaced is shown in the next handshake, without a restart.
+#[tokio::test]
+async fn the_client_certificate_is_rotated_by_its_file() {
+    let rig = Rig::new().await;
+    let front = MutualTls::start(&rig.provider).await;
+    // Certificate and key in one file, so that they change at once.
+    let pem = |name: &str| {
+        let read = |end: &str| {
+            let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls");
+            std::fs::read_to_string(folder.join(format!("{name}.{end}"))).unwrap()
+        };
+        (read("pem"), read("key"))
+    };
+    let ((old, old_key), (new, new_key)) = (pem("localhost"), pem("other"));
+    let file = rig.file("client.pem", &format!("{old}{old_key}"));
+    let ca = rig.file("ca.pem", mutual_tls::authority());
+    let expect = |certificate: &str| {
+        let known = mutual_tls::fingerprint(certificate);
+        rig.provider.set(|s| s.client_auth = ClientAuth::Tls(known));
+    };
+    expect(&old);
+    let token = json!(format!("{}/token", front.origin));
+    rig.provider.set(|s| {
+        s.document.insert("mtls_endpoint_aliases".to_owned(), json!({"token_endpoint": token}));
+    });
+    let gateway = Gateway::start_with(&rig.provider, &rig.upstream, |config| {
+        remove(config, "client_secret");
+        set(config, "provider.client_auth", "\"tls_client_auth\"");
+        set(config, "provider.tls_cert_file", &format!("{file:?}"));
+        set(config, "provider.tls_key_file", &format!("{file:?}"));
+        set(config, "provider.ca_file", &format!("{ca:?}"));
+        set(config, "logout.revoke", "false");
+    })
+    .await;
+    let browser = gateway.signed_in().await;
+    assert_eq!(browser.post("/auth/refresh").await.status, 200);
+
+    rig.file("client.pem", &format!("{new}{new_key}"));
+    gateway.wait_for_log("reload", 1).await;
+    expect(&new);
+    assert_eq!(browser.post("/auth/refresh").await.status, 200, "{}", gateway.output());
+    assert_eq!(rig.provider.violations(), Vec::<String>::new());
+    rig.provider.canaries().assert_absent("the log", gateway.output());
+}
+
+/// ASVS-13.3.4: a key file that changes is taken within ten seconds; one that holds no key leaves the old one in force.
 #[tokio::test]
 async fn the_key_is_rotated_by_its_file() {
     let rig = Rig::new().await;

@@ -155,7 +155,7 @@ fn several_upstreams_and_a_unix_socket_are_taken() {
     assert_eq!(upstreams[1].address, UpstreamAddress::Unix(PathBuf::from("/run/app.sock")));
 }
 
-/// COOKIE-19, CFG-03
+/// COOKIE-19, CFG-03, ASVS-13.2.3
 #[test]
 fn only_on_loopback_a_key_may_be_made_up() {
     let local = Desk::with("https://app.example.test", "http://localhost:18080");
@@ -403,7 +403,7 @@ fn a_file_that_begins_with_a_byte_order_mark_is_read() {
     Desk::empty().file("base.toml", &format!("\u{feff}{GOOD}")).config();
 }
 
-/// BFF-14, RFC9700-14, CFG-03
+/// BFF-14, RFC9700-14, CFG-03, ASVS-12.3.3
 #[test]
 fn weakening_is_said_aloud() {
     for (from, to, key) in [
@@ -424,6 +424,22 @@ fn weakening_is_said_aloud() {
     for harmless in ["leeway = \"30s\"", "rotation = \"none\"", "[redis]\nurl = \"redis://127.0.0.1\""] {
         let desk = Desk::with("[session]", &format!("[refresh]\nreuse = \"family\"\n{harmless}\n[session]"));
         assert_eq!(warnings(&desk.config()), "", "{harmless}");
+    }
+}
+
+/// CFG-08: plain http is for loopback only, and no key switches verification off.
+#[test]
+fn cfg_08_nothing_switches_tls_off() {
+    for (from, to, told) in [
+        ("https://login.example.test", "http://login.example.test", "provider.issuer: must begin with https://"),
+        ("https://app.example.test", "http://app.example.test", "server.public_url: must begin with https://"),
+        ("issuer =", "tls_verify = false\nissuer =", "provider.tls_verify: unknown key"),
+        ("issuer =", "insecure_skip_verify = true\nissuer =", "provider.insecure_skip_verify: unknown key"),
+        ("listen =", "insecure = true\nlisten =", "server.insecure: unknown key"),
+        ("access =", "upstream_verify = false\naccess =", "route[1].upstream_verify: unknown key"),
+    ] {
+        let text = Desk::with(from, to).complaint();
+        assert!(text.contains(told), "{to}: {text}");
     }
 }
 
@@ -652,7 +668,7 @@ fn one_trailing_newline_of_a_secret_file_is_dropped() {
     }
 }
 
-/// CFG-01
+/// CFG-01, ASVS-13.2.3
 #[test]
 fn a_blank_or_absent_secret_file_is_refused() {
     for content in ["", "\n", "\n\n", " "] {
@@ -665,7 +681,7 @@ fn a_blank_or_absent_secret_file_is_refused() {
     assert!(text.contains("not a regular file"), "{text}");
 }
 
-/// K8S-09
+/// K8S-09, ASVS-13.3.2
 #[test]
 fn a_secret_file_that_others_may_read_is_said_aloud() {
     assert_eq!(warnings(&with_secret_file("abc", 0o600).config()), "");
@@ -701,7 +717,7 @@ fn tls_files_are_judged_before_they_are_needed() {
 // What is shown
 // ---------------------------------------------------------------------------------------------------------------------
 
-/// LOG-09
+/// LOG-09, ASVS-13.3.1
 #[test]
 fn the_effective_configuration_shows_defaults_and_no_secret() {
     let desk =
@@ -784,7 +800,7 @@ fn the_reference_and_the_documentation_name_every_key() {
     }
 }
 
-/// What the reference shows as default is the default.
+/// ASVS-13.2.6: what the reference shows as default is the default.
 #[test]
 fn the_reference_shows_true_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/sidegate.toml");

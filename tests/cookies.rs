@@ -55,7 +55,8 @@ fn expired(answer: &Response) -> Vec<String> {
 
 // -- Attributes ----------------------------------------------------------------------------------------------------
 
-/// BFF-12 to BFF-17, COOKIE-01, COOKIE-06, COOKIE-12: over https, from the login to the logout.
+/// BFF-12 to BFF-17, COOKIE-01, COOKIE-06, COOKIE-12, ASVS-3.3.1, ASVS-3.3.2, ASVS-3.3.3, ASVS-3.3.4: over https, from
+/// the login to the logout.
 #[tokio::test]
 async fn the_attributes_over_https() {
     let (provider, _upstream, gateway) =
@@ -113,7 +114,7 @@ async fn other_spellings_of_the_name_are_other_cookies() {
     assert!(upstream.untouched());
 }
 
-/// BFF-18, COOKIE-27: nothing of what is sealed can be read, in session and attempt cookies.
+/// BFF-18, COOKIE-27, ASVS-11.3.2: nothing of what is sealed can be read, in session and attempt cookies.
 #[tokio::test]
 async fn nothing_in_a_cookie_can_be_read() {
     let (provider, _upstream, gateway) = rig(|_| {}).await;
@@ -133,7 +134,8 @@ async fn nothing_in_a_cookie_can_be_read() {
 
 // -- Large sessions ------------------------------------------------------------------------------------------------
 
-/// COOKIE-08, COOKIE-10, COOKIE-12: a large session in several cookies; what is left of it when it shrinks is removed.
+/// COOKIE-08, COOKIE-10, COOKIE-12, ASVS-3.3.5: a large session in several cookies; what is left of it when it shrinks
+/// is removed.
 #[tokio::test]
 async fn a_large_session_travels_in_parts() {
     let (provider, _upstream, gateway) = rig(|_| {}).await;
@@ -238,7 +240,7 @@ async fn absurd_parts_are_harmless() {
     assert_eq!(with_cookies(&browser, &first).await.status, 200);
 }
 
-/// COOKIE-08: what does not fit is refused with a page and a log line that tell the sizes.
+/// COOKIE-08, ASVS-3.3.5, ASVS-4.2.5: what does not fit is refused with a page and a log line that tell the sizes.
 #[tokio::test]
 async fn a_session_over_the_budget_is_refused_with_its_sizes() {
     let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
@@ -347,8 +349,8 @@ async fn odd_cookies_beside_ours_are_passed_on_byte_for_byte() {
     assert!(!raw.contains(good.trim_start_matches("sidegate=")), "in no byte of any request");
 }
 
-/// BFF-18, BFF-38, COOKIE-19, COOKIE-21, COOKIE-26: however a cookie is broken, it is no session, and the answer does
-/// not tell what was wrong.
+/// BFF-18, BFF-38, COOKIE-19, COOKIE-21, COOKIE-26, ASVS-11.2.5: however a cookie is broken, it is no session, and the
+/// answer does not tell what was wrong.
 #[tokio::test]
 async fn a_broken_cookie_is_no_session_and_all_ways_look_alike() {
     let (_provider, upstream, gateway) = rig(|_| {}).await;
@@ -425,8 +427,8 @@ async fn sibling(gateway: &Inside, change: impl FnOnce(&mut toml::Table)) -> Ins
     Inside::run(table).await
 }
 
-/// COOKIE-20, K8S-12: A, then B and A, then B: the sessions of the first step live through the second, and are sealed
-/// anew at their next write.
+/// COOKIE-20, K8S-12, ASVS-11.2.2, ASVS-13.3.4: A, then B and A, then B: the sessions of the first step live through
+/// the second, and are sealed anew at their next write.
 #[tokio::test]
 async fn keys_rotate_without_a_logout() {
     let (a, b) = (b64u(random(32)), b64u(random(32)));
@@ -458,7 +460,7 @@ async fn keys_rotate_without_a_logout() {
     assert!(page.set_cookies().is_empty());
 }
 
-/// COOKIE-23, BFF-35: with the same key, but of another application, environment or provider's client.
+/// COOKIE-23, BFF-35, ASVS-6.8.1: with the same key, but of another application, environment or provider's client.
 #[tokio::test]
 async fn a_cookie_cannot_be_moved_to_another_application() {
     let (provider, upstream, gateway) = rig(|_| {}).await;

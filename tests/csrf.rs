@@ -49,7 +49,7 @@ async fn uses_session(rig: &Rig, method: &str, path: &str, fields: &Fields<'_>) 
     false
 }
 
-/// BFF-19, BFF-23, ASVS-3.5.1: what proves that a request comes from the app, method by method.
+/// BFF-19, BFF-23, ASVS-3.5.1, ASVS-3.5.2: what proves that a request comes from the app, method by method.
 #[tokio::test]
 async fn bff_19_what_proves_the_origin() {
     let rig = Rig::start(all_kinds).await;
@@ -373,7 +373,7 @@ fn cors_of(reply: &Reply) -> Vec<String> {
 const ASKS: &Fields<'static> =
     &[("Access-Control-Request-Method", "PUT"), ("Access-Control-Request-Headers", "content-type, x-csrf")];
 
-/// BFF-21: a preflight is answered here; an origin that is not listed learns nothing.
+/// BFF-21, ASVS-3.4.2: a preflight is answered here; an origin that is not listed learns nothing.
 #[tokio::test]
 async fn bff_21_preflights() {
     let rig = Rig::start(|config, up| {
@@ -428,7 +428,7 @@ async fn bff_21_preflights() {
     assert_eq!((seen.method.as_str(), seen.header("origin")), ("OPTIONS", Some("https://evil.example")));
 }
 
-/// BFF-22: answers to a listed origin can be read by it, our errors too; answers to others cannot.
+/// BFF-22, ASVS-3.4.2: answers to a listed origin can be read by it, our errors too; answers to others cannot.
 #[tokio::test]
 async fn bff_22_cors_answers() {
     let rig = Rig::start(|config, up| {

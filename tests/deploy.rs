@@ -179,7 +179,7 @@ fn unknown_keys(part: &str) -> Vec<String> {
         .collect()
 }
 
-/// The shipped manifests' configuration is one that `check` has nothing to say about.
+/// K8S-14: the shipped manifests' configuration is one that `check` has nothing to say about.
 #[test]
 fn the_manifests_configuration_is_fine() {
     for manifest in sidecars() {
@@ -196,7 +196,7 @@ fn the_manifests_configuration_is_fine() {
     }
 }
 
-/// K8S-01, K8S-02, K8S-04, K8S-05, K8S-16.
+/// K8S-01, K8S-02, K8S-04, K8S-05, K8S-16, ASVS-13.2.2, ASVS-15.2.5.
 #[test]
 fn the_pod_has_no_privileges() {
     for manifest in sidecars() {
@@ -253,7 +253,8 @@ fn sidegate_is_a_native_sidecar() {
     }
 }
 
-/// K8S-08, K8S-09: mounted for sidegate alone, and others cannot read them. Placeholders start nothing; the chart has none.
+/// K8S-08, K8S-09, ASVS-13.2.3, ASVS-13.3.1, ASVS-13.3.2: mounted for sidegate alone, and others cannot read them.
+/// Placeholders start nothing; the chart has none.
 #[test]
 fn secrets_are_mounted_and_empty() {
     for manifest in sidecars() {
@@ -271,7 +272,8 @@ fn secrets_are_mounted_and_empty() {
     }
 }
 
-/// K8S-10: only the ingress reaches the app, by sidegate, and only monitoring the admin port.
+/// K8S-10, K8S-14, ASVS-8.4.2, ASVS-13.2.4, ASVS-13.4.5: only the ingress reaches the app, by sidegate, and only
+/// monitoring the admin port.
 #[test]
 fn the_network_policy_opens_two_ports() {
     for manifest in sidecars() {
@@ -355,7 +357,7 @@ fn versions_agree() {
     assert!(read("README.md").contains(&format!("Rust {msrv} or newer")));
 }
 
-/// K8S-03.
+/// K8S-03, ASVS-15.2.3.
 #[test]
 fn the_image_is_small_and_not_root() {
     let text = read("deploy/Dockerfile");
@@ -430,7 +432,7 @@ fn sources(folder: PathBuf, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// ASVS 16.1.1: the inventory of the log is complete.
+/// ASVS 16.1.1, ASVS-16.2.3: the inventory of the log is complete.
 #[test]
 fn every_log_event_is_documented() {
     let documented = read("docs/operations.md") + &read("docs/endpoints.md");

@@ -337,7 +337,7 @@ fn shown(request: &Request) -> String {
     String::from_utf8_lossy(&request.raw()).into_owned()
 }
 
-/// HTTP-01 to HTTP-14: one reading of every request, at the gateway and behind it.
+/// HTTP-01 to HTTP-14, ASVS-1.5.3, ASVS-4.2.1: one reading of every request, at the gateway and behind it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_forwarded_means_the_same_to_every_server() {
     let wanted = std::env::var("MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(MUTATIONS);

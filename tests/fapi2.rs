@@ -138,6 +138,12 @@ impl Rig {
         assert_eq!(self.provider.violations(), Vec::<String>::new());
         let seen = self.seen.lock();
         assert_eq!(seen.wrong, Vec::<String>::new());
+        let tokens = self.provider.canaries().only(&["access token"]);
+        assert!(tokens.len() > 0);
+        let targets = self.upstream.requests().into_iter().map(|request| request.target);
+        for target in targets.chain(self.provider.calls().into_iter().map(|call| call.target)) {
+            tokens.assert_absent("a URL", &target);
+        }
         assert_eq!(seen.keys.iter().collect::<Vec<_>>(), [&self.provider.last_session().jkt.unwrap()]);
     }
 
@@ -161,8 +167,9 @@ impl Rig {
     }
 }
 
-/// fapi2-…-happy-path-no-dpop-nonce, RFC9449-01, -04, FAPI2-01, -04, -05, -06, -07: every proof and every assertion is
-/// verified, and one key serves the session.
+/// fapi2-security-profile-final-client-test-happy-path-no-dpop-nonce, RFC9449-01, RFC9449-04, FAPI2-01, FAPI2-04 to
+/// FAPI2-06: every proof and every assertion is verified, one key serves the session, and the token stands in the
+/// header only.
 #[tokio::test]
 async fn happy_path_no_dpop_nonce() {
     let rig = Rig::new(|_| {}).await;
@@ -177,7 +184,8 @@ async fn happy_path_no_dpop_nonce() {
     assert_ne!(rig.provider.last_session().jkt, first);
 }
 
-/// fapi2-…-happy-path, RFC9449-02: nonces demanded everywhere, one repetition each, none when the nonce is known.
+/// fapi2-security-profile-final-client-test-happy-path, -rs-dpop-auth-scheme-case-insensitivity (it says dPoP),
+/// RFC9449-02, RFC9449-05: nonces demanded everywhere, one repetition each, none when the nonce is known.
 #[tokio::test]
 async fn happy_path_with_nonces_everywhere() {
     let rig = Rig::with(|s| s.dpop = Dpop::WithNonce, |config| set(config, "provider.userinfo", "true")).await;
@@ -262,7 +270,9 @@ async fn keys_and_proofs_stay_where_they_belong() {
 
 // -- fapi2-security-profile-final-client-test-… ---------------------------------------------------------------------
 
-/// The modules whose ID token must not be taken.
+/// fapi2-security-profile-final-client-test-invalid-iss, -invalid-missing-iss, -invalid-aud, -invalid-missing-aud,
+/// -invalid-secondary-aud, -invalid-null-alg, -invalid-alternate-alg, -invalid-expired-exp, -invalid-missing-exp,
+/// -invalid-nonce, -invalid-missing-nonce: such an ID token is not taken.
 #[tokio::test]
 async fn wrong_id_tokens_are_refused() {
     for (module, fault) in [
@@ -284,8 +294,8 @@ async fn wrong_id_tokens_are_refused() {
     Rig::new(|s| s.id_token_alg = "RS256").await.refuses("invalid-alternate-alg").await;
 }
 
-/// test-valid-aud-as-array, test-token-endpoint-response-without-expires_in, test-token-type-case-insensitivity,
-/// test-rs-dpop-auth-scheme-case-insensitivity (the resource server spells it dPoP).
+/// fapi2-security-profile-final-client-test-valid-aud-as-array, -token-endpoint-response-without-expires_in,
+/// -token-type-case-insensitivity: all this works.
 #[tokio::test]
 async fn tolerated_variants() {
     Rig::new(|s| s.fault = Some(Fault::AudList)).await.works().await;
@@ -312,7 +322,7 @@ async fn a_token_that_is_not_bound_is_refused() {
     assert_eq!(browser.post("/auth/refresh").await.status, 502);
 }
 
-/// test-discovery-issuer-mismatch: no push follows.
+/// fapi2-security-profile-final-client-test-discovery-issuer-mismatch: no push follows.
 #[tokio::test]
 async fn discovery_issuer_mismatch() {
     let rig = Rig::new(|s| s.document_issuer = Some("https://op.example/INVALID".to_owned())).await;
@@ -321,8 +331,9 @@ async fn discovery_issuer_mismatch() {
     assert!(rig.provider.calls_to(Endpoint::Par).is_empty());
 }
 
-/// test-invalid-authorization-response-iss, test-remove-authorization-response-iss,
-/// test-ensure-authorization-response-with-invalid-state-fails, -invalid-missing-state-fails: no token call.
+/// fapi2-security-profile-final-client-test-invalid-authorization-response-iss, -remove-authorization-response-iss,
+/// -ensure-authorization-response-with-invalid-state-fails,
+/// -ensure-authorization-response-with-invalid-missing-state-fails: no token call.
 #[tokio::test]
 async fn wrong_authorization_answers_stop_before_the_token_call() {
     let cases: [(&str, Change); 5] = [

@@ -90,7 +90,7 @@ async fn hdr_01_request_fields_of_one_hop_stop_here() {
     assert_eq!(rig.forwarded("GET", "/x", &twice).await.header("x-hop"), None);
 }
 
-/// HDR-02: what we add cannot be nominated away.
+/// HDR-02, ASVS-4.1.3: what we add cannot be nominated away.
 #[tokio::test]
 async fn hdr_02_the_client_cannot_take_away_what_we_add() {
     let rig = Rig::start(all_kinds).await;
@@ -139,7 +139,8 @@ async fn hdr_02_the_client_cannot_take_away_what_we_add() {
     }
 }
 
-/// HDR-01, HDR-10: hop-by-hop fields of the upstream stop here, and what it tells of the inside.
+/// HDR-01, HDR-10, HTTP-25, RFC9449-05, ASVS-13.4.6: hop-by-hop fields of the upstream stop here, and what it tells of
+/// the inside.
 #[tokio::test]
 async fn pitfall_07_response_fields_of_one_hop_stop_here() {
     let rig = Rig::start(all_kinds).await;
@@ -241,7 +242,7 @@ async fn bff_08_exactly_one_bearer() {
     }
 }
 
-/// BFF-27: which token goes where, and how it is written.
+/// BFF-27, ASVS-8.3.3: which token goes where, and how it is written.
 #[tokio::test]
 async fn bff_27_the_route_says_which_token_and_how() {
     let rig = Rig::start(all_kinds).await;
@@ -266,7 +267,7 @@ async fn bff_27_the_route_says_which_token_and_how() {
     }
 }
 
-/// HDR-03, HDR-05: an identity cannot be claimed, on no kind of route, in no spelling.
+/// HDR-03, HDR-05, RFC9700-13, ASVS-4.1.3: an identity cannot be claimed, on no kind of route, in no spelling.
 #[tokio::test]
 async fn pitfall_03_identity_cannot_be_claimed() {
     let rig = Rig::start(all_kinds).await;
@@ -363,7 +364,7 @@ async fn hdr_04_names_that_fold_are_dropped() {
     }
 }
 
-/// HDR-06, BFF-32: what an untrusted peer says of its origin is gone, the truth is added.
+/// HDR-06, BFF-32, ASVS-4.1.3, ASVS-15.3.4: what an untrusted peer says of its origin is gone, the truth is added.
 #[tokio::test]
 async fn pitfall_08_forwarding_fields() {
     let rig = Rig::start(all_kinds).await;
@@ -401,7 +402,7 @@ async fn pitfall_08_forwarding_fields() {
     assert_eq!(rig.forwarded("GET", "/keep/x", &rig.fields(false, lies)).await.header("host"), Some(host.as_str()));
 }
 
-/// HDR-06: a trusted peer's chain is believed and extended, nothing else of it.
+/// HDR-06, ASVS-15.3.4: a trusted peer's chain is believed and extended, nothing else of it.
 #[tokio::test]
 async fn pitfall_25_the_chain_of_a_trusted_proxy() {
     let rig = Rig::start(|config, up| {
@@ -520,7 +521,7 @@ async fn a_route_that_sends_a_missing_id_token_is_a_502() {
     }
 }
 
-/// `require`: the session's claims open the route, or it is closed.
+/// ERR-04, ASVS-8.2.1, ASVS-8.3.1: `require`: the session's claims open the route, or it is closed.
 #[tokio::test]
 async fn require_is_judged_by_the_sessions_claims() {
     let prepare = |provider: &ProviderDouble| {
@@ -666,7 +667,7 @@ async fn ws_05_a_handshake_is_cleaned_like_any_request() {
     assert_eq!(seen.header_all("sec-websocket-key"), [key.as_str()]);
 }
 
-/// BFF-03: neither a token nor the value of our cookie stands in what a page can read.
+/// BFF-03, ASVS-3.3.4: neither a token nor the value of our cookie stands in what a page can read.
 #[tokio::test]
 async fn bff_03_no_answer_shows_a_token() {
     let rig = Rig::start(all_kinds).await;
@@ -684,6 +685,8 @@ async fn bff_03_no_answer_shows_a_token() {
         let reply = rig.call(method, target, &rig.signed(fields)).await;
         let shown = format!("{}{}", reply.head(), reply.text());
         assert!(secrets.iter().all(|secret| !shown.contains(secret.as_str())), "{target}: {shown}");
+        let sealed = rig.cookie.split_once('=').expect("a cookie").1;
+        assert!(!shown.contains(sealed), "{target}: {shown}");
         assert!(!reply.text().contains(&query));
     }
 }
@@ -723,4 +726,24 @@ async fn hdr_17_a_head_without_end_is_a_502() {
         assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
     }
     assert_eq!(rig.get("/api/x", &[]).await.status, 200);
+}
+
+/// ASVS-14.2.2, ASVS-14.2.5: no answer is kept, however cacheable it says that it is and whatever its name ends in:
+/// each request asks the upstream, and nobody without a session gets one that was made for somebody.
+#[tokio::test]
+async fn answers_are_not_cached() {
+    let rig = Rig::start(all_kinds).await;
+    for target in ["/api/me/x.css", "/api/me;x.js", "/api/me?x=.png"] {
+        let personal = Answer::new(200, "text/css", "alice's").with("Cache-Control", "public, max-age=600");
+        rig.upstream.on(target.split('?').next().expect("a path"), Script::Answer(personal));
+        rig.upstream.forget();
+        for _ in 0..3 {
+            assert!(matches!(rig.get(target, &[]).await.status, 200 | 400), "{target}");
+        }
+        let asked = rig.upstream.requests().len();
+        assert!(asked == 3 || (asked == 0 && target.contains(';')), "{target}: {asked}");
+        let stranger = rig.call("GET", target, SCRIPT).await;
+        assert!(matches!(stranger.status, 400 | 401), "{target}: {}", stranger.status);
+        assert!(!stranger.text().contains("alice"), "{target}");
+    }
 }

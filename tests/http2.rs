@@ -67,7 +67,7 @@ async fn h2_requests_are_forwarded_as_http_1_1() {
     assert_eq!(rig.get("/api/x", &[]).await.status, 200);
 }
 
-/// HDR-10, COOKIE-13: an answer is cleaned on HTTP/2 as well, and a refreshed session arrives.
+/// HDR-10, COOKIE-13, ASVS-4.2.3: an answer is cleaned on HTTP/2 as well, and a refreshed session arrives.
 #[tokio::test]
 async fn h2_answers_are_cleaned() {
     let rig = h2c().await;
@@ -124,7 +124,8 @@ fn request(fields: &[(&str, &str)], data: Option<&[u8]>) -> Vec<u8> {
     bytes
 }
 
-/// H2-02, H2-03, H2-04, H2-05, H2-06, H2-07: what has no single meaning, above all as HTTP/1.1, is refused, and nothing of it is forwarded.
+/// H2-02, H2-03, H2-04, H2-05, H2-06, H2-07, ASVS-4.2.3, ASVS-4.2.4: what has no single meaning, above all as HTTP/1.1,
+/// is refused, and nothing of it is forwarded.
 #[tokio::test]
 async fn h2_02_to_07_malformed_requests_are_not_forwarded() {
     let rig = h2c().await;

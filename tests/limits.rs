@@ -5,16 +5,17 @@ mod support;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use support::client::Ask;
 use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, route, routes};
-use support::gateway::set;
+use support::gateway::{Gateway, set};
 use support::http2::{Raw, field, frame};
-use support::provider::Endpoint;
+use support::provider::{Endpoint, ProviderDouble};
+use support::upstream::Upstream;
 
-/// DOS-16: a route's `rate_limit` counts by session, else by address, and says when to come again.
+/// DOS-16, ASVS-15.2.2: a route's `rate_limit` counts by session, else by address, and says when to come again.
 #[tokio::test]
 async fn dos_16_a_route_has_a_rate() {
     let rig = Rig::start(|config, up| {
@@ -197,4 +198,28 @@ async fn dos_11_dos_12_garbage_asks_nobody() {
     assert_eq!(rig.provider.calls_to(Endpoint::Token).len(), before);
     assert!(rig.upstream.untouched());
     assert_eq!(rig.get("/api/x", &[]).await.status, 200);
+}
+
+/// MET-04: scrapers, and those that never ask, hold up no request and no other scrape.
+#[tokio::test]
+async fn met_04_scrapes_hold_up_nothing() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&provider, &upstream).await;
+    let browser = gateway.signed_in().await;
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(TcpStream::connect(gateway.admin_addr).await.expect("a connection"));
+    }
+    for _ in 0..10 {
+        let (scrapes, answer) = tokio::join!(
+            async {
+                for _ in 0..10 {
+                    assert!(gateway.metrics().await.contains("sidegate_requests_total"));
+                }
+            },
+            browser.fetch("/api/x"),
+        );
+        assert_eq!((scrapes, answer.status), ((), 200));
+    }
+    assert_eq!(silent.len(), 20);
 }

@@ -98,7 +98,8 @@ fn error_page(answer: &Response, status: u16, code: &str) {
 
 // -- The plain flow ------------------------------------------------------------------------------------------------
 
-/// oidcc-client-test, BFF-01, BFF-02, BFF-06, COOKIE-06, FAPI2-13, RFC7636-01, RFC9700-07, -18, -19.
+/// oidcc-client-test, BFF-01, BFF-02, BFF-06, COOKIE-06, FAPI2-13, RFC7636-01, RFC9700-07, RFC9700-08, RFC9700-19,
+/// ASVS-14.2.1.
 #[tokio::test]
 async fn a_login_step_by_step() {
     let rig = Rig::start().await;
@@ -155,7 +156,30 @@ async fn a_login_step_by_step() {
     }
 }
 
-/// BFF-12 to BFF-17, COOKIE-01, COOKIE-02: over https every cookie has the prefix and what it demands.
+/// RFC9700-01: the redirect URI is the configured one, whatever a request says of its host.
+#[tokio::test]
+async fn the_redirect_uri_is_the_configured_one() {
+    let rig = Rig::start().await;
+    let browser = rig.gateway.browser();
+    let own = format!("{}/auth/callback", rig.gateway.public_url);
+    for (name, value) in [
+        ("X-Forwarded-Host", "evil.example"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Port", "444"),
+        ("X-Original-Host", "evil.example"),
+        ("Forwarded", "host=evil.example;proto=https"),
+        ("X-Forwarded-Prefix", "/evil"),
+    ] {
+        let answer = browser.send(Ask::navigate("/auth/login").header(name, value).stay()).await;
+        assert_eq!(answer.location_param("redirect_uri"), Some(own.clone()), "{name}");
+    }
+    let typed = "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document";
+    let forged = format!("GET /auth/login HTTP/1.1\r\nHost: evil.example\r\n{typed}\r\n\r\n");
+    let answer = String::from_utf8_lossy(&browser.raw(forged).await).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 421 ") && !answer.contains("evil.example"), "{answer}");
+}
+
+/// BFF-12 to BFF-17, COOKIE-01, COOKIE-02, ASVS-3.4.1: over https every cookie has the prefix and what it demands.
 #[tokio::test]
 async fn cookies_over_https() {
     let rig = Rig::with(|config| set(config, "server.public_url", r#""https://app.example.test""#)).await;
@@ -178,7 +202,7 @@ async fn cookies_over_https() {
     assert!(answers.iter().filter(|a| own(a)).all(|a| a.header("strict-transport-security").is_some()));
 }
 
-/// oidcc-client-test-nonce-unless-code-flow, FAPI2-02: nothing is used twice.
+/// oidcc-client-test-nonce-unless-code-flow, FAPI2-02, ASVS-10.1.2: nothing is used twice.
 #[tokio::test]
 async fn state_nonce_and_challenge_are_fresh() {
     let rig = Rig::start().await;
@@ -230,7 +254,8 @@ async fn without_a_session_people_log_in_and_scripts_are_told() {
 
 // -- What a login may be told --------------------------------------------------------------------------------------
 
-/// REG-16, REG-17, RFC6749-01, FAPI2-08: only the listed parameters pass, each at most once.
+/// REG-16, REG-17, RFC6749-01, FAPI2-08, ASVS-2.2.1, ASVS-2.2.2, ASVS-15.3.7: only the listed parameters pass, each at
+/// most once.
 #[tokio::test]
 async fn only_listed_parameters_reach_the_provider() {
     let rig = Rig::start().await;
@@ -385,6 +410,7 @@ const EVIL: &[&str] = &[
     "//user@evil.example/",
 ];
 
+/// FAPI2-14, RFC9700-05, ASVS-1.2.2, ASVS-3.7.2: nobody is sent elsewhere after a login.
 #[tokio::test]
 async fn return_to_stays_at_home() {
     let rig = Rig::start().await;
@@ -460,7 +486,8 @@ async fn a_silent_login_comes_back_either_way() {
 
 // -- The callback --------------------------------------------------------------------------------------------------
 
-/// RFC9700-02, RFC6749-01, BFF-02: 400 without a token call; the login that is under way survives it.
+/// RFC9700-02, RFC9700-18, RFC6749-01, BFF-02, ASVS-2.2.1, ASVS-2.2.2, ASVS-2.3.1, ASVS-10.2.1: a page with 400,
+/// without a token call; the login that is under way survives it.
 #[tokio::test]
 async fn a_callback_that_proves_nothing_is_refused() {
     let rig = Rig::start().await;
@@ -506,7 +533,7 @@ async fn a_callback_that_proves_nothing_is_refused() {
     assert!(signed_in(&browser).await);
 }
 
-/// BFF-36, RFC9700-02: a callback of somebody else's browser signs nobody in; the code is never sent.
+/// BFF-36, RFC9700-02, ASVS-10.1.2: a callback of somebody else's browser signs nobody in; the code is never sent.
 #[tokio::test]
 async fn a_callback_from_another_browser_is_not_taken() {
     let rig = Rig::start().await;
@@ -527,7 +554,7 @@ async fn a_callback_from_another_browser_is_not_taken() {
     error_page(&answer, 400, "bad_callback");
 }
 
-/// RFC9207-01, RFC9207-02, RFC9207-03: `iss` of the authorization answer, errors too.
+/// RFC9207-01, RFC9207-02, RFC9207-03, ASVS-10.2.2: `iss` of the authorization answer, errors too.
 #[tokio::test]
 async fn the_issuer_of_the_answer_is_checked() {
     for announced in [true, false] {
@@ -608,7 +635,8 @@ async fn an_error_of_the_provider_is_shown_once_and_not_quoted() {
     error_page(&rig.gateway.browser().login("/").await, 400, "bad_callback");
 }
 
-/// RFC9700-03, TOK-03: a code is sent once, whatever became of it, even for a browser that kept the attempt's cookie.
+/// RFC9700-03, TOK-03, ASVS-2.3.1: a code is sent once, whatever became of it, even for a browser that kept the
+/// attempt's cookie.
 #[tokio::test]
 async fn a_code_is_sent_once() {
     let rig = Rig::start().await;
@@ -633,7 +661,7 @@ async fn a_code_is_sent_once() {
     assert_eq!(rig.provider.violations(), [""; 0]);
 }
 
-/// A double click: the same callback twice at once shares one exchange, and both end signed in.
+/// ASVS-15.4.2: a double click: the same callback twice at once shares one exchange, and both end signed in.
 #[tokio::test]
 async fn the_same_callback_twice_at_once_shares_one_exchange() {
     let rig = Rig::start().await;
@@ -858,7 +886,7 @@ async fn a_login_replaces_the_session_before_it() {
     assert_eq!(browser.session().await["claims"]["sub"], "bob-1");
 }
 
-/// REG-07: a planted cookie is not adopted: the thief's session does not become the victim's.
+/// REG-07, ASVS-7.2.2: a planted cookie is not adopted: the thief's session does not become the victim's.
 #[tokio::test]
 async fn a_planted_session_is_not_adopted() {
     let rig = Rig::start().await;
@@ -871,7 +899,7 @@ async fn a_planted_session_is_not_adopted() {
     assert_ne!(thief.cookie("sidegate"), victim.cookie("sidegate"));
 }
 
-/// Contract 2.5: over the budget the login is refused with a page that says so.
+/// Contract 2.5, ASVS-4.2.5: over the budget the login is refused with a page that says so.
 #[tokio::test]
 async fn tokens_that_do_not_fit_refuse_the_login() {
     let rig = Rig::start().await;
@@ -883,7 +911,8 @@ async fn tokens_that_do_not_fit_refuse_the_login() {
     rig.gateway.signed_in().await;
 }
 
-/// LOG-01, LOG-02, LOG-07, MET-03: each login is one event, a refused one with its reason, and no secret is in the log.
+/// LOG-01, LOG-02, LOG-07, MET-03, ASVS-16.3.1: each login is one event, a refused one with its reason, and no secret
+/// is in the log.
 #[tokio::test]
 async fn logins_are_logged_once_and_without_secrets() {
     let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);

@@ -165,7 +165,7 @@ async fn no_other_page_logs_the_user_out() {
     assert!(signed_in(&browser).await);
 }
 
-/// Logging out changes something, so a script does it by POST; other methods are not taken.
+/// ASVS-3.5.3: logging out changes something, so a script does it by POST; other methods are not taken.
 #[tokio::test]
 async fn only_post_and_navigations_log_out() {
     let rig = Rig::start().await;
@@ -240,7 +240,7 @@ async fn a_logout_may_stay_at_home() {
     poor.over(&browser, &copy, "not offered").await;
 }
 
-/// RPL-03: what the request says changes nothing.
+/// RPL-03, ASVS-3.7.2: what the request says changes nothing.
 #[tokio::test]
 async fn parameters_of_the_request_are_ignored() {
     let rig = Rig::start().await;
@@ -259,7 +259,8 @@ async fn parameters_of_the_request_are_ignored() {
     }
 }
 
-/// oidcc-client-test-rp-init-logout-other-state, -no-state: the user is signed out all the same, and is not shown it.
+/// oidcc-client-test-rp-init-logout-other-state, oidcc-client-test-rp-init-logout-no-state: the user is signed out all
+/// the same, and is not shown it.
 #[tokio::test]
 async fn the_way_back_may_have_any_state() {
     let rig = Rig::start().await;

@@ -329,6 +329,7 @@ async fn a_body_may_come_in_any_pieces() {
     assert_eq!(client.answer().await, ok(&format!("POST / {large}{large}")));
 }
 
+/// ASVS-4.2.1.
 #[tokio::test]
 async fn http_01_to_17_a_refusal_is_answered_and_the_connection_closed() {
     let rig = Rig::new();
@@ -403,6 +404,7 @@ async fn dos_02_a_stalled_body_is_cut_off() {
     assert_eq!(client.rest().await, "");
 }
 
+/// ASVS-15.4.4.
 #[tokio::test]
 async fn dos_07_connections_above_the_limit_wait_their_turn() {
     let rig = Rig::with(Settings { connections: 1, ..Settings::default() }, None);
@@ -492,7 +494,7 @@ async fn ws_02_bytes_sent_in_hope_of_a_tunnel_are_not_a_request() {
     assert_eq!(rig.app.served.load(Ordering::SeqCst), 1);
 }
 
-/// DOS-19: a panic is one client's trouble.
+/// DOS-19, ASVS-16.5.4: a panic is one client's trouble.
 #[tokio::test]
 async fn pitfall_17_a_panic_is_a_500_and_the_next_client_is_served() {
     let rig = Rig::new();

@@ -287,12 +287,32 @@ async fn pitfall_32_proxy_variables_are_not_read() {
     assert!(PATIENCE > Duration::ZERO && provider.violations().is_empty(), "{:?}", provider.violations());
 }
 
-/// One library does all cryptography, and nothing brings another one along.
+/// ASVS-11.2.1, ASVS-11.4.1: one library does all cryptography, and nothing brings another one along.
 #[test]
 fn pitfall_23_one_crypto_library() {
     let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).expect("the lock file");
-    for other in ["aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls", "boring-sys"] {
+    for other in ["aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls", "boring-sys", "md5", "md-5"] {
         assert!(!lock.contains(&format!("name = \"{other}\"")), "{other}");
     }
     assert!(lock.contains("name = \"ring\""));
+}
+
+/// SUP-03, HTTP-16: no version with published smuggling bugs.
+#[test]
+fn sup_03_versions_without_known_smuggling() {
+    let lock: toml::Table = include_str!("../Cargo.lock").parse().expect("TOML");
+    let number = |text: &str| -> Vec<u64> { text.split('.').map_while(|part| part.parse().ok()).collect() };
+    for (name, least) in [("pingora-core", "0.8.0"), ("pingora-proxy", "0.8.0"), ("http", "1.5.0")] {
+        let versions: Vec<&str> = lock["package"]
+            .as_array()
+            .expect("packages")
+            .iter()
+            .filter(|package| package["name"].as_str() == Some(name))
+            .map(|package| package["version"].as_str().expect("a version"))
+            .collect();
+        assert!(!versions.is_empty(), "{name}");
+        for version in versions {
+            assert!(number(version) >= number(least), "{name} {version}");
+        }
+    }
 }

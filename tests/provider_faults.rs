@@ -116,8 +116,8 @@ impl Rig {
 
 /// Flows of the suite that tests of their own drive: (module, where).
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("oidcc-client-test-form-post-error", "refused by the configuration: response_mode = \"form_post\" is to come"),
-    ("oidcc-client-test-mtls-endpoint-aliases", "refused by the configuration: tls_client_auth is to come"),
+    ("oidcc-client-test-form-post-error", "client_auth.rs"),
+    ("oidcc-client-test-mtls-endpoint-aliases", "client_auth.rs"),
     ("oidcc-client-test-signing-key-rotation", "below"),
     ("oidcc-client-test-3rd-party-init-login", "login.rs"),
     ("oidcc-client-test-rp-init-logout", "logout.rs"),
@@ -204,8 +204,8 @@ async fn every_module_of_the_suite_ends_as_it_should() {
     }
 }
 
-/// Every fault of an ID token at a login: IDT-01 to IDT-14, KEY-04, KEY-06. With userinfo switched on, so that a call
-/// before all checks passed would show (IDT-09, RFC9700-15).
+/// ASVS-6.8.2: every fault of an ID token at a login: IDT-01 to IDT-14, KEY-04, KEY-06. With userinfo switched on, so
+/// that a call before all checks passed would show (IDT-09, RFC9700-15).
 #[tokio::test]
 async fn every_fault_of_an_id_token_at_a_login() {
     let with_userinfo = Rig::start(|config| set(config, "provider.userinfo", "true")).await;
@@ -302,7 +302,7 @@ async fn every_fault_of_an_id_token_at_a_refresh() {
     }
 }
 
-/// oidcc-client-test-signing-key-rotation, KEY-06: rotation needs no restart, and forged keys no storm.
+/// oidcc-client-test-signing-key-rotation, KEY-06, DOS-14: rotation needs no restart, and forged keys no storm.
 #[tokio::test]
 async fn keys_rotate_without_a_restart() {
     let rig = Rig::start(|_| {}).await;
@@ -339,7 +339,7 @@ async fn odd_keys_and_decoys_do_no_harm() {
     }
 }
 
-/// A failed refetch keeps the old keys, and an unusable set fails closed (KEY-06, KEY-09).
+/// ASVS-16.5.3: a failed refetch keeps the old keys, and an unusable set fails closed (KEY-06, KEY-09).
 #[tokio::test]
 async fn an_unusable_key_set_fails_closed() {
     let rig = Rig::start(|_| {}).await;
@@ -369,7 +369,7 @@ async fn an_unusable_key_set_fails_closed() {
     assert!((400..600).contains(&page.status), "{page:?}");
 }
 
-/// TOK-01, TOK-03, TOK-05, IDT-08: what a token answer may look like, and what ends the login.
+/// TOK-01, TOK-03, TOK-05, IDT-08, DOS-18: what a token answer may look like, and what ends the login.
 #[tokio::test]
 async fn odd_token_answers_end_the_login_or_work() {
     type Change = fn(&mut Switches);
@@ -457,7 +457,8 @@ async fn a_silent_token_endpoint_is_given_up() {
     rig.works("at last").await;
 }
 
-/// oidcc-client-test-userinfo-*: merged when it is the same user's, refused when not, 503 when not to be had.
+/// oidcc-client-test-scope-userinfo-claims, -userinfo-signed, -userinfo-invalid-sub: merged when it is the same user's,
+/// refused when not, 503 when not to be had.
 #[tokio::test]
 async fn userinfo_is_merged_or_the_login_refused() {
     let rig = Rig::start(|config| {
@@ -515,8 +516,8 @@ async fn userinfo_is_merged_or_the_login_refused() {
     assert_eq!(calls.iter().filter(in_header).count(), calls.len(), "the token belongs in the header only");
 }
 
-/// BFF-01, RFC6749-03, oidcc-client-test-client-secret-basic: one authentication a call, of the configured kind, for
-/// code, refresh and revocation.
+/// BFF-01, RFC6749-03, oidcc-client-test-client-secret-basic, ASVS-13.2.1: one authentication a call, of the configured
+/// kind, for code, refresh and revocation.
 #[tokio::test]
 async fn the_client_authenticates_in_the_configured_way() {
     for (how, name) in [
@@ -581,7 +582,7 @@ async fn a_provider_that_is_down_at_the_start_heals() {
     rig.works("healed").await;
 }
 
-/// Live sessions do not need the metadata again, and a login during an outage fails without harm (ERR-03).
+/// ASVS-16.5.2: live sessions do not need the metadata again, and a login during an outage fails without harm (ERR-03).
 #[tokio::test]
 async fn a_provider_that_goes_away_ends_no_session() {
     let rig = Rig::start(|_| {}).await;

@@ -120,7 +120,8 @@ async fn a_login_names_its_provider_by_name_or_by_issuer() {
     assert_eq!(rig.tokens_of(), (1, 1));
 }
 
-/// RFC9207-03, RFC9700: an answer that another provider gave ends the attempt, and its code goes nowhere.
+/// RFC9207-03, RFC9700-06, ASVS-10.2.2: an answer that another provider gave ends the attempt, and its code goes
+/// nowhere.
 #[tokio::test]
 async fn a_mixed_up_answer_redeems_nothing() {
     let rig = Rig::start().await;
@@ -138,7 +139,7 @@ async fn a_mixed_up_answer_redeems_nothing() {
     assert_eq!(rig.tokens_of(), (0, 0), "the attempt is over");
 }
 
-/// BCL: the same subject at two providers is two users.
+/// BCL, ASVS-6.8.1: the same subject at two providers is two users.
 #[tokio::test]
 async fn a_logout_token_ends_sessions_of_its_own_provider_only() {
     let rig = Rig::start().await;

@@ -15,6 +15,8 @@ use support::provider::{Authorization, Endpoint, Fault, Outage, ProviderDouble};
 use support::text::{filler, mark};
 use support::upstream::{Script, Upstream};
 use support::wire::Answer;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 /// The longest line.
 const LINE: usize = 16 * 1024;
@@ -69,7 +71,8 @@ async fn assert_silent(gateway: &Gateway, canaries: &Canaries) {
     canaries.assert_absent("config", gateway.admin("/config").await.unwrap().body);
 }
 
-/// LOG-01, LOG-05, LOG-06, LOG-07, LOG-08: a good day, each event once.
+/// LOG-01, LOG-05, LOG-06, LOG-07, LOG-08, ASVS-16.2.1, ASVS-16.2.2, ASVS-16.2.4, ASVS-16.3.2: a good day, each event
+/// once.
 #[tokio::test]
 async fn a_good_day_is_told_once_and_without_secrets() {
     let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
@@ -113,7 +116,7 @@ async fn a_good_day_is_told_once_and_without_secrets() {
     assert_silent(&gateway, &canaries).await;
 }
 
-/// LOG-01 to LOG-05, LOG-07: everything goes wrong.
+/// LOG-01 to LOG-05, LOG-07, ASVS-16.2.5, ASVS-16.3.3, ASVS-16.4.1: everything goes wrong.
 #[tokio::test]
 async fn a_bad_day_is_told_without_secrets() {
     let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
@@ -258,4 +261,30 @@ async fn a_refused_configuration_does_not_tell_its_secrets() {
     let gateway = Gateway::run_in(&table, &[("SIDEGATE_PROVIDER__CLIENT_SECRET", &provider.client_secret())]);
     assert_eq!(gateway.wait_for_exit().await.code(), Some(78));
     canaries.assert_absent("output", gateway.output());
+}
+
+/// ASVS-16.3.4: an upstream whose TLS fails is told, once a request, with its kind.
+#[tokio::test]
+async fn failures_of_tls_are_told() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let mut table = config(&provider, &upstream);
+    // Speaks, but no TLS.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let plain = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await;
+        }
+    });
+    let route: toml::Table = format!("path = '/tls/'\nupstream = '{plain}'\naccess = 'public'").parse().unwrap();
+    table["route"].as_array_mut().unwrap().push(route.into());
+    let gateway = Gateway::run_in(&table, &[]);
+    gateway.wait_until_ready().await;
+    let answer = gateway.browser().fetch("/tls/x").await;
+    assert_eq!(answer.status, 502);
+    let told = gateway.wait_for_log("forward_failed", 1).await;
+    assert_eq!(told.len(), 1);
+    assert_eq!((&told[0]["level"], &told[0]["code"]), (&"warn".into(), &"upstream_unreachable".into()));
+    assert_eq!(told[0]["kind"], "TLSHandshakeFailure");
+    assert_eq!(told[0]["request_id"].as_str(), answer.json()["request_id"].as_str());
 }

@@ -566,6 +566,46 @@ async fn a_logout_is_known_to_every_replica() {
     assert!(kept >= 1.0);
 }
 
+/// BCL-06: a logout token that one replica got ends the session at the other.
+#[tokio::test]
+async fn bcl_06_a_logout_token_is_heard_by_every_replica() {
+    let replicas = Replicas::start(2, &[("logout.backchannel", "true")]).await;
+    let browser = replicas.gateways[0].signed_in().await;
+    let sid = replicas.provider.last_session().sid;
+    let other = replicas.at(&browser, 1);
+    assert_eq!(other.fetch("/api/x").await.status, 200);
+    let token = replicas.provider.logout_token(None, Some(&sid), None);
+    let ask = Ask::fetch("/auth/logout/backchannel").form(&[("logout_token", &token)]);
+    assert_eq!(replicas.gateways[0].browser().send(ask).await.status, 200);
+    until("the other replica knows", || async { other.fork().fetch("/api/x").await.status == 401 }).await;
+}
+
+/// K8S-11: no step of a session needs the replica of the step before.
+#[tokio::test]
+async fn k8s_11_every_step_at_another_replica() {
+    let replicas = Replicas::start(3, &[]).await;
+    let browser = replicas.gateways[0].browser();
+    let at = |index| replicas.at(&browser, index);
+    let start = at(0).start_login("/").await;
+    let back = browser.send(Ask::navigate(start.location().unwrap()).stay()).await;
+    assert_eq!(at(1).send(Ask::navigate(back.location().unwrap()).stay()).await.status, 302);
+    for round in 1..=3 {
+        replicas.expire();
+        for step in 1..=3 {
+            let answer = at(round + step).fetch("/api/x").await;
+            assert!(replicas.is_live(&answer), "{answer:?}");
+        }
+        assert_eq!(replicas.spent(), (round, 0));
+    }
+    replicas.expire();
+    assert_eq!(at(1).post("/auth/refresh").await.status, 200);
+    let copy = browser.fork();
+    assert_eq!(at(2).post("/auth/logout").await.status, 200);
+    let first = replicas.at(&copy, 0);
+    until("the first replica knows", || async { first.fork().fetch("/api/x").await.status == 401 }).await;
+    assert_eq!(replicas.spent().1, 0);
+}
+
 /// OPS: Redis is stopped: each replica goes on by itself, nobody gets an error, and the cookie stays.
 #[tokio::test]
 async fn goes_on_without_redis_and_takes_it_up_again() {

@@ -69,7 +69,7 @@ fn sets_session(answer: &Response) -> bool {
 
 // -- The three stampedes -------------------------------------------------------------------------------------------
 
-/// RFR-01, BFF-09: fifty requests at once on an expired token, at a provider that forgives nothing.
+/// RFR-01, BFF-09, ASVS-15.4.1: fifty requests at once on an expired token, at a provider that forgives nothing.
 #[tokio::test]
 async fn fifty_requests_on_an_expired_token_are_one_refresh() {
     let (provider, _upstream, gateway) = strict(|_| {}).await;
@@ -262,7 +262,8 @@ async fn a_forced_refresh_is_made_once_however_often_its_answer_is_lost() {
 
 // -- Which answers carry the cookie --------------------------------------------------------------------------------
 
-/// RFR-03, RFR-10: on every final answer, whatever its status; never on an interim one; never for shared caches.
+/// RFR-03, RFR-10, ASVS-14.2.2: on every final answer, whatever its status; never on an interim one; never for shared
+/// caches.
 #[tokio::test]
 async fn the_new_cookie_goes_on_every_final_answer() {
     let (provider, upstream, gateway) = strict(|_| {}).await;
@@ -540,7 +541,7 @@ async fn a_lost_answer_is_asked_for_once_more() {
     }
 }
 
-/// RFR-05: without a new refresh token the old one stays; a new one replaces it at once.
+/// RFR-05, FAPI2-07: without a new refresh token the old one stays; a new one replaces it at once.
 #[tokio::test]
 async fn the_refresh_token_is_kept_or_replaced_as_the_provider_says() {
     for (rotation, given) in [(Rotation::None, false), (Rotation::None, true), (Rotation::Family, true)] {
@@ -577,7 +578,7 @@ async fn an_answer_about_somebody_else_ends_the_session() {
 
 // -- Logout, and the end by time -----------------------------------------------------------------------------------
 
-/// A logout while a refresh and slow answers are under way: no cookie comes back.
+/// ASVS-15.4.1, ASVS-15.4.2: A logout while a refresh and slow answers are under way: no cookie comes back.
 #[tokio::test]
 async fn a_logout_during_a_burst_is_final() {
     let (provider, upstream, gateway) = strict(|_| {}).await;

@@ -77,11 +77,14 @@ async fn route_06_the_longest_path_wins() {
     }
 }
 
-/// BFF-25, ROUTE-01: what no route names is refused, with and without a session.
+/// BFF-25, ROUTE-01, ASVS-6.1.3, ASVS-8.2.1, ASVS-8.3.1, ASVS-8.4.2, ASVS-13.4.5: what no route names is refused, with
+/// and without a session.
 #[tokio::test]
 async fn route_01_a_path_that_no_route_takes_is_refused() {
     let rig = Rig::start(|config, up| routes(config, &route("/api/", up, ""))).await;
-    for target in ["/", "/x", "/apix", "/api.html", "/ap"] {
+    for target in
+        ["/", "/x", "/apix", "/api.html", "/ap", "/metrics", "/livez", "/readyz", "/config", "/revoke", "/debug"]
+    {
         for fields in [&rig.signed(SCRIPT)[..], SCRIPT] {
             assert_eq!(rig.call("GET", target, fields).await.verdict(), (404, "no_route".to_owned()), "{target}");
         }
@@ -121,7 +124,7 @@ async fn bff_26_methods_of_several_routes_are_one_resource() {
     assert!(rig.upstream.untouched(), "the longer path decides, not the one below it");
 }
 
-/// HTTP-26, HTTP-17: TRACE and CONNECT are served nowhere.
+/// HTTP-26, HTTP-17, ASVS-13.4.4: TRACE and CONNECT are served nowhere.
 #[tokio::test]
 async fn http_26_trace_and_connect_are_refused() {
     let rig = Rig::start(|_, _| {}).await;
@@ -248,7 +251,7 @@ async fn route_09_paths_are_stripped_rewritten_and_based() {
     assert!(rig.upstream.untouched(), "nothing leaves the route's tree");
 }
 
-/// ROUTE-02, ROUTE-03, ROUTE-04, ROUTE-10: a path with two readings gets past no rule.
+/// ROUTE-02, ROUTE-03, ROUTE-04, ROUTE-10, ASVS-1.1.1, ASVS-1.5.3: a path with two readings gets past no rule.
 #[tokio::test]
 async fn pitfall_05_no_spelling_reaches_a_protected_path() {
     let rig = Rig::start(|config, up| {
@@ -318,7 +321,22 @@ async fn route_07_the_prefix_is_ours() {
     }
 }
 
-/// BFF-24, BFF-28: nothing in a request or an answer sends it elsewhere.
+/// HLT-02: probes are answered by the admin listener; here neither their names nor their paths open anything.
+#[tokio::test]
+async fn hlt_02_probes_get_past_no_rule() {
+    let rig = Rig::start(|config, up| routes(config, &route("/", up, ""))).await;
+    for agent in ["kube-probe/1.30", "GoogleHC/1.0", "ELB-HealthChecker/2.0", "Consul Health Check"] {
+        for target in ["/", "/healthz", "/livez", "/readyz", "/ping", "/metrics"] {
+            for fields in [&[("User-Agent", agent)][..], &[SCRIPT, &[("User-Agent", agent)]].concat()] {
+                let reply = rig.call("GET", target, fields).await;
+                assert_eq!(reply.verdict(), (401, "login_required".to_owned()), "{agent} {target}");
+            }
+        }
+    }
+    assert!(rig.upstream.untouched());
+}
+
+/// BFF-24, BFF-28, ASVS-1.3.6, ASVS-13.2.4, ASVS-13.2.5: nothing in a request or an answer sends it elsewhere.
 #[tokio::test]
 async fn bff_24_only_configured_upstreams_are_reached() {
     let rig = Rig::start(|_, _| {}).await;
@@ -473,8 +491,8 @@ impl Secure {
     }
 }
 
-/// RFC9700-14: a certificate that cannot be verified ends in a 502, never in an unchecked or plain connection; one
-/// route's trust is not another's.
+/// RFC9700-14, ASVS-12.3.2, ASVS-12.3.4: a certificate that cannot be verified ends in a 502, never in an unchecked or
+/// plain connection; one route's trust is not another's.
 #[tokio::test]
 async fn pitfall_27_an_untrusted_certificate_is_a_502() {
     let secure = Secure::start().await;
@@ -523,7 +541,7 @@ async fn pitfall_28_connections_with_own_trust_are_kept() {
     assert_eq!(secure.connections.load(Ordering::SeqCst), 1);
 }
 
-/// A plain upstream behind `https://` is not spoken to in clear text.
+/// ASVS-12.2.1, ASVS-12.3.3: a plain upstream behind `https://` is not spoken to in clear text.
 #[tokio::test]
 async fn pitfall_26_tls_is_never_given_up() {
     let rig = Rig::start(|config, up| {
@@ -638,7 +656,8 @@ async fn explain_agrees_with_the_gateway() {
     }
 }
 
-/// ERR-01: a refusal is a problem document that tells nothing of the inside.
+/// ERR-01, RFC9700-18, ASVS-3.2.1, ASVS-3.4.5, ASVS-3.4.6, ASVS-4.1.1, ASVS-13.4.2, ASVS-13.4.6, ASVS-16.5.1: a
+/// refusal is a problem document that tells nothing of the inside.
 #[tokio::test]
 async fn err_01_refusals_are_problem_documents() {
     let rig = Rig::start(|config, up| {

@@ -100,7 +100,8 @@ async fn somebody_is_signed_in() {
     assert_eq!((&plain["idle_expires_at"], &plain["expires_at"]), (&Value::Null, &json!(now + 12 * 3600)));
 }
 
-/// BFF-04, REG-24, REG-32, ASVS-1.2.1: the claims that the configuration lists, unchanged, as data.
+/// BFF-04, REG-24, REG-32, ASVS-1.2.1, ASVS-1.2.3, ASVS-14.2.6, ASVS-15.3.1: the claims that the configuration lists,
+/// unchanged, as data.
 #[tokio::test]
 async fn only_listed_claims_are_shown_and_unchanged() {
     let rig =
@@ -129,7 +130,7 @@ async fn only_listed_claims_are_shown_and_unchanged() {
     }
 }
 
-/// BFF-03, ASVS-10.1.1: no token, code, verifier, nonce or secret in anything that the browser gets.
+/// BFF-03, ASVS-10.1.1, ASVS-14.2.1: no token, code, verifier, nonce or secret in anything that the browser gets.
 #[tokio::test]
 async fn no_answer_holds_a_token() {
     let rig = Rig::start().await;
@@ -159,7 +160,7 @@ async fn no_answer_holds_a_token() {
     }
 }
 
-/// ASVS-3.5.6, COOKIE-*: what the query says has no effect, and a cookie that does not open is nobody's.
+/// ASVS-3.5.6, COOKIE-*, ASVS-2.2.2: what the query says has no effect, and a cookie that does not open is nobody's.
 #[tokio::test]
 async fn queries_and_garbage_have_no_effect() {
     let rig = Rig::start().await;
@@ -175,7 +176,7 @@ async fn queries_and_garbage_have_no_effect() {
     }
 }
 
-/// BFF-19, BFF-21, BFF-22, BFF-23: another site learns nothing, even with the cookie sent along.
+/// BFF-19, BFF-21, BFF-22, BFF-23, ASVS-3.2.1: another site learns nothing, even with the cookie sent along.
 #[tokio::test]
 async fn another_site_learns_nothing() {
     let rig = Rig::start().await;
@@ -199,7 +200,7 @@ async fn another_site_learns_nothing() {
     assert!(rig.gateway.metric("sidegate_csrf_refused_total", &[]) >= 24.0);
 }
 
-/// ASVS-4.1.4: other methods and paths below the prefix.
+/// ASVS-4.1.4, ASVS-3.5.3, ASVS-6.3.4: other methods and paths below the prefix.
 #[tokio::test]
 async fn other_methods_and_paths_are_refused() {
     let rig = Rig::start().await;
@@ -272,7 +273,7 @@ async fn refreshes_do_not_extend_the_absolute_age() {
     cleared(&browser);
 }
 
-/// BFF-11: the session ends with its refresh token; no doomed call is made.
+/// BFF-11, ASVS-7.6.1: the session ends with its refresh token; no doomed call is made.
 #[tokio::test]
 async fn the_session_follows_the_refresh_tokens_life() {
     let rig = Rig::start().await;
@@ -393,7 +394,7 @@ async fn after_max_refreshes_comes_a_login() {
     assert_eq!(rig.gateway.metric("sidegate_sessions_ended_total", &[("reason", "refresh_limit")]), 1.0);
 }
 
-/// IDT-11, ASVS-7.2.1: two browsers are two people, and a name is not an address.
+/// IDT-11, ASVS-7.2.1, ASVS-10.5.2: two browsers are two people, and a name is not an address.
 #[tokio::test]
 async fn two_browsers_are_two_people() {
     let rig = Rig::start().await;

@@ -4,6 +4,9 @@
 
 mod support;
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,6 +14,7 @@ use support::client::Ask;
 use support::gateway::{Gateway, config, set};
 use support::provider::{Endpoint, ProviderDouble};
 use support::upstream::{Gate, Script, Upstream};
+use tokio::net::TcpStream;
 use toml::Table;
 
 fn unhurried(delay: &'static str) -> impl FnOnce(&mut Table) {
@@ -164,6 +168,33 @@ async fn a_taken_address_is_named() {
         assert!(gateway.output().contains(&address), "{}", gateway.output());
         assert!(gateway.output().contains(key), "{}", gateway.output());
     }
+}
+
+/// CFG-06: it listens where it is told, and nowhere else: another address of the same machine is refused.
+#[tokio::test]
+async fn cfg_06_it_listens_where_it_is_told() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&provider, &upstream).await;
+    for told in [gateway.addr, gateway.admin_addr] {
+        assert!(TcpStream::connect(told).await.is_ok(), "{told}");
+        let other = SocketAddr::from(([127, 0, 0, 2], told.port()));
+        let error = TcpStream::connect(other).await.expect_err("nobody listens there");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{other}");
+    }
+}
+
+/// LOG-12: no core dumps, and what the process has in memory is not this user's to read.
+#[tokio::test]
+async fn log_12_the_memory_is_nobodys_to_read() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&provider, &upstream).await;
+    assert!(gateway.log_events("not_hardened").is_empty());
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.id())).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
+    // Files of a process that may not be dumped are root's; root itself is not stopped by it.
+    let owner = std::fs::metadata(format!("/proc/{}/mem", gateway.id())).unwrap().uid();
+    assert_eq!(owner, 0);
 }
 
 /// CFG-01: a configuration with mistakes does not start, and each mistake is named.

@@ -10,7 +10,7 @@ use std::path::Path;
 use support::client::{Ask, Browser, Response};
 use support::inside::Inside;
 use support::provider::ProviderDouble;
-use support::upstream::Upstream;
+use support::upstream::{Script, Upstream};
 use tempfile::TempDir;
 use toml::Table;
 
@@ -97,6 +97,7 @@ async fn files_pages_and_what_is_missing() {
     assert_eq!(gateway.metric("sidegate_requests_total", &[("route", "/"), ("status", "404")]), 5.0);
 }
 
+/// ASVS-13.4.1, ASVS-13.4.3.
 #[tokio::test]
 async fn what_must_not_be_served() {
     let (dir, outside) = (site(), tempfile::tempdir().unwrap());
@@ -181,11 +182,11 @@ async fn validators_ranges_and_variants() {
     assert_eq!((new.status, new.text().as_str()), (200, "abcdefghij"));
 }
 
-/// The route's access holds for files as for an upstream, and its path is not part of the name.
+/// ROUTE-11: the route's access holds for files as for an upstream, and its path is not part of the name.
 #[tokio::test]
 async fn access_is_the_routes() {
     let dir = site();
-    let (gateway, _provider, _upstream) = start(dir.path()).await;
+    let (gateway, _provider, upstream) = start(dir.path()).await;
     let stranger = gateway.browser();
     let path = format!("/priv/{APP}");
     assert_eq!(get(&stranger, &path, &[]).await.code(), "login_required");
@@ -198,6 +199,12 @@ async fn access_is_the_routes() {
     assert_eq!((script.status, script.text().as_str()), (200, "console.log('plain')"));
     assert_eq!(script.header("cache-control"), Some("private, max-age=31536000, immutable"));
     assert_eq!(browser.navigate("/priv/deep/link").await.text(), "<!doctype html><title>home</title>");
+
+    // What an API does not know is the API's to say.
+    upstream.on("/api/unknown", Script::text(404, "no such thing"));
+    for answer in [browser.navigate("/api/unknown").await, browser.fetch("/api/unknown").await] {
+        assert_eq!((answer.status, answer.text().as_str()), (404, "no such thing"));
+    }
 }
 
 /// Far larger than any buffer: it arrives whole, and a slow reader costs no memory.

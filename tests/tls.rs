@@ -195,7 +195,7 @@ async fn trust_in_upstreams_is_taken_from_changed_files() {
     panic!("still trusted after 10 s");
 }
 
-/// ASVS-12.1.1: both versions, and in TLS 1.2 only suites with forward secrecy and AEAD.
+/// ASVS-12.1.1, ASVS-12.1.2: both versions, and in TLS 1.2 only suites with forward secrecy and AEAD.
 #[tokio::test]
 async fn tls_1_2_and_1_3_with_modern_suites() {
     let (gateway, _upstream, _provider) = gateway(|_| {}).await;
@@ -209,7 +209,7 @@ async fn tls_1_2_and_1_3_with_modern_suites() {
     }
 }
 
-/// ASVS-12.3.5: with `client_ca_file` only clients with a certificate of that authority are served.
+/// ASVS-12.3.5, ASVS-12.1.3: with `client_ca_file` only clients with a certificate of that authority are served.
 #[tokio::test]
 async fn clients_must_show_a_certificate_where_one_is_asked_for() {
     let (gateway, upstream, _provider) = gateway(|config| {
@@ -224,4 +224,26 @@ async fn clients_must_show_a_certificate_where_one_is_asked_for() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         upstream.forget();
     }
+}
+
+/// ASVS-4.1.2, ASVS-4.4.1: plain HTTP on the port of TLS is not answered with a redirect that would hide a mistake, and
+/// neither a request nor a WebSocket gets through.
+#[tokio::test]
+async fn plain_http_is_refused_and_not_redirected() {
+    let (gateway, upstream, _provider) = gateway(|_| {}).await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for fields in ["", upgrade] {
+        let mut stream = TcpStream::connect(gateway.addr).await.expect("connected");
+        let origin = &gateway.public_url;
+        let request = format!("GET /x HTTP/1.1\r\nHost: {}\r\nOrigin: {origin}\r\n{fields}\r\n", gateway.host());
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        // It may end by a reset.
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the connection ends");
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(!answer.contains("HTTP/1.1 1") && !answer.contains("HTTP/1.1 2"), "{answer}");
+        assert!(!answer.contains("HTTP/1.1 3") && !answer.to_lowercase().contains("location:"), "{answer}");
+    }
+    assert!(upstream.untouched());
 }

@@ -66,7 +66,7 @@ async fn many_refused_at_once_share_one_refresh() {
     assert_eq!(browser.session().await["authenticated"], true);
 }
 
-/// What could do harm twice is never sent twice: the app's answer goes to the browser.
+/// RFR-08: what could do harm twice is never sent twice: the app's answer goes to the browser.
 #[tokio::test]
 async fn a_request_that_changes_something_is_never_sent_twice() {
     let (provider, upstream, _gateway, browser) = refused(|_| {}).await;

@@ -44,7 +44,7 @@ async fn a_while() {
     tokio::time::sleep(Duration::from_millis(900)).await;
 }
 
-/// WS-04: a handshake needs an allowed origin, on every kind of route; nothing stands in for it.
+/// WS-04, ASVS-4.4.2: a handshake needs an allowed origin, on every kind of route; nothing stands in for it.
 #[tokio::test]
 async fn ws_04_a_handshake_needs_our_origin() {
     let rig = Rig::start(all_kinds).await;
@@ -93,7 +93,7 @@ async fn ws_04_a_handshake_needs_our_origin() {
     }
 }
 
-/// Without a session: 401, never a redirect, whatever the route does with navigations.
+/// ASVS-4.4.3: without a session: 401, never a redirect, whatever the route does with navigations.
 #[tokio::test]
 async fn a_handshake_without_a_session_is_a_401() {
     let rig = Rig::start(all_kinds).await;
@@ -241,7 +241,7 @@ async fn a_quiet_socket_is_not_cut() {
     }
 }
 
-/// WS-06: a tunnel ends with the session that opened it; a public one does not.
+/// WS-06, ASVS-4.4.4: a tunnel ends with the session that opened it; a public one does not.
 #[tokio::test]
 async fn ws_06_a_tunnel_ends_with_its_session() {
     let rig = Rig::start(all_kinds).await;

@@ -129,7 +129,7 @@ async fn pitfall_10_slow_clients_are_cut_off() {
     assert!(rest.is_empty());
 }
 
-/// A kept-alive upstream connection that is dead: GET and HEAD are sent once more, nothing else ever is.
+/// ASVS-13.2.6: a kept-alive upstream connection that is dead: GET and HEAD are sent once more, nothing else ever is.
 #[tokio::test]
 async fn a_dead_kept_alive_connection() {
     let rig = Rig::start(|_, _| {}).await;
@@ -173,7 +173,7 @@ async fn a_dead_kept_alive_connection() {
     assert!(reply.status == 502 && rig.upstream.requests_to("/api/fresh").len() <= 2);
 }
 
-/// DOS-08: silence of the upstream is a 504, no connection a 502.
+/// DOS-08, ASVS-13.2.6: silence of the upstream is a 504, no connection a 502.
 #[tokio::test]
 async fn pitfall_11_upstreams_that_do_not_answer() {
     let rig = Rig::start(bounded).await;
@@ -246,8 +246,8 @@ async fn dos_08_a_slow_upload_is_no_silence() {
     }
 }
 
-/// DOS-08, K8S-18: all upstreams of a list are used; a dead one and one whose name does not resolve are passed over, and
-/// not every request pays for them.
+/// DOS-08, K8S-18, ASVS-16.5.2: all upstreams of a list are used; a dead one and one whose name does not resolve are
+/// passed over, and not every request pays for them.
 #[tokio::test]
 async fn dead_upstreams_are_passed_over() {
     let second = Upstream::start().await;
@@ -288,7 +288,8 @@ async fn black_hole() -> (String, Arc<AtomicUsize>) {
     (url, count)
 }
 
-/// HTTP-22, HTTP-24: an answer that is no valid HTTP is a 502 or a cut connection, never spliced into the next.
+/// HTTP-22, HTTP-24, ASVS-4.2.2: an answer that is no valid HTTP is a 502 or a cut connection, never spliced into the
+/// next.
 #[tokio::test]
 async fn http_22_broken_answers() {
     let rig = Rig::start(bounded).await;
@@ -324,7 +325,7 @@ async fn http_22_broken_answers() {
     }
 }
 
-/// HTTP-23: bytes after the end of an answer belong to nobody.
+/// HTTP-23, ASVS-4.2.2: bytes after the end of an answer belong to nobody.
 #[tokio::test]
 async fn http_23_the_pool_is_not_poisoned() {
     let rig = Rig::start(bounded).await;
@@ -418,7 +419,7 @@ async fn http_21_an_early_answer_passes() {
     }
 }
 
-/// A client that leaves ends the upstream's work.
+/// ASVS-1.4.3: a client that leaves ends the upstream's work.
 #[tokio::test]
 async fn a_client_that_leaves_is_noticed_upstream() {
     let rig = Rig::start(|_, _| {}).await;

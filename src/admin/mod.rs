@@ -391,7 +391,7 @@ mod tests {
         answer.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap().parse().unwrap()
     }
 
-    /// HLT-01
+    /// HLT-01, ASVS-4.1.1
     #[tokio::test]
     async fn serves_its_four_paths() {
         let phase = watch::Sender::new(Phase::Running);
@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(length(&head), "[server]\n".len());
     }
 
-    /// MET-01
+    /// MET-01, ASVS-6.1.3, ASVS-6.3.4, ASVS-8.4.2, ASVS-13.4.5
     #[tokio::test]
     async fn nothing_else_is_there() {
         let phase = watch::Sender::new(Phase::Running);

@@ -35,4 +35,20 @@ mod tests {
         assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
         assert_ne!(bytes::<16>(), bytes::<16>());
     }
+
+    /// ASVS-7.2.3, ASVS-11.5.1, ASVS-11.5.2: many threads at once never draw the same 128 bits.
+    #[test]
+    fn threads_draw_nothing_twice() {
+        let draw = || (0..2000).map(|_| bytes::<16>()).collect::<Vec<_>>();
+        let drawn: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|_| scope.spawn(draw)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 16 * 2000);
+        // Every bit is as often set as not: within six deviations of the half.
+        for bit in 0..128 {
+            let set = drawn.iter().filter(|bytes| bytes[bit / 8] >> (bit % 8) & 1 == 1).count();
+            assert!(set.abs_diff(16_000) < 540, "bit {bit}: {set} of 32000");
+        }
+    }
 }

@@ -394,6 +394,7 @@ mod tests {
         }
     }
 
+    /// ASVS-13.4.1.
     #[test]
     fn names_that_are_never_served() {
         for rest in [".env", ".git/config", "a/.htpasswd", "a/..%2fb", "%2e%2e/x", "a%00b", "%ff"] {

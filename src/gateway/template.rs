@@ -92,7 +92,7 @@ mod tests {
         }
     }
 
-    /// SSRF: a claim leads only to hosts that are listed, whole labels only.
+    /// ASVS-1.3.6: a claim leads only to hosts that are listed, whole labels only.
     #[test]
     fn only_listed_hosts() {
         let template = Template::parse("{a}", &[".docusign.net".into(), "API.example.com".into()]).unwrap();

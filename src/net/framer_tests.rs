@@ -390,6 +390,7 @@ fn a_body_ends_where_its_framing_says() {
     );
 }
 
+/// ASVS-1.4.2.
 #[test]
 fn http_06_chunk_sizes() {
     for size in [

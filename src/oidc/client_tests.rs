@@ -52,7 +52,7 @@ async fn post_and_public_clients_use_the_body_only() {
     assert!(post.header("authorization").is_empty() && none.header("authorization").is_empty());
 }
 
-/// KEY-01: redirects are not followed, whatever they carry.
+/// KEY-01, ASVS-15.3.2: redirects are not followed, whatever they carry.
 #[tokio::test]
 async fn redirects_are_not_followed() {
     let server = Server::start(|seen| match seen.target.as_str() {
@@ -185,7 +185,8 @@ async fn tls_server(alpn: &[&[u8]]) -> u16 {
     port
 }
 
-/// KEY-01, ASVS-12.3.1: an unknown authority and another host are refused, `ca_file` adds an authority.
+/// KEY-01, ASVS-12.3.1, ASVS-12.3.2, ASVS-12.3.4: an unknown authority and another host are refused, `ca_file` adds an
+/// authority.
 #[tokio::test]
 async fn tls_is_verified() {
     let port = tls_server(&[b"http/1.1"]).await;

@@ -86,7 +86,7 @@ fn iss() {
     assert_eq!(without("iss").unwrap_err(), Fault("iss"));
 }
 
-/// oidcc-client-test-missing-aud, -invalid-aud, IDT-03, ASVS-10.5.4.
+/// ASVS-9.2.3, ASVS-9.2.4: oidcc-client-test-missing-aud, -invalid-aud, IDT-03, ASVS-10.5.4.
 #[test]
 fn aud() {
     assert_eq!(without("aud").unwrap_err(), Fault("aud"));
@@ -114,7 +114,7 @@ fn azp() {
     assert!(with("azp", json!("spa")).is_ok());
 }
 
-/// oidcc-client-test-missing-sub, IDT-11.
+/// oidcc-client-test-missing-sub, IDT-11, ASVS-10.5.2.
 #[test]
 fn sub() {
     assert_eq!(without("sub").unwrap_err(), Fault("sub"));
@@ -123,7 +123,7 @@ fn sub() {
     assert_eq!(with("sub", json!("\u{fc}".repeat(255))).unwrap().subject.chars().count(), 255);
 }
 
-/// IDT-01, IDT-07.
+/// IDT-01, IDT-07, ASVS-9.2.1, ASVS-15.3.5.
 #[test]
 fn exp() {
     assert_eq!(without("exp").unwrap_err(), Fault("exp"));
@@ -144,7 +144,7 @@ fn exp() {
     assert!(with("exp", json!(f64::from(i32::MAX))).is_ok());
 }
 
-/// oidcc-client-test-missing-iat, IDT-02.
+/// oidcc-client-test-missing-iat, IDT-02, ASVS-9.2.1.
 #[test]
 fn iat_and_nbf() {
     assert_eq!(without("iat").unwrap_err(), Fault("iat"));
@@ -156,7 +156,7 @@ fn iat_and_nbf() {
     assert!(with("nbf", json!(T + 59)).is_ok());
 }
 
-/// IDT-06.
+/// IDT-06, ASVS-9.2.2.
 #[test]
 fn typ() {
     let check = |typ: Option<&str>| {

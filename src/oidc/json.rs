@@ -137,7 +137,8 @@ mod tests {
         assert_eq!(value(text.as_bytes()), Ok(json!({"a":[1,-2,3.5,true,null,"x\u{e9}\n"],"b":{"c":{}}})));
     }
 
-    /// IDT-07, ASVS-1.5.2: no duplicates at any level, also when spelled with escapes; nothing after the value.
+    /// IDT-07, ASVS-1.5.2, ASVS-1.5.3: no duplicates at any level, also when spelled with escapes; nothing after the
+    /// value.
     #[test]
     fn refuses_duplicates_and_trailing_data() {
         for text in [r#"{"a":1,"a":2}"#, r#"{"x":{"a":1,"b":2,"a":3}}"#, r#"[{"a":1,"\u0061":2}]"#] {
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(value(b"\"\xff\""), Err(JsonError::Syntax));
     }
 
-    /// KEY-09: depth is bounded.
+    /// KEY-09, DOS-18: depth is bounded.
     #[test]
     fn refuses_deep_nesting() {
         let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));

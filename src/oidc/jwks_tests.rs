@@ -24,7 +24,7 @@ fn with(mut jwk: Value, name: &str, value: Value) -> Value {
     jwk
 }
 
-/// KEY-03, KEY-04, IDT-14: what cannot verify for us is skipped and does no harm.
+/// KEY-03, KEY-04, IDT-14, ASVS-9.1.3, ASVS-11.6.1: what cannot verify for us is skipped and does no harm.
 #[test]
 fn unfit_keys_are_skipped() {
     let rsa = Signer::new(Algorithm::Rs256, Some("good")).jwk();

@@ -29,7 +29,7 @@ fn algorithms_have_their_registered_names() {
     }
 }
 
-/// oidcc-client-test-idtoken-sig-rs256 and the other algorithms that can be pinned.
+/// ASVS-9.1.1: oidcc-client-test-idtoken-sig-rs256 and the other algorithms that can be pinned.
 #[test]
 fn every_algorithm_verifies_and_a_flipped_bit_does_not() {
     for algorithm in Algorithm::ALL {
@@ -66,7 +66,8 @@ fn malformed_ecdsa_signatures_are_refused() {
     }
 }
 
-/// oidcc-client-test-idtoken-sig-none, -invalid-sig-hs256, IDT-04: the algorithm is pinned, whatever the header says.
+/// ASVS-9.1.2, ASVS-11.6.1: oidcc-client-test-idtoken-sig-none, -invalid-sig-hs256, IDT-04: the algorithm is pinned,
+/// whatever the header says.
 #[test]
 fn another_algorithm_is_refused() {
     let rsa = Signer::new(Algorithm::Rs256, Some("k"));
@@ -82,7 +83,7 @@ fn another_algorithm_is_refused() {
     assert_eq!(verify(&token, &rsa).unwrap_err(), Fault("signature"));
 }
 
-/// IDT-12, IDT-13: exactly three parts of unpadded base64url, bounded.
+/// IDT-12, IDT-13, DOS-17: exactly three parts of unpadded base64url, bounded; what is encrypted is not unpacked.
 #[test]
 fn the_compact_form_is_strict() {
     let signer = Signer::new(Algorithm::EdDsa, None);
@@ -110,7 +111,7 @@ fn the_compact_form_is_strict() {
     }
 }
 
-/// IDT-05: `crit` is refused, embedded keys are not looked at.
+/// IDT-05, ASVS-9.1.3: `crit` is refused, embedded keys are not looked at.
 #[test]
 fn header_extensions() {
     let (ours, theirs) = (Signer::new(Algorithm::Es256, None), Signer::new(Algorithm::Es256, None));
@@ -125,7 +126,7 @@ fn header_extensions() {
     assert!(verify(&fine, &ours).is_ok());
 }
 
-/// IDT-07: duplicate members and non-objects, in header and payload.
+/// IDT-07, ASVS-15.3.5: duplicate members and non-objects, in header and payload.
 #[test]
 fn odd_json_is_refused() {
     let signer = Signer::new(Algorithm::Es384, None);

@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(with("issuer", json!(["https://op.example"])), Err(Fault("issuer")));
     }
 
-    /// KEY-02: endpoints are absolute https URLs.
+    /// KEY-02, ASVS-1.3.6, ASVS-12.2.1: endpoints are absolute https URLs.
     #[test]
     fn unfit_endpoints_are_not_used() {
         for url in [

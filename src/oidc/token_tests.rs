@@ -95,7 +95,7 @@ fn tokens_are_ascii() {
     assert_eq!(with("id_token", json!(7)).unwrap_err().reason(), "id_token");
 }
 
-/// TOK-02: numbers and numeric strings, clamped.
+/// TOK-02, ASVS-1.4.2: numbers and numeric strings, clamped.
 #[test]
 fn expires_in_is_read_kindly_and_clamped() {
     assert_eq!(life_of(json!(3600)), Some(3600));

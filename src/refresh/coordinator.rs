@@ -305,9 +305,10 @@ impl Coordinator {
         };
         let now = self.clock.now();
         match landing {
-            Some(Landing::Renewed(_)) if self.is_ended(session.id) => Freshened::Over { reason: EndReason::Ended },
-            Some(Landing::Renewed(next)) => Freshened::Use { session: next, changed: true },
             Some(Landing::Over(reason)) => Freshened::Over { reason },
+            // While this one waited, whatever came of it.
+            _ if self.is_ended(session.id) => Freshened::Over { reason: EndReason::Ended },
+            Some(Landing::Renewed(next)) => Freshened::Use { session: next, changed: true },
             // No result: what is still good goes on, unless better was asked for.
             _ if !advice.insists
                 && policy::due(&Facts::of(&session), &self.terms.load().settings, now) != Due::Over =>

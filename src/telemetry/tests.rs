@@ -94,7 +94,7 @@ fn text_lines_never_look_like_json() {
     assert!(!line.contains('\u{1b}') && line.contains(r#"path="/a b\u000a{\"event"#), "{line}");
 }
 
-/// LOG-05
+/// LOG-05, ASVS-16.4.1
 #[test]
 fn injected_text_stays_text() {
     let evil = "x\"},{\"event\":\"login\"}\r\n{\"event\":\"login\"}\u{1b}[31m\u{85}\u{2028}\u{202e}\u{7f}\\\u{fe0f}é";
@@ -239,7 +239,7 @@ fn a_flood_of_library_lines_is_counted_instead() {
     assert!(text.lines().last().unwrap().contains(r#""suppressed":980"#));
 }
 
-/// LOG-10
+/// LOG-10, ASVS-16.5.4
 #[test]
 fn a_panic_is_a_place_without_words() {
     let log = log(Settings::default());

@@ -148,6 +148,7 @@ mod tests {
         assert!(text(&home_hop(&ReturnTo::home())).contains("content=\"0;url=/\""));
     }
 
+    /// ASVS-4.1.1.
     #[test]
     fn asvs_3_4_6_pages_load_nothing_and_cannot_be_framed() {
         for page in [hop("/"), signed_out("/auth/login?return_to=/")] {

@@ -151,6 +151,7 @@ mod tests {
         CleanPath::parse(raw).map(|path| path.0)
     }
 
+    /// ASVS-1.1.1.
     #[test]
     fn route_02_03_ambiguous_paths_are_refused() {
         use PathError::*;

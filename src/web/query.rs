@@ -122,6 +122,7 @@ mod tests {
         assert_eq!(Params::parse(None), Params::default());
     }
 
+    /// ASVS-15.3.7.
     #[test]
     fn rfc6749_01_a_repeated_parameter_is_no_parameter() {
         let params = Params::parse(Some("code=a&sta%74e=s&code=a&state=t"));

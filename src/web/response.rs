@@ -82,6 +82,7 @@ impl LocalResponse {
 mod tests {
     use super::*;
 
+    /// ASVS-3.4.1, ASVS-3.4.4, ASVS-3.4.5.
     #[test]
     fn asvs_14_3_2_every_answer_is_guarded() {
         let mut response = LocalResponse::json(&serde_json::json!({}));

@@ -103,6 +103,7 @@ mod tests {
         ReturnTo::parse(Some(text), "/auth").0
     }
 
+    /// ASVS-1.2.2.
     #[test]
     fn rfc9700_05_no_open_redirector() {
         let long = format!("/{}", "a".repeat(10_240));

@@ -57,6 +57,7 @@ fn another_replica_opens_it() {
     }
 }
 
+/// ASVS-7.2.2, ASVS-11.3.4.
 #[test]
 fn cookie_18_nonces_differ_and_the_salt_is_drawn_anew() {
     let sealer = sealer(&[&Key::generate()]);
@@ -142,6 +143,7 @@ fn cookie_22_a_key_newly_in_front_waits_a_minute() {
     assert_eq!(sealer.sealing_key_id(at(150)), a.id());
 }
 
+/// ASVS-11.2.2.
 #[test]
 fn cookie_21_unknown_versions_and_flags_are_refused() {
     let sealer = sealer(&[&Key::generate()]);
@@ -175,6 +177,7 @@ fn cookie_23_a_blob_opens_only_where_it_was_made() {
     }
 }
 
+/// ASVS-11.3.3.
 #[test]
 fn cookie_26_every_flipped_bit_is_noticed() {
     let key = Key::generate();

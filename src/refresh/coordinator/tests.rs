@@ -373,6 +373,7 @@ async fn while_a_leeway_runs_an_unknown_outcome_is_tried_until_it_is_known() {
     assert_eq!(rig.calls(), 6, "but not for ever");
 }
 
+/// ASVS-15.4.3, ASVS-15.4.4.
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_never_answers_holds_a_request_for_no_longer_than_wait() {
     let over = rig(OVER, [Act::Hang, Act::Hang]);
@@ -450,6 +451,21 @@ async fn a_logout_while_a_refresh_is_in_the_air_stops_its_cookie() {
     assert!(rig.told.ended.lock().is_empty(), "the logout told it");
 }
 
+/// The same where the old token would still be good and the provider says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_logout_while_a_refresh_is_waited_for_stops_the_good_token_too() {
+    let impatient = Settings { wait: secs(1), ..settings() };
+    let rig = rig_with(impatient, EARLY, [Act::Held(Arc::new(Notify::new()))]);
+    let (coordinator, session) = (rig.coordinator.clone(), rig.session.clone());
+    let request = tokio::spawn(async move { coordinator.freshen(session, Demand::IfDue).await });
+    while rig.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    rig.coordinator.end(ID, rig.clock.now() + secs(3600));
+    assert!(matches!(request.await.unwrap(), Freshened::Over { reason: EndReason::Ended }));
+}
+
+/// ASVS-15.4.3.
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_flight_leaves_nobody_waiting() {
     let rig = rig(OVER, [Act::Panic]);
@@ -510,7 +526,7 @@ async fn a_provider_that_answers_nobody_is_spared() {
     assert!(rig.told.ended.lock().is_empty());
 }
 
-/// DOS-13: ten thousand wait, the next ones are told to come again, and nothing is started for them.
+/// DOS-13, ASVS-15.4.4: ten thousand wait, the next ones are told to come again, and nothing is started for them.
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_wait_and_no_more() {
     let rig = rig(OVER, std::iter::repeat_with(|| Act::Hang).take(WAITERS));

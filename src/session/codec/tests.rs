@@ -107,7 +107,7 @@ fn tokens_are_as_small_as_they_should_be() {
     assert!(PackedToken::pack(&keycloak).len() * 100 < keycloak.len() * 62);
 }
 
-/// A frame that says little and inflates to much more than any token.
+/// DOS-17: a frame that says little and inflates to much more than any token.
 #[test]
 fn cookie_24_a_bomb_stays_packed() {
     let bomb = |claimed: u64, real: usize| {
