@@ -12,7 +12,7 @@ use support::gateway::{Gateway, set};
 use support::inside::Inside;
 use support::provider::{Endpoint, LogoutFault, ProviderDouble, Verdict};
 use support::text;
-use support::upstream::Upstream;
+use support::upstream::{Script, Upstream};
 use support::wire::{self, Conn, Reply};
 use toml::Table;
 
@@ -343,6 +343,24 @@ async fn a_refresh_under_way_brings_nothing_back() {
     assert!(answer.set_cookies().iter().all(|cookie| cookie.value.is_empty()), "{:?}", answer.set_cookies());
     assert!(rig.upstream.untouched());
     assert_eq!(copy.fetch("/api/x").await.status, 401);
+}
+
+/// The same when the refresh began because the app refused the token: the app's answer stays, and nothing is sent again.
+#[tokio::test]
+async fn a_refused_token_is_not_replaced_once_the_session_has_ended() {
+    let rig = Rig::start().await;
+    let (browser, sid) = rig.signed_in().await;
+    rig.upstream.otherwise(Script::invalid_token());
+    let hold = rig.provider.hold_token_endpoint();
+    let waiting = browser.launch(&Ask::fetch("/api/x")).await;
+    hold.wait_for(1).await;
+    rig.upstream.otherwise(Script::Echo);
+    assert_eq!(rig.send(&rig.provider.logout_token(None, Some(&sid), None)).await.status, 200);
+    hold.release();
+    let answer = waiting.answer().await;
+    assert_eq!(answer.status, 401, "{}", answer.text());
+    assert!(answer.set_cookies().iter().all(|cookie| cookie.value.is_empty()), "{:?}", answer.set_cookies());
+    assert_eq!(rig.upstream.requests_to("/api/x").len(), 1);
 }
 
 /// KEY-06, DOS-14: a key that was rotated in between is looked for; forged tokens cause no flood of look-ups.

@@ -108,3 +108,20 @@ async fn a_failed_exchange_is_told_and_nothing_is_forwarded() {
     assert_eq!(browser.fetch("/api/x").await.status, 200);
     assert_eq!(provider.refreshes(), 0);
 }
+
+/// A session that is ended while its token is exchanged: the token of the route reaches nobody.
+#[tokio::test]
+async fn a_session_that_ends_during_the_exchange_forwards_nothing() {
+    let (provider, upstream, gateway) = own_tokens().await;
+    let browser = gateway.signed_in().await;
+    let copy = browser.fork();
+    upstream.forget();
+    let hold = provider.hold_token_answers();
+    let waiting = browser.launch(&Ask::fetch("/api/orders/x")).await;
+    hold.wait_for(1).await;
+    assert_eq!(copy.send(Ask::fetch("/auth/logout").method("POST")).await.status, 200);
+    hold.release();
+    let answer = waiting.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
+    assert!(upstream.untouched());
+}

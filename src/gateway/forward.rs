@@ -105,6 +105,10 @@ impl Ctx {
         if session.generation <= used.session.generation {
             return false;
         }
+        // The refresh may have taken its time, and somebody ended the session meanwhile.
+        if state.ends.is_over(&session) {
+            return false;
+        }
         let Ok(credential) = upstream::credential(&forward.route.settings, &session, None) else { return false };
         state.brought.remember(&session, state.clock.now());
         used.session = session;

@@ -341,6 +341,14 @@ impl Ctx {
             Ok(own) => used.own = own,
             Err(problem) => return Outcome::Refuse(problem, self.cookies_of(&used)),
         }
+        // So may the exchange.
+        if used.own.is_some() && state.ends.is_over(&used.session) {
+            let expire = state.jar.expire(&used.presented);
+            if route.access == Access::Optional {
+                return self.forward(request, entry, None, expire);
+            }
+            return over(state, request, &entry, caller, return_to, expire);
+        }
         self.forward(request, entry, Some(used), Vec::new())
     }
 

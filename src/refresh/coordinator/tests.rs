@@ -451,6 +451,20 @@ async fn a_logout_while_a_refresh_is_in_the_air_stops_its_cookie() {
     assert!(rig.told.ended.lock().is_empty(), "the logout told it");
 }
 
+/// The same where the old token would still be good and the provider says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_logout_while_a_refresh_is_waited_for_stops_the_good_token_too() {
+    let impatient = Settings { wait: secs(1), ..settings() };
+    let rig = rig_with(impatient, EARLY, [Act::Held(Arc::new(Notify::new()))]);
+    let (coordinator, session) = (rig.coordinator.clone(), rig.session.clone());
+    let request = tokio::spawn(async move { coordinator.freshen(session, Demand::IfDue).await });
+    while rig.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    rig.coordinator.end(ID, rig.clock.now() + secs(3600));
+    assert!(matches!(request.await.unwrap(), Freshened::Over { reason: EndReason::Ended }));
+}
+
 /// ASVS-15.4.3.
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_flight_leaves_nobody_waiting() {
