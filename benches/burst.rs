@@ -130,6 +130,11 @@ fn rows() -> Vec<Row> {
             must: [Nothing, NobodyOut, NobodyOut, NobodyOut],
             plan: |plan| Plan { share: Share::Paused, ..with_redis(plan) },
         },
+        Row {
+            name: "3 processes, Redis slow",
+            must: [NobodyOut; 4],
+            plan: |plan| Plan { share: Share::Slow, ..with_redis(plan) },
+        },
         // What is over waits for Redis: slower, and nobody is lost.
         Row {
             name: "3 processes, Redis restarted, on_error wait",

@@ -51,6 +51,10 @@ const RETRIES: u32 = 2;
 const DOUBTFUL_TRIES: u32 = 6;
 /// The pause before the first of them when the provider names none; doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// The pause before the first new try to write a success that the store did not take; doubles, up to the second one.
+const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// For how long it is tried: well beyond a lock, after which another replica would spend the token again.
+const SETTLE_FOR: Duration = Duration::from_secs(60);
 /// The longest `Retry-After` that is honoured.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 /// What turned-away requests are told to wait.
@@ -616,7 +620,13 @@ impl Aloft {
         // Longer than anybody waits: when the lock of a process that died runs out, a leeway may still be running, and who
         // comes again finds the result.
         let patience = self.began + settings.wait.max(shared::lock_life(settings.timeout) + AGAIN);
-        match shared::claim(shared, handle, self.coordinator.owner(), settings.timeout, patience).await {
+        // Without the store two may spend one token. Where that is no harm, or nothing is spent then, nobody waits.
+        let hold = if on_error == OnError::Local && settings.spends_once() {
+            shared::HICCUP.min(settings.wait / 2)
+        } else {
+            Duration::ZERO
+        };
+        match shared::claim(shared, handle, self.coordinator.owner(), settings.timeout, patience, hold).await {
             Ok(Claim::Ours(mut held)) => {
                 let (outcome, reason) = self.spend(Some((shared, &mut held))).await;
                 self.tell_replicas(shared, Some(held.owner), outcome, reason).await
@@ -650,11 +660,11 @@ impl Aloft {
         match &outcome {
             Outcome::Renewed { next, .. } => {
                 if let Some(sealed) = self.terms.handles.seal_result(&self.session, handle, next) {
-                    // One more time: a result that is lost here is a session lost for the others.
+                    // Again and again: a result that is lost here is a session lost for the others.
                     let life = self.terms.settings.recovery;
                     let rung = Rung::Renewed(sealed);
                     if shared.settle(handle, rung.clone(), life).await.is_err() {
-                        let _ = shared.settle(handle, rung, life).await;
+                        self.settle_later(rung);
                     }
                 }
             }
@@ -675,6 +685,23 @@ impl Aloft {
             }
         }
         (outcome, reason)
+    }
+
+    /// Writes a success while nobody waits for it, as soon as the store answers.
+    fn settle_later(&self, rung: Rung) {
+        let Some((shared, _)) = &self.terms.shared else { return };
+        let (shared, handle, life) = (Arc::clone(shared), self.flight.handle(), self.terms.settings.recovery);
+        tokio::spawn(async move {
+            let (mut pause, longest) = SETTLE_PAUSE;
+            let end = Instant::now() + SETTLE_FOR;
+            while Instant::now() < end {
+                sleep(pause).await;
+                if shared.settle(handle, rung.clone(), life).await.is_ok() {
+                    break;
+                }
+                pause = (pause * 2).min(longest);
+            }
+        });
     }
 
     /// The next generation as another replica sealed it.
@@ -853,10 +880,10 @@ impl Drop for Aloft {
     }
 }
 
-/// With what an allocator adds, which has blocks of a few sizes and pages that are not full: a third, by
+/// With what an allocator adds, which has blocks of a few sizes and pages that are not full: three eighths, by
 /// `tests/refresh_memory.rs`.
 fn rounded(bytes: usize) -> usize {
-    bytes + bytes / 3
+    bytes + bytes * 3 / 8
 }
 
 /// What a session occupies without its packed tokens, about.

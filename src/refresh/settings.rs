@@ -40,6 +40,11 @@ impl Settings {
         self.replica.is_none() && self.leeway.is_zero() && self.rotation == Some(Rotation::Single)
     }
 
+    /// Whether a token that is spent twice may end the session.
+    pub fn spends_once(&self) -> bool {
+        self.rotation != Some(Rotation::None) && self.leeway.is_zero()
+    }
+
     /// What one of so many engines goes by: its part of the memory.
     pub(super) fn share(&self, count: usize) -> Self {
         Self { memory: self.memory / count.max(1), ..self.clone() }

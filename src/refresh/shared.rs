@@ -46,6 +46,10 @@ pub trait Shared: Send + Sync {
     async fn unlock(&self, handle: Handle, owner: Owner);
     /// The result was delivered: so long is enough from now on. Nobody waits for it.
     fn acknowledge(&self, handle: Handle, life: Duration);
+    /// It has been away for longer than [`HICCUP`]: to ask again is in vain.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 /// What to do while the store is away.
@@ -56,6 +60,10 @@ pub enum OnError {
     /// Refresh nothing: a token that is over gets 503.
     Wait,
 }
+
+/// How long a store that gives no answer is taken for a slow one where a token that is spent twice ends a session.
+/// Longer than the pause after which a link looks again for a store that went away.
+pub const HICCUP: Duration = Duration::from_secs(3);
 
 /// How long the lock outlives one try: the answer has to be written while it is held.
 const LOCK_SLACK: Duration = Duration::from_secs(7);
@@ -127,21 +135,30 @@ fn jittered(pause: Duration, owner: Owner, poll: u32) -> Duration {
     pause + pause.mul_f32(f32::from(drawn.to_be_bytes()[3]) / 1024.0)
 }
 
-/// Takes the lock, or waits until there is a result, or becomes the holder once the first one has vanished.
+/// Takes the lock, or waits until there is a result, or becomes the holder once the first one has vanished. A store that
+/// gives no answer is asked again for as long as `hold`: another one may be spending the token.
 pub(super) async fn claim(
     shared: &dyn Shared,
     handle: Handle,
     owner: Owner,
     timeout: Duration,
     deadline: Instant,
+    hold: Duration,
 ) -> Result<Claim, Away> {
     let mut pauses = POLLS.iter().copied();
+    let mut missed = None;
     for poll in 0.. {
         let asked = Instant::now();
-        match shared.lock(handle, owner, lock_life(timeout)).await? {
-            Rung::Absent => return Ok(Claim::Ours(Held::new(owner, asked, timeout))),
-            Rung::Locked => {}
-            settled => return Ok(Claim::Settled(settled)),
+        match shared.lock(handle, owner, lock_life(timeout)).await {
+            Ok(Rung::Absent) => return Ok(Claim::Ours(Held::new(owner, asked, timeout))),
+            Ok(Rung::Locked) => missed = None,
+            Ok(settled) => return Ok(Claim::Settled(settled)),
+            Err(away) => {
+                let since = *missed.get_or_insert(asked);
+                if shared.is_gone() || Instant::now() >= since + hold {
+                    return Err(away);
+                }
+            }
         }
         let pause = pauses.next().or(POLLS.last().copied()).unwrap_or_default();
         let pause = jittered(pause, owner, poll);

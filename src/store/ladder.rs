@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::{Store, millis};
-use crate::refresh::shared::{Owner, Rung, Shared};
+use crate::refresh::shared::{HICCUP, Owner, Rung, Shared};
 use crate::session::model::Handle;
 use crate::session::store::Away;
 
@@ -75,6 +75,10 @@ impl Shared for Arc<Store> {
         // Its life ends anyway.
         let command = self.climb(handle, "unlock", &locked_by(owner), Duration::ZERO);
         let _ = self.link.ask(&command).await;
+    }
+
+    fn is_gone(&self) -> bool {
+        self.link.is_away_since(HICCUP)
     }
 
     fn acknowledge(&self, handle: Handle, life: Duration) {

@@ -84,8 +84,8 @@ pub(super) struct Link {
     probe: String,
     observer: Arc<dyn Observer>,
     breaker: Mutex<Breaker>,
-    /// Whether it was said last that the store is up.
-    told: Mutex<Option<bool>>,
+    /// Whether it was said last that the store is up, and when it was first said.
+    told: Mutex<Option<(bool, Instant)>>,
     state: watch::Sender<State>,
 }
 
@@ -147,6 +147,11 @@ impl Link {
         }
     }
 
+    /// Whether it is known for so long that the store is away.
+    pub(super) fn is_away_since(&self, span: Duration) -> bool {
+        self.told.lock().is_some_and(|(up, since)| !up && since.elapsed() >= span)
+    }
+
     pub(super) async fn subscribe(&self, channel: &str) -> Result<Subscription, Fault> {
         let dialer = Arc::clone(&self.target.load().dialer);
         timeout(DIAL, dialer.subscribe(channel)).await.unwrap_or(Err(Fault { reason: "timeout", lost: true }))
@@ -185,8 +190,12 @@ impl Link {
     /// One line per change.
     fn tell(&self, state: Result<(), &'static str>) {
         self.observer.up(state.is_ok());
-        if self.told.lock().replace(state.is_ok()) == Some(state.is_ok()) {
-            return;
+        {
+            let mut told = self.told.lock();
+            if told.is_some_and(|(up, _)| up == state.is_ok()) {
+                return;
+            }
+            *told = Some((state.is_ok(), Instant::now()));
         }
         match state {
             Ok(()) => tracing::info!(target: "sidegate", event = "redis", state = "up"),

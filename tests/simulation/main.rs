@@ -303,6 +303,9 @@ fn the_store_fails() {
     assert!(sum.unavailable > 0 && sum.forwarded > 0);
     let restarted = Faults { loses_all_at: Some(700), ..Plan::STORE };
     all("restarted empty", with(restarted, Rules::FAMILY), nothing);
+    // Nobody spends a token that somebody else may be spending, only because the store is busy for a moment.
+    let hiccups = Faults { hiccups: Some((1100, 400)), ..Plan::STORE };
+    all("hiccups, family", with(hiccups, Rules::FAMILY), nothing_by_one_call);
     let slow = Faults { slow: 45, ..Plan::STORE };
     all("slow", with(slow, Rules::FAMILY), nothing_by_one_call);
 }
@@ -347,7 +350,7 @@ fn everything_at_once() {
         down: Some((900, 1300)),
         refuses: Some((1900, 2100)),
     };
-    let faults = Faults { failing: 0.01, away: None, loses_all_at: None, slow: 10 };
+    let faults = Faults { failing: 0.01, away: None, loses_all_at: None, hiccups: None, slow: 10 };
     let chaos = Plan {
         weather,
         bursts: 10,

@@ -24,6 +24,8 @@ pub(crate) struct Faults {
     pub(crate) away: Option<(u64, u64)>,
     /// Seconds after which it restarts and has lost everything.
     pub(crate) loses_all_at: Option<u64>,
+    /// Of so many milliseconds each, it answers nobody in so many: it lives, but does other things.
+    pub(crate) hiccups: Option<(u64, u64)>,
     /// Every operation takes up to so many milliseconds.
     pub(crate) slow: u64,
 }
@@ -58,6 +60,8 @@ impl Store {
                 self.kept.lock().clear();
             }
             let away = self.faults.away.is_some_and(|(from, to)| (from..to).contains(&at));
+            let milli = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let away = away || self.faults.hiccups.is_some_and(|(of, dumb)| milli % of < dumb);
             let failed = away || self.dice.chance(self.faults.failing);
             sleep(Duration::from_micros(200 + self.dice.roll() % (1 + self.faults.slow * 1000))).await;
             let done = (!failed || !away && self.dice.chance(0.5)).then(|| {

@@ -98,7 +98,7 @@ impl Plan {
         grace: 60,
     };
     /// The good store.
-    pub(crate) const STORE: Faults = Faults { failing: 0.0, away: None, loses_all_at: None, slow: 2 };
+    pub(crate) const STORE: Faults = Faults { failing: 0.0, away: None, loses_all_at: None, hiccups: None, slow: 2 };
 }
 
 /// What came of a run.

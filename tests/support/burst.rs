@@ -73,6 +73,8 @@ pub enum Share {
     Restarted,
     /// Stopped by SIGSTOP from a third to two thirds: connections stay open, and nothing answers.
     Paused,
+    /// Stopped by SIGSTOP for a moment again and again: it lives, but misses the time that a command has by default.
+    Slow,
 }
 
 /// What is to be tried.
@@ -248,8 +250,11 @@ impl World {
         if let Some(redis) = &redis {
             set(&mut first, "redis.url", &format!("{:?}", redis.unix_url()));
             // As above; but where Redis is to be away, that has to be noticed.
-            let timeout = if plan.share == Share::Redis { "\"5s\"" } else { "\"300ms\"" };
-            set(&mut first, "redis.timeout", timeout);
+            match plan.share {
+                Share::Redis => set(&mut first, "redis.timeout", "\"5s\""),
+                Share::Slow => {}
+                _ => set(&mut first, "redis.timeout", "\"300ms\""),
+            }
             set(&mut first, "redis.on_error", if plan.waits_for_redis { "\"wait\"" } else { "\"local\"" });
             if plan.share == Share::Absent {
                 redis.stop();
@@ -308,6 +313,14 @@ impl World {
     /// What the plan has for Redis.
     async fn break_redis(self: Arc<Self>) {
         let Some(redis) = &self.redis else { return };
+        if self.plan.share == Share::Slow {
+            while *self.begun.borrow() < self.plan.users * self.plan.rounds {
+                redis.pause();
+                sleep(Duration::from_millis(draw(100..400))).await;
+                redis.go_on();
+                sleep(Duration::from_millis(draw(100..1000))).await;
+            }
+        }
         if matches!(self.plan.share, Share::Killed | Share::Restarted | Share::Paused) {
             self.progress(33).await;
             if self.plan.share == Share::Paused { redis.pause() } else { redis.stop() }
@@ -322,7 +335,7 @@ impl World {
 
     /// Whoever has the Redis has nothing: none of the secrets and names stands there, in whatever way written.
     async fn look_into_redis(&self, tally: &mut Tally) {
-        let there = matches!(self.plan.share, Share::Redis | Share::Restarted | Share::Paused);
+        let there = matches!(self.plan.share, Share::Redis | Share::Restarted | Share::Paused | Share::Slow);
         let Some(redis) = self.redis.as_ref().filter(|_| there) else { return };
         let dump = redis.dump().await;
         let mut canaries = self.provider.canaries().few(200);

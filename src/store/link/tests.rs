@@ -113,13 +113,16 @@ async fn five_failures_open_and_a_probe_closes() {
         assert_eq!(link.ask(&ping()).await, Err(Away));
     }
     assert_eq!((began.elapsed(), double.commands.load(Ordering::SeqCst)), (Duration::ZERO, asked));
-    let dials = double.dials.load(Ordering::SeqCst);
+    let (dials, span) = (double.dials.load(Ordering::SeqCst), Duration::from_secs(3));
+    assert!(!link.is_away_since(span), "it may only be slow");
     sleep(Duration::from_secs(9)).await;
+    assert!(link.is_away_since(span));
     assert_eq!(double.dials.load(Ordering::SeqCst) - dials, 4, "one probe every two seconds");
     *double.down.lock() = false;
     sleep(HALF_OPEN).await;
     assert_eq!(link.ask(&ping()).await, Ok(Value::Int(1)));
     assert_eq!(*double.ups.lock(), [false, true, false, true]);
+    assert!(!link.is_away_since(Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
