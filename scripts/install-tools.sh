@@ -30,7 +30,9 @@ look_for() {
         need cmake cmake cmake
         ;;
       test)
-        need redis-server redis-server redis-server valkey-server
+        need redis-server redis-server redis-server
+        need redis-sentinel redis-sentinel redis-sentinel
+        need openssl openssl openssl
         need Chromium chromium chromium chromium-browser google-chrome
         need npm npm npm
         # Not on everybody's path, where Debian puts it.

@@ -747,3 +747,26 @@ async fn a_cookie_of_long_ago_is_refused_and_its_token_not_spent() {
     assert!(is_live(&provider, &browser.fetch("/api/x").await), "the user goes on");
     assert_eq!(gateway.metric("sidegate_sessions_ended_total", &[]), 0.0);
 }
+
+/// COOKIE-28: it may be a late request of a browser that has the newer cookie by now, under the same name: no endpoint
+/// takes that away, unless it is asked to.
+#[tokio::test]
+async fn a_cookie_of_long_ago_does_not_clear_the_newer_one() {
+    let (provider, _upstream, gateway) = strict(|_| {}).await;
+    let browser = gateway.signed_in().await;
+    let late = browser.fork();
+    for _ in 0..2 {
+        gateway.advance(&provider, HOUR);
+        assert!(is_live(&provider, &browser.fetch("/api/x").await));
+    }
+    gateway.advance(&provider, 61);
+    assert!(is_live(&provider, &browser.fetch("/api/x").await));
+    let shown = late.fork().fetch("/auth/session").await;
+    assert_eq!(shown.json()["authenticated"], false);
+    assert!(leaves_cookies(&shown), "{:?}", shown.set_cookies());
+    let refreshed = late.fork().send(Ask::fetch("/auth/refresh").method("POST")).await;
+    assert_eq!((refreshed.status, refreshed.code().as_str()), (401, "login_required"));
+    assert!(leaves_cookies(&refreshed), "{:?}", refreshed.set_cookies());
+    let logout = late.send(Ask::fetch("/auth/logout").method("POST")).await;
+    assert!(!leaves_cookies(&logout), "a logout is asked to");
+}

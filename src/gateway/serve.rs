@@ -70,6 +70,8 @@ struct Opened {
     useless: bool,
     /// The store has the session, and does not answer.
     away: Option<Ticket>,
+    /// The session has gone on long ago: the browser may have the newer cookie by now, under the same name.
+    straggler: bool,
 }
 
 impl Ctx {
@@ -158,7 +160,10 @@ impl Ctx {
             return problem.into();
         }
         let opened = self.open(&request.head.headers, true, request.now).await;
-        let Opened { presented, came, session, away, .. } = opened;
+        let Opened { presented, came, session, away, straggler, .. } = opened;
+        // Its answer must not clear the newer cookie; a logout does, as it is asked to.
+        let keeps = straggler && matches!(endpoint, Endpoint::Session | Endpoint::Refresh | Endpoint::Renew);
+        let presented = if keeps { Presented::default() } else { presented };
         let visitor = Visitor { session, came, presented, caller, away };
         match endpoint.serve(state, &self.view(request), visitor).await {
             Answer::Respond(response) => Outcome::Respond(response),
@@ -374,8 +379,7 @@ impl Ctx {
                         return useless(presented);
                     }
                     Recognised::Ended => return useless(presented),
-                    // A straggler's answer must not clear the newer cookie, which has the same name.
-                    Recognised::Reused { ends: false } => return Opened { useless: false, ..useless(presented) },
+                    Recognised::Reused { ends: false } => return Opened { straggler: true, ..nothing(presented) },
                 };
                 if self.state.ends.was_ended_outside(&session) {
                     return useless(presented);
@@ -406,7 +410,7 @@ fn useless(presented: Presented) -> Opened {
 
 /// No session.
 fn nothing(presented: Presented) -> Opened {
-    Opened { presented, came: None, session: None, useless: false, away: None }
+    Opened { presented, came: None, session: None, useless: false, away: None, straggler: false }
 }
 
 /// The provider calls the session's refresh token dead: see [`verify`]. Whether it is to be believed, in which case the
