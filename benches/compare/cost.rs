@@ -53,7 +53,8 @@ pub(crate) async fn run(rig: &Rig, options: &Options) {
             let index = (round + step) % targets.len();
             let (Some(target), Some(taken)) = (targets.get(index), slices.get_mut(index)) else { continue };
             let time = Duration::from_millis(options.slice);
-            taken.push(turn(&target.proxy, from_ref(&target.request), options.connections, time).await);
+            let slice = turn(&target.proxy, from_ref(&target.request), options.connections, time).await;
+            taken.push(slice.unwrap_or_else(|error| panic!("{} {error}", target.name)));
         }
     }
     report(&targets, &slices);

@@ -85,7 +85,7 @@ pub(crate) async fn run(rig: &Rig, options: &Options) {
             if let Some(row) = bench.rows.get_mut(index) {
                 let time = Duration::from_millis(options.slice);
                 let slice = turn(&row.proxy, &row.requests, row.connections, time).await;
-                row.taken.push(slice);
+                row.taken.push(slice.unwrap_or_else(|error| panic!("{} {error}", row.name)));
             }
         }
     }

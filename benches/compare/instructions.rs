@@ -104,8 +104,7 @@ async fn count(options: &Options, world: &World, upstream: &Upstream, contender:
 
 async fn send(client: &mut Client, request: &[u8], times: u32) {
     for _ in 0..times {
-        client.exchange(request).await.expect("the proxy answers");
-        client.expect_ok();
+        client.exchange_ok(request).await.unwrap_or_else(|error| panic!("the proxy {error}"));
     }
 }
 

@@ -79,8 +79,7 @@ async fn turn(options: &Options, target: &Target) -> Vec<u32> {
                 let mut warm = false;
                 while due.tick().await.saturating_duration_since(start) < slice {
                     let began = Instant::now();
-                    client.exchange(&request).await.expect("the proxy answers");
-                    client.expect_ok();
+                    client.exchange_ok(&request).await.unwrap_or_else(|error| panic!("the proxy {error}"));
                     if warm {
                         latencies.push(began.elapsed().as_micros().try_into().unwrap_or(u32::MAX));
                     }

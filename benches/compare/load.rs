@@ -86,13 +86,14 @@ impl Client {
         value.and_then(|value| std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()).unwrap_or(0)
     }
 
-    pub(crate) fn is_ok(&self) -> bool {
-        self.answer.starts_with(b"HTTP/1.1 200")
-    }
-
-    /// Panics when the answer was not 200.
-    pub(crate) fn expect_ok(&self) {
-        assert!(self.is_ok(), "{}", String::from_utf8_lossy(&self.answer));
+    /// The same for a request that has to be answered by 200.
+    pub(crate) async fn exchange_ok(&mut self, request: &[u8]) -> Result<(), String> {
+        let answered = self.exchange(request).await;
+        answered.ok_or_else(|| format!("hangs up after {} bytes of an answer", self.answer.len()))?;
+        if self.answer.starts_with(b"HTTP/1.1 200") {
+            return Ok(());
+        }
+        Err(format!("answers {}", String::from_utf8_lossy(&self.answer)))
     }
 
     /// Gives back the memory of the last answer.
@@ -146,13 +147,12 @@ struct Turn {
 impl Turn {
     /// Sends one request after the other on one connection, beginning with that of this index; the latencies, in
     /// microseconds, of those that ended while it was measured.
-    async fn hammer(self: Arc<Self>, index: usize) -> Vec<u32> {
-        let mut client = Client::dial(self.addr).await.expect("the proxy accepts");
+    async fn hammer(self: Arc<Self>, index: usize) -> Result<Vec<u32>, String> {
+        let mut client = Client::dial(self.addr).await.ok_or("does not accept a connection")?;
         let mut latencies = Vec::with_capacity(1024);
         for (sent, request) in self.requests.iter().cycle().skip(index % self.requests.len()).enumerate() {
             let started = Instant::now();
-            client.exchange(request).await.expect("the proxy answers");
-            client.expect_ok();
+            client.exchange_ok(request).await?;
             if sent == 0 {
                 self.warm.fetch_add(1, Ordering::Relaxed);
             }
@@ -162,12 +162,21 @@ impl Turn {
                 _ => break,
             }
         }
-        latencies
+        Ok(latencies)
     }
 }
 
 /// Loads a proxy for a time: so many connections, each with one of the requests under way.
-pub(crate) async fn turn(proxy: &Proxy, requests: &[Vec<u8>], connections: u32, time: Duration) -> Slice {
+///
+/// # Errors
+///
+/// An answer was not 200, or none came.
+pub(crate) async fn turn(
+    proxy: &Proxy,
+    requests: &[Vec<u8>],
+    connections: u32,
+    time: Duration,
+) -> Result<Slice, String> {
     let (stage, warm) = (AtomicU8::new(WARMING), AtomicU32::new(0));
     let turn = Arc::new(Turn { addr: proxy.addr, requests: requests.to_vec(), stage, warm });
     let clients: Vec<_> =
@@ -184,8 +193,8 @@ pub(crate) async fn turn(proxy: &Proxy, requests: &[Vec<u8>], connections: u32, 
     let (after, seconds) = (proxy.cpu(), started.elapsed().as_secs_f64());
     let mut latencies = Vec::new();
     for client in clients {
-        latencies.extend(client.await.expect("a client that ends"));
+        latencies.extend(client.await.map_err(|error| error.to_string())??);
     }
     latencies.sort_unstable();
-    Slice { requests: latencies.len(), seconds, cpu_nanos: spent(&before, &after), latencies, resident_kib }
+    Ok(Slice { requests: latencies.len(), seconds, cpu_nanos: spent(&before, &after), latencies, resident_kib })
 }

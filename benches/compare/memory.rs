@@ -55,7 +55,13 @@ async fn measure(
     let mut row = vec![target.name.clone(), mib(target.proxy.idle_kib)];
     for connections in [50, 1000] {
         let slice = turn(&target.proxy, from_ref(&target.request), connections, time).await;
-        row.push(mib(slice.resident_kib));
+        row.push(slice.map_or_else(
+            |error| {
+                println!("{} at {connections} connections {error}", target.name);
+                "fails".to_owned()
+            },
+            |slice| mib(slice.resident_kib),
+        ));
     }
     row.push(mib(target.proxy.resident_kib()));
     drop(target);
@@ -78,7 +84,8 @@ async fn open(target: &Target, count: u32) -> Result<Vec<Client>, usize> {
     let mut clients = Vec::new();
     for _ in 0..count {
         let Some(mut client) = Client::dial(target.proxy.addr).await else { return Err(clients.len()) };
-        if client.exchange(&target.request).await.is_none() || !client.is_ok() {
+        if let Err(error) = client.exchange_ok(&target.request).await {
+            println!("{} {error}", target.name);
             return Err(clients.len());
         }
         client.forget();

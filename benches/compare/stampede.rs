@@ -1,6 +1,7 @@
 //! Many requests at once on a token that has ended, at a provider that takes each refresh token once and ends the session
 //! when one comes again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::support::upstream::{Script, Upstream};
 use crate::targets::{self, Contender, Credentials, Program, World, sidegate};
 
 /// Of access tokens, in seconds.
-const LIFE: u64 = 3;
+const LIFE: u64 = 4;
 
 /// How many.
 #[derive(Clone, Debug, Args)]
@@ -50,6 +51,8 @@ struct Outcome {
     calls: usize,
     /// Whether the session was good when the next token had ended.
     alive: bool,
+    /// What the others got, and how often.
+    others: BTreeMap<String, usize>,
 }
 
 pub(crate) async fn run(rig: &Rig, options: &Options) {
@@ -64,21 +67,25 @@ pub(crate) async fn run(rig: &Rig, options: &Options) {
     let mut table = Table::new(&["target", "at once", "provider 3 s late", "client leaves"]);
     for contender in &contenders {
         eprintln!("{} …", contender.name);
+        // Each try has a provider of its own, so that all can be made at once.
+        let tries = mishaps
+            .map(|mishap| join_all((0..options.tries).map(move |_| attempt(contender, mishap, options.requests))));
         let mut row = vec![contender.name.clone()];
-        for mishap in mishaps {
-            // A provider of its own for each try, so that all can be made at once.
-            let tries = join_all((0..options.tries).map(|_| attempt(contender, mishap, options.requests))).await;
-            row.push(match tries.into_iter().collect::<Result<Vec<Outcome>, String>>() {
-                Ok(outcomes) => cell(&outcomes),
+        for outcomes in join_all(tries).await {
+            match outcomes.into_iter().collect::<Result<Vec<Outcome>, String>>() {
+                Ok(outcomes) => row.push(cell(&outcomes)),
                 Err(error) => {
                     println!("{} is left out: {error}", contender.name);
-                    "left out".to_owned()
+                    break;
                 }
-            });
+            }
         }
         table.row(row);
     }
-    println!("live answers of {} / token requests; the session afterwards. Each figure once per try", options.requests);
+    println!(
+        "live answers of {} / token requests; what the others got; the session afterwards. Each figure once per try",
+        options.requests
+    );
     table.print();
 }
 
@@ -91,7 +98,10 @@ fn cell(outcomes: &[Outcome]) -> String {
         all if all == outcomes.len() => "alive".to_owned(),
         some => format!("alive in {some} of {}", outcomes.len()),
     };
-    format!("{} / {}; {session}", list(|one| one.live), list(|one| one.calls))
+    let others: Vec<&str> = outcomes.iter().flat_map(|one| one.others.keys()).map(String::as_str).collect();
+    let others: BTreeSet<&str> = others.into_iter().collect();
+    let others = if others.is_empty() { String::new() } else { Vec::from_iter(others).join(", ") + "; " };
+    format!("{} / {}; {others}{session}", list(|one| one.live), list(|one| one.calls))
 }
 
 async fn attempt(contender: &Contender, mishap: Mishap, requests: u32) -> Result<Outcome, String> {
@@ -135,21 +145,32 @@ async fn attempt(contender: &Contender, mishap: Mishap, requests: u32) -> Result
             vec![browser.clone()]
         }
     };
-    let live = join_all(browsers.iter().map(ask)).await.into_iter().filter(|live| *live).count();
+    let (mut live, mut others) = (0, BTreeMap::new());
+    for answer in join_all(browsers.iter().map(ask)).await {
+        match answer {
+            Ok(()) => live += 1,
+            Err(answer) => *others.entry(answer).or_default() += 1,
+        }
+    }
     let calls = provider.refreshes() - calls;
     provider.set(|switches| switches.heal(Endpoint::Token));
     sleep(Duration::from_secs(LIFE + 2)).await;
-    Ok(Outcome { live, calls, alive: ask(&browser).await })
+    Ok(Outcome { live, calls, alive: ask(&browser).await.is_ok(), others })
 }
 
 fn address(app: &Upstream) -> SocketAddr {
     app.url().strip_prefix("http://").and_then(|addr| addr.parse().ok()).expect("the address of a double")
 }
 
-/// Whether the application is reached with a live token.
-async fn ask(browser: &Browser) -> bool {
+/// Asks the application; what came when it was not reached with a live token.
+async fn ask(browser: &Browser) -> Result<(), String> {
     let answer = browser.send(Ask::fetch("/api/orders").stay()).await;
-    answer.status == 200 && answer.text() == "live"
+    match (answer.status, answer.text().as_str()) {
+        (200, "live") => Ok(()),
+        (200, "dead") => Err("forwarded with a dead token".to_owned()),
+        (302, _) => Err("302 to the login".to_owned()),
+        (status, _) => Err(format!("{status} {}", answer.code())),
+    }
 }
 
 /// The access token, wherever the proxy puts it.

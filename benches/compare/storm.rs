@@ -98,8 +98,8 @@ async fn storm(rig: &Rig, options: &Options, contender: &Contender) -> Result<Ve
             sleep(each * u32::try_from(index).unwrap_or(0)).await;
             let began = Instant::now();
             let mut client = Client::dial(addr).await?;
-            client.exchange(&request).await?;
-            client.is_ok().then(|| u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX))
+            client.exchange_ok(&request).await.ok()?;
+            Some(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX))
         }
     });
     let mut answered: Vec<u32> = join_all(asks).await.into_iter().flatten().collect();
@@ -130,8 +130,7 @@ async fn others(addr: SocketAddr, time: Duration) -> Vec<u32> {
     while started.elapsed() < time {
         due.tick().await;
         let began = Instant::now();
-        client.exchange(&ask).await.expect("the proxy answers");
-        client.expect_ok();
+        client.exchange_ok(&ask).await.unwrap_or_else(|error| panic!("the proxy {error}"));
         latencies.push(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX));
     }
     latencies.sort_unstable();

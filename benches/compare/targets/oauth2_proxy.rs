@@ -36,7 +36,7 @@ pub(super) fn launch(world: &World, name: &str, redis: Option<&Redis>) -> Result
         args.push(flag.to_owned());
     }
     if world.short_lived {
-        args.push("--cookie-refresh=1s".to_owned());
+        args.push("--cookie-refresh=3s".to_owned());
     }
     if let Some(redis) = redis {
         args.push("--session-store-type=redis".to_owned());
