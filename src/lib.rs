@@ -35,6 +35,7 @@ pub mod crypto;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod gateway;
+pub mod memo;
 pub mod metrics;
 pub mod net;
 pub mod oidc;

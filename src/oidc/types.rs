@@ -2,16 +2,54 @@
 
 use std::collections::BTreeMap;
 
+use http::HeaderValue;
+use http::header::InvalidHeaderValue;
 use ring::digest;
 
 use super::dpop::DpopKey;
 use crate::clock::Timestamp;
-use crate::secret::secret_type;
+use crate::memo::Memo;
+use crate::secret::{Secret, secret_type};
 
-secret_type!(
-    /// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
-    AccessToken
-);
+/// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessToken {
+    text: Secret,
+    /// As it was last wanted in a header, with the scheme: every request of a session wants the same.
+    field: Memo<(Option<Box<str>>, HeaderValue)>,
+}
+
+impl AccessToken {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: Secret::new(text), field: Memo::default() }
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        self.text.expose()
+    }
+
+    /// The value of the header that carries it: after this scheme (RFC 9110 section 11.4), or bare.
+    ///
+    /// # Errors
+    /// When the text is none that a header can carry.
+    pub fn field(&self, scheme: Option<&str>) -> Result<HeaderValue, InvalidHeaderValue> {
+        if let Some((known, value)) = self.field.get()
+            && known.as_deref() == scheme
+        {
+            return Ok(value.clone());
+        }
+        let mut value = match scheme {
+            Some(scheme) => HeaderValue::try_from(format!("{scheme} {}", self.expose())),
+            None => HeaderValue::try_from(self.expose()),
+        }?;
+        value.set_sensitive(true);
+        self.field.get_or_init(|| (scheme.map(Into::into), value.clone()));
+        Ok(value)
+    }
+}
+
 secret_type!(
     /// A refresh token (RFC 6749 section 1.5).
     RefreshToken
@@ -129,4 +167,27 @@ pub struct Login {
     pub identity: Identity,
     /// To which the tokens are bound.
     pub dpop: Option<DpopKey>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_stands_in_a_header_as_each_route_wants_it() {
+        let token = AccessToken::new("a.b.c");
+        for (scheme, wanted) in [
+            (Some("Bearer"), "Bearer a.b.c"),
+            (Some("Bearer"), "Bearer a.b.c"),
+            (None, "a.b.c"),
+            (Some("DPoP"), "DPoP a.b.c"),
+            (Some("Bearer"), "Bearer a.b.c"),
+        ] {
+            let value = token.clone().field(scheme).unwrap();
+            assert!(value == wanted && value.is_sensitive(), "{scheme:?}");
+        }
+        assert!(AccessToken::new("a\nb").field(Some("Bearer")).is_err());
+        assert_eq!(token, AccessToken::new("a.b.c"));
+        assert_ne!(token, AccessToken::new("a.b.d"));
+    }
 }

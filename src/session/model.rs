@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
+use crate::memo::Memo;
 use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{AccessToken, Login, ProviderKey, TokenSet};
 use crate::session::Settings;
 use crate::session::codec::PackedToken;
 use crate::session::ticket::Ticket;
+use crate::telemetry::SubHash;
 
 /// 16 random bytes made at login; never shown to anybody outside the sealed cookie.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +73,8 @@ pub struct Session {
     pub provider: Option<ProviderKey>,
     /// To which the tokens are bound (RFC 9449); the same for the session's whole life.
     pub dpop: Option<DpopKey>,
+    /// The user's pseudonym in the log.
+    pub sub_hash: Memo<SubHash>,
 }
 
 impl Session {
@@ -110,6 +114,7 @@ impl Session {
             claims,
             provider: None,
             dpop,
+            sub_hash: Memo::default(),
         }
     }
 
@@ -144,6 +149,7 @@ impl Session {
             claims: self.claims.clone(),
             provider: self.provider,
             dpop: self.dpop.clone(),
+            sub_hash: self.sub_hash.clone(),
         }
     }
 
@@ -342,7 +348,7 @@ pub(super) mod tests {
         let mut settings = settings();
         settings.idle_timeout = Some(Duration::from_secs(100));
         let session = session(tokens("a", Some("r")));
-        let judge = |seconds| lifecycle::judge(session.clone(), &settings, at(seconds));
+        let judge = |seconds| lifecycle::judge(std::sync::Arc::new(session.clone()), &settings, at(seconds));
         assert!(matches!(judge(0), State::Open(_)));
         assert!(matches!(judge(99), State::Open(_)));
         assert!(matches!(judge(100), State::Over(Ended::Idle, _)));

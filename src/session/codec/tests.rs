@@ -32,6 +32,7 @@ fn sample(access: &str, refresh: Option<&str>) -> Session {
         ]
         .into(),
         dpop: None,
+        sub_hash: crate::memo::Memo::default(),
     }
 }
 
@@ -247,6 +248,7 @@ prop_compose! {
             ticket: None,
             claims,
             dpop: dpop.as_deref().and_then(DpopKey::from_bytes),
+            sub_hash: crate::memo::Memo::default(),
         }
     }
 }
