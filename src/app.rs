@@ -100,7 +100,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     if let Some(listener) = admin_listener {
         let in_force = Arc::clone(&assembly.reloader.in_force);
         let admin = AdminState {
-            metrics: assembly.metrics(),
+            metrics: measured(Arc::clone(&assembly.state)),
             readiness: Arc::clone(&assembly.readiness),
             config: {
                 let in_force = Arc::clone(&in_force);
@@ -437,7 +437,17 @@ impl connection::Observer for Gauges {
     }
 }
 
-/// Drops what is past its time, and sets the gauges.
+/// The page of the metrics: what the gauges of the hand-off show is how it is now.
+fn measured(state: Arc<ArcSwap<State>>) -> Arc<dyn Fn() -> String + Send + Sync> {
+    Arc::new(move || {
+        let state = state.load();
+        let stats = state.refresh.stats();
+        state.metrics.set_handoff(stats.entries, stats.bytes);
+        state.metrics.render()
+    })
+}
+
+/// Drops what is past its time.
 async fn sweep(state: Arc<ArcSwap<State>>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
@@ -447,8 +457,6 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
         state.attempts.sweep(state.clock.now());
         state.ends.sweep();
         state.exchanged.sweep(state.clock.now());
-        let stats = state.refresh.stats();
-        state.metrics.set_handoff(stats.entries, stats.bytes);
     }
 }
 
