@@ -373,8 +373,9 @@ fn revocation(in_force: Arc<ArcSwap<Config>>, state: &Arc<ArcSwap<State>>) -> Ar
     let end = move |order: &Order<'_>| {
         let state = state.load();
         let issuers = state.providers.iter().map(|provider| provider.settings().issuer.as_str());
-        // Without an issuer the order is for all of them.
-        let meant = issuers.filter(|issuer| order.issuer.is_none_or(|given| given == *issuer));
+        // Whose word it is goes without saying where there is one: two providers may give two users one `sub`.
+        let only = state.providers.only().is_some();
+        let meant = issuers.filter(|issuer| order.issuer.map_or(only, |given| given == *issuer));
         let whose: Vec<_> = meant
             .map(|issuer| match order.whose {
                 revoke::Whose::Subject(subject) => Whose::Subject { issuer, subject },
