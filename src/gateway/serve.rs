@@ -365,7 +365,7 @@ impl Ctx {
         match opened.state {
             lifecycle::State::Open(came) => {
                 let session = match self.state.refresh.recognise(&came) {
-                    Recognised::Current => Arc::clone(&came),
+                    Recognised::Current | Recognised::Forgiven => Arc::clone(&came),
                     Recognised::Newer(newest) => {
                         if came.ticket.is_some() {
                             // The store was away when it was made.
