@@ -109,7 +109,8 @@ pub fn new_traceparent(random: [u8; 24]) -> String {
         let zero = part.iter().all(|byte| *byte == 0);
         for (index, byte) in part.iter().enumerate() {
             let byte = if zero && index == 0 { 1 } else { *byte };
-            value.extend([digit(byte >> 4), digit(byte & 15)]);
+            value.push(digit(byte >> 4));
+            value.push(digit(byte & 15));
         }
         value.push_str(end);
     }

@@ -31,14 +31,17 @@ const OVERHEAD: usize = 512;
 /// The end of a sealed text: 96 bits of its GCM tag.
 type Tag = [u8; 16];
 
+/// Its keys are tags that our own sealing made.
+type Entries = HashMap<Tag, Entry, foldhash::fast::RandomState>;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Recent([Mutex<Shard>; SHARDS]);
 
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<Tag, Entry>,
-    elder: HashMap<Tag, Entry>,
+    young: Entries,
+    elder: Entries,
     /// Of the young.
     bytes: usize,
     since: Timestamp,
