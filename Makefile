@@ -5,11 +5,7 @@ KIT := client
 BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer bench soak
-=======
-.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer bench instructions instructions-baseline
->>>>>>> main
+.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer bench instructions instructions-baseline soak
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -49,16 +45,14 @@ test-outer: $(OUTER)/node_modules kit-built ## the binary, a certified provider 
 bench: ## benchmarks
 	cargo bench --locked
 
-<<<<<<< HEAD
 soak: ## an hour of mixed traffic: whether anything grows, whether any answer is wrong
 	cargo bench --locked --bench soak -- --minutes 60
-=======
+
 instructions: ## instructions per request, against the baseline (needs valgrind)
 	cargo bench --locked --bench compare -- instructions
 
 instructions-baseline: ## the same, as the new baseline
 	cargo bench --locked --bench compare -- instructions --bless
->>>>>>> main
 
 image: ## the container image without a registry (needs buildah); deploy/Dockerfile for all else
 	cargo build --locked --release --no-default-features
