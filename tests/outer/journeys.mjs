@@ -7,7 +7,7 @@ import { until } from './wait.mjs';
 import { accessTokenEnded } from './world.mjs';
 
 /**
- * Declares the tests. `open(t, options)` opens a world as `openWorld` does, `clientAuths` are the ways of client
+ * Declares the tests of the afternoon. `open(t, options)` opens a world as `openWorld` does, `clientAuths` are the ways of client
  * authentication to try, `answers` what Alice fills into the provider's forms.
  */
 export function journeys({ open, clientAuths, answers, timeout = 60_000 }) {
@@ -124,4 +124,56 @@ export function journeys({ open, clientAuths, answers, timeout = 60_000 }) {
     await provider.comeBack();
     await until('calls are answered again', async () => (await alice.fetch('/api/me')).status === 200);
   });
+}
+
+/** Declares what a provider is tested for whose requests a witness sees, and whose users an administrator can log out. */
+export function administeredJourneys({ open, answers, timeout = 60_000 }) {
+  test('an administrator ends the session there, and it ends here (OpenID Connect Back-Channel Logout)', { timeout }, async (t) => {
+    const { provider, gateway } = await open(t, { backchannel: true });
+    const alice = new Visitor(gateway.origin, answers);
+    await alice.login();
+    assert.equal((await alice.session()).authenticated, true);
+    await provider.logOutUser();
+    await until('the session has ended', async () => !(await alice.session()).authenticated);
+    assert.equal((await alice.fetch('/api/me')).status, 401);
+    assert.deepEqual(gateway.events('backchannel_logout').map(({ outcome }) => outcome), ['accepted']);
+    assert.equal(provider.grants('refresh_token'), 0, 'nobody had to ask');
+    assert.equal((await alice.login()).url, `${gateway.origin}/account/`, 'she can log in again');
+  });
+
+  test('no refresh token is sent twice; where a thief does it, the session is over for both', { timeout }, async (t) => {
+    const { provider, gateway, client } = await open(t, { clientAuth: 'client_secret_post' });
+    const alice = new Visitor(gateway.origin, answers);
+    await alice.login();
+    for (let round = 1; round <= 5; round += 1) {
+      await Promise.all(Array.from({ length: 4 }, () => alice.fetch('/auth/refresh', 'POST')));
+    }
+    const spent = provider.tokenRequests('refresh_token').map(({ form }) => form.refresh_token);
+    assert.ok(spent.length >= 5);
+    assert.equal(new Set(spent).size, spent.length);
+    assert.equal(provider.refusals(), 0);
+
+    const stolen = await spend(provider.issuer, client, spent.at(-1));
+    assert.deepEqual({ status: stolen.status, error: stolen.error }, { status: 400, error: 'invalid_grant' });
+    assert.equal((await alice.fetch('/auth/refresh', 'POST')).status, 401);
+    assert.deepEqual(await alice.session(), { authenticated: false });
+    assert.equal((await alice.login()).url, `${gateway.origin}/account/`, 'she can log in again');
+  });
+
+  test('logging out ends both tokens at the provider (RFC 7009)', { timeout }, async (t) => {
+    const { provider, gateway } = await open(t);
+    const alice = new Visitor(gateway.origin, answers);
+    await alice.login();
+    await alice.fetch('/auth/logout', 'POST');
+    const revoked = provider.revocations().map(({ form, status }) => [form.token_type_hint, status]);
+    assert.deepEqual(new Map(revoked), new Map([['refresh_token', 200], ['access_token', 200]]));
+  });
+}
+
+/** Spends a refresh token as the client itself would. */
+async function spend(issuer, { client_id, client_secret }, refresh_token) {
+  const { token_endpoint: endpoint } = await (await fetch(`${issuer}/.well-known/openid-configuration`)).json();
+  const body = new URLSearchParams({ grant_type: 'refresh_token', client_id, client_secret, refresh_token });
+  const answer = await fetch(endpoint, { method: 'POST', body });
+  return { ...await answer.json(), status: answer.status };
 }

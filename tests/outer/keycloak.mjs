@@ -86,10 +86,10 @@ export async function startKeycloak(home) {
 
   return {
     /**
-     * A realm of its own with one user and one client, given as client metadata (RFC 7591); `attributes` of the client
-     * and `settings` of the realm are Keycloak's. What it gives has the methods of `startProvider`.
+     * A realm of its own with one user and one client, given as client metadata (RFC 7591); `settings` of the realm are
+     * Keycloak's. What it gives has the methods of `startProvider`.
      */
-    openRealm: async (client, { accessTokenSeconds = ACCESS_TOKEN_SECONDS, attributes = {}, ...settings } = {}) => {
+    openRealm: async (client, { accessTokenSeconds = ACCESS_TOKEN_SECONDS, ...settings } = {}) => {
       const name = `outer-${randomBytes(4).toString('hex')}`;
       const api = { clientId: 'api', secret: randomBytes(16).toString('hex') };
       await administer('POST', '', {
@@ -100,7 +100,7 @@ export async function startKeycloak(home) {
         refreshTokenMaxReuse: 0,
         users: [{ ...USER, enabled: true, emailVerified: true, credentials: [{ type: 'password', value: PASSWORD }] }],
         clients: [
-          { ...representation(client, attributes), protocolMappers: [audience(api.clientId)] },
+          { ...representation(client), protocolMappers: [audience(api.clientId)] },
           { ...api, standardFlowEnabled: false },
         ],
         ...settings,
@@ -117,6 +117,12 @@ export async function startKeycloak(home) {
   function realm(name, api) {
     const endpoint = (last) => witness.requests(`/realms/${name}/protocol/openid-connect/${last}`);
     const tokenRequests = (type) => endpoint('token').filter(({ form }) => form.grant_type === type);
+    const introspect = async (token = '') => {
+      const authorization = `Basic ${Buffer.from(`${api.clientId}:${api.secret}`).toString('base64')}`;
+      const url = `${server.direct}/realms/${name}/protocol/openid-connect/token/introspect`;
+      const answer = await fetch(url, { method: 'POST', headers: { authorization }, body: new URLSearchParams({ token }) });
+      return answer.json();
+    };
     const user = async () => {
       const [{ id }] = await administer('GET', `/${name}/users?username=${USER.username}`);
       return `/${name}/users/${id}`;
@@ -126,15 +132,14 @@ export async function startKeycloak(home) {
       /** Answered requests to the endpoint that Keycloak calls `auth`, `token`, `revoke`, `ext/par/request`, … */
       endpoint,
       tokenRequests,
+      revocations: () => endpoint('revoke'),
       authorizations: () => endpoint('auth').length,
       grants: (type) => tokenRequests(type).length,
       refusals: () => endpoint('token').filter(({ status }) => status >= 400).length,
-      introspect: async (token) => {
-        const authorization = `Basic ${Buffer.from(`${api.clientId}:${api.secret}`).toString('base64')}`;
-        const url = `${server.direct}/realms/${name}/protocol/openid-connect/token/introspect`;
-        const body = new URLSearchParams({ token: token ?? '' });
-        const answer = await fetch(url, { method: 'POST', headers: { authorization }, body });
-        return (await answer.json()).username;
+      introspect: async (token) => (await introspect(token)).username,
+      find: async (token) => {
+        const { username, cnf } = await introspect(token);
+        return username && { accountId: username, jkt: cnf?.jkt };
       },
       /** How many sessions the user has there. */
       sessions: async () => (await administer('GET', `${await user()}/sessions`)).length,
@@ -142,6 +147,8 @@ export async function startKeycloak(home) {
       logOutUser: async () => administer('POST', `${await user()}/logout`),
       goDown: () => server.stop(),
       comeBack: async () => { server = await begin(); },
+      /** Every refresh token that it gave away. */
+      secrets: () => endpoint('token').map(({ answer }) => answer.refresh_token).filter(Boolean),
       stop: async () => {},
     };
   }
@@ -154,7 +161,7 @@ function audience(clientId) {
 }
 
 /** Client metadata (RFC 7591) in the words of Keycloak's admin API. */
-function representation(client, attributes) {
+function representation(client) {
   const authenticators = { private_key_jwt: 'client-jwt' };
   return {
     clientId: client.client_id,
@@ -169,8 +176,11 @@ function representation(client, attributes) {
       'post.logout.redirect.uris': client.post_logout_redirect_uris.join('##'),
       'backchannel.logout.url': client.backchannel_logout_uri,
       'backchannel.logout.session.required': 'true',
+      'require.pushed.authorization.requests': String(client.require_pushed_authorization_requests ?? false),
+      'dpop.bound.access.tokens': String(client.dpop_bound_access_tokens ?? false),
+      'token.endpoint.auth.signing.alg': client.token_endpoint_auth_signing_alg,
+      'id.token.signed.response.alg': client.id_token_signed_response_alg,
       ...(client.jwks && { 'use.jwks.string': 'true', 'jwks.string': JSON.stringify(client.jwks) }),
-      ...attributes,
     },
   };
 }

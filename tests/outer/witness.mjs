@@ -26,8 +26,10 @@ export async function startWitness(port) {
 
   return {
     origin: `http://127.0.0.1:${server.address().port}`,
-    /** Answered requests below this path: `{ method, path, headers, form, status, answer }`. */
-    requests: (prefix) => seen.filter(({ path }) => path.startsWith(prefix)),
+    /** How many requests were answered. */
+    count: () => seen.length,
+    /** Those to this path, without the first `earlier` of all: `{ method, path, headers, form, status, answer }`. */
+    requests: (path, earlier = 0) => seen.slice(earlier).filter((request) => request.path === path),
     stop: () => close(server),
   };
 }

@@ -1,4 +1,5 @@
 // Provider, application and gateway, introduced to each other.
+import { randomBytes } from 'node:crypto';
 import { startApp } from './app.mjs';
 import { startGateway } from './gateway.mjs';
 import { startProvider } from './provider.mjs';
@@ -26,13 +27,13 @@ export async function openWorld(t, {
   t.after(() => app.stop());
   const gateway = await startGateway({ port, issuer: provider.issuer, upstream: app.origin, client, ...ofGateway });
   t.after(() => gateway.stop([...app.tokens(), ...provider.secrets?.() ?? [], CLIENT_SECRET]));
-  return { provider, app, gateway, clientSecret: CLIENT_SECRET };
+  return { provider, app, gateway, client, clientSecret: CLIENT_SECRET };
 }
 
 /** What the provider is told about the gateway (RFC 7591). */
 function registration(origin, clientAuth) {
   return {
-    client_id: 'outer',
+    client_id: `outer-${randomBytes(4).toString('hex')}`,
     client_secret: clientAuth === 'none' ? undefined : CLIENT_SECRET,
     token_endpoint_auth_method: clientAuth,
     grant_types: ['authorization_code', 'refresh_token'],
