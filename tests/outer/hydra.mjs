@@ -13,6 +13,7 @@ import { startWitness } from './witness.mjs';
 
 const VERSION = '2.3.0'; // as in hydra/go.mod
 const MODULE = fileURLToPath(new URL('hydra', import.meta.url));
+const PACKAGE = 'github.com/ory/hydra/v2';
 const SQLITE = 'sqlite,sqlite_omit_load_extension';
 const STARTS_WITHIN = 60_000;
 
@@ -26,9 +27,10 @@ const DISCREET = { SQA_OPT_OUT: 'true' };
 
 /** Its folder in the cache: `{ found }`, or why it cannot be had: `{ skip }`. */
 export const hydraAtHand = () => atHand(() => cached(`hydra-${VERSION}`, async (folder) => {
-  await run('go', ['mod', 'download'], { cwd: MODULE, downloads: true });
-  const build = ['build', '-tags', SQLITE, '-trimpath', '-o', program(folder), 'github.com/ory/hydra/v2'];
-  await run('go', build, { cwd: MODULE, env: { CGO_ENABLED: '1' }, minutes: 20 });
+  const how = { cwd: MODULE, env: { CGO_ENABLED: '1' }, minutes: 20 };
+  // Brings the sources.
+  await run('go', ['list', '-deps', '-tags', SQLITE, PACKAGE], { ...how, downloads: true });
+  await run('go', ['build', '-tags', SQLITE, '-trimpath', '-o', program(folder), PACKAGE], how);
   await run(program(folder), ['migrate', 'sql', 'up', '--yes', dsn(freshDatabase(folder))], { env: DISCREET });
 }));
 

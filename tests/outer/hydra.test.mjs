@@ -4,9 +4,11 @@ import { after, before, describe, test } from 'node:test';
 import { browserJourney } from './browser-journey.mjs';
 import { hydraAtHand, startHydra } from './hydra.mjs';
 import { administeredJourneys, journeys } from './journeys.mjs';
+import { Visitor } from './visitor.mjs';
 import { openWorld } from './world.mjs';
 
-const timeout = 120_000;
+// One server for all, and perhaps a slow machine.
+const timeout = 180_000;
 const { found, skip } = await hydraAtHand();
 
 describe('Ory Hydra', { skip }, () => {
@@ -26,6 +28,19 @@ describe('Ory Hydra', { skip }, () => {
   journeys({ open, timeout, clientAuths: ['client_secret_basic', 'client_secret_post', 'none'] });
 
   administeredJourneys({ open, timeout });
+
+  test('a refresh ends the access token before, as the preset says', { timeout }, async (t) => {
+    const { provider, app, gateway } = await open(t);
+    const alice = new Visitor(gateway.origin);
+    await alice.login();
+    for (let round = 1; round <= 2; round += 1) {
+      assert.equal((await alice.fetch('/api/me')).status, 200);
+      assert.equal((await alice.fetch('/auth/refresh', 'POST')).status, 200);
+    }
+    assert.equal((await alice.fetch('/api/me')).status, 200);
+    const accounts = await Promise.all(app.tokens().map(provider.introspect));
+    assert.deepEqual(accounts, [undefined, undefined, 'alice']);
+  });
 
   test('`check --online` says what to change at the provider', { timeout }, async (t) => {
     const { gateway } = await open(t);

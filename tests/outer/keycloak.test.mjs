@@ -8,7 +8,8 @@ import { keycloakAtHand, PASSWORD, startKeycloak } from './keycloak.mjs';
 import { Visitor } from './visitor.mjs';
 import { accessTokenEnded, openWorld } from './world.mjs';
 
-const timeout = 120_000;
+// One server for all, and perhaps a slow machine.
+const timeout = 180_000;
 const answers = { username: 'alice', password: PASSWORD };
 const { found, skip } = await keycloakAtHand();
 
