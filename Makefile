@@ -5,7 +5,7 @@ KIT := client
 BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer test-servers bench
+.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer test-servers bench instructions instructions-baseline
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,6 +51,12 @@ test-servers: $(OUTER)/node_modules ## of test-outer what needs Keycloak (Java, 
 
 bench: ## benchmarks
 	cargo bench --locked
+
+instructions: ## instructions per request, against the baseline (needs valgrind)
+	cargo bench --locked --bench compare -- instructions
+
+instructions-baseline: ## the same, as the new baseline
+	cargo bench --locked --bench compare -- instructions --bless
 
 image: ## the container image without a registry (needs buildah); deploy/Dockerfile for all else
 	cargo build --locked --release --no-default-features
