@@ -5,8 +5,62 @@ KIT := client
 BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer test-servers bench instructions \
-  instructions-baseline soak
+.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer test-servers bench soak instructions \
+  instructions-baseline
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: ## try it: gateway, provider, SPA and API in one process
+	@scripts/install-tools.sh build
+	cargo build --locked --release
+	@$(or $(CARGO_TARGET_DIR),target)/release/sidegate demo
+
+check: ## format and lints
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+test: ## everything: tools, format, lints, Rust tests, then the outer tests
+	@scripts/install-tools.sh build test
+	@scripts/install-tools.sh servers || echo 'Without these, tests with providers that need them are skipped.'
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory test-rust
+	@$(MAKE) --no-print-directory test-outer
+
+test-rust: ## unit and in-process tests
+	cargo test --locked
+
+kit: kit-built ## the SPA kit, also into the demo's page
+	cp $(KIT)/dist/index.js src/demo/page/client.js
+
+kit-built: $(KIT)/node_modules
+	npm --prefix $(KIT) run --silent build
+
+NODE_TEST = SIDEGATE_BIN=$(abspath $(BINARY)) node --test --test-concurrency=1 --test-reporter=spec
+
+test-outer: $(OUTER)/node_modules kit-built ## the binary, real providers and a real browser
+	cargo build --locked
+	$(NODE_TEST) $(wildcard $(OUTER)/*.test.mjs)
+
+test-servers: $(OUTER)/node_modules ## of test-outer what needs Keycloak (Java, Maven) and Ory Hydra (Go); nothing is skipped
+	cargo build --locked
+	SERVERS=required $(NODE_TEST) $(OUTER)/keycloak.test.mjs $(OUTER)/hydra.test.mjs
+
+%/node_modules: %/package-lock.json
+	npm --prefix $* ci --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+bench: ## benchmarks
+	cargo bench --locked
+
+soak: ## an hour of mixed traffic: whether anything grows, whether any answer is wrong
+	cargo bench --locked --bench soak -- --minutes 60
+
+instructions: ## instructions per request, against the baseline (needs valgrind)
+	cargo bench --locked --bench compare -- instructions
+
+instructions-baseline: ## the same, as the new baseline
+	cargo bench --locked --bench compare -- instructions --bless
 
 image: ## the container image without a registry (needs buildah); deploy/Dockerfile for all else
 	cargo build --locked --release --no-default-features
