@@ -149,7 +149,7 @@ pub fn credential(
             AccessToken::new(token).field(scheme)
         }
     };
-    let value = value.map_err(|_| missing("The provider's token cannot stand in a header."))?;
+    let value = value.ok_or_else(|| missing("The provider's token cannot stand in a header."))?;
     Ok(Some((route.token_header.name.clone(), value)))
 }
 

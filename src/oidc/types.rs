@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use http::HeaderValue;
-use http::header::InvalidHeaderValue;
 use ring::digest;
 
 use super::dpop::DpopKey;
@@ -14,39 +14,39 @@ use crate::secret::{Secret, secret_type};
 /// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessToken {
+    /// After [`BEARER`], as nearly every request wants it.
     text: Secret,
-    /// As it was last wanted in a header, with the scheme: every request of a session wants the same.
-    field: Memo<(Option<Box<str>>, HeaderValue)>,
+    /// The whole text in a header; the bytes are those of `text`.
+    bearer: Memo<Option<HeaderValue>>,
 }
+
+/// The scheme of RFC 6750.
+const BEARER: &str = "Bearer ";
 
 impl AccessToken {
     /// Wraps a text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self { text: Secret::new(text), field: Memo::default() }
+    pub fn new(text: impl AsRef<str>) -> Self {
+        Self { text: Secret::new([BEARER, text.as_ref()].concat()), bearer: Memo::default() }
     }
 
     /// The text itself.
     pub fn expose(&self) -> &str {
-        self.text.expose()
+        self.text.expose().get(BEARER.len()..).unwrap_or_default()
     }
 
-    /// The value of the header that carries it: after this scheme (RFC 9110 section 11.4), or bare.
-    ///
-    /// # Errors
-    /// When the text is none that a header can carry.
-    pub fn field(&self, scheme: Option<&str>) -> Result<HeaderValue, InvalidHeaderValue> {
-        if let Some((known, value)) = self.field.get()
-            && known.as_deref() == scheme
-        {
-            return Ok(value.clone());
-        }
+    /// The value of the header that carries it: after this scheme (RFC 9110 section 11.4), or bare. None when the text
+    /// is none that a header can carry.
+    pub fn field(&self, scheme: Option<&str>) -> Option<HeaderValue> {
         let mut value = match scheme {
-            Some(scheme) => HeaderValue::try_from(format!("{scheme} {}", self.expose())),
-            None => HeaderValue::try_from(self.expose()),
+            Some("Bearer") => {
+                let shared = || HeaderValue::from_maybe_shared(Bytes::from_owner(self.text.clone()));
+                self.bearer.get_or_init(|| shared().ok()).clone()
+            }
+            Some(scheme) => HeaderValue::try_from(format!("{scheme} {}", self.expose())).ok(),
+            None => HeaderValue::try_from(self.expose()).ok(),
         }?;
         value.set_sensitive(true);
-        self.field.get_or_init(|| (scheme.map(Into::into), value.clone()));
-        Ok(value)
+        Some(value)
     }
 }
 
@@ -186,7 +186,8 @@ mod tests {
             let value = token.clone().field(scheme).unwrap();
             assert!(value == wanted && value.is_sensitive(), "{scheme:?}");
         }
-        assert!(AccessToken::new("a\nb").field(Some("Bearer")).is_err());
+        assert!(AccessToken::new("a\nb").field(Some("Bearer")).is_none());
+        assert_eq!(token.expose(), "a.b.c");
         assert_eq!(token, AccessToken::new("a.b.c"));
         assert_ne!(token, AccessToken::new("a.b.d"));
     }

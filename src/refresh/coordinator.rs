@@ -904,8 +904,7 @@ fn weight(session: &Session) -> usize {
     let texts: usize = session.claims.iter().map(|(name, value)| 16 + name.len() + json(value)).sum();
     let claims = session.claims.len().div_ceil(6) * node + texts;
     size_of::<Session>()
-        // As it is, and as it stands in a header.
-        + 2 * session.access_token.expose().len()
+        + session.access_token.expose().len()
         + session.subject.len()
         + text(&session.scope)
         + text(&session.provider_sid)

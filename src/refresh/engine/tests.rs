@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::Rotation;
 use super::*;
+use crate::memo::Memo;
 use crate::oidc::types::AccessToken;
 use crate::session::codec::PackedToken;
 
@@ -64,7 +65,7 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
         nonce_hash: None,
         claims: BTreeMap::new(),
         dpop: None,
-        sub_hash: crate::memo::Memo::default(),
+        sub_hash: Memo::default(),
     })
 }
 
