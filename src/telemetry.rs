@@ -285,6 +285,18 @@ impl SubHasher {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SubHash(u64);
 
+impl SubHash {
+    /// For keeping.
+    pub const fn to_bytes(self) -> [u8; 8] {
+        self.0.to_be_bytes()
+    }
+
+    /// What was kept.
+    pub const fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_be_bytes(bytes))
+    }
+}
+
 impl fmt::Display for SubHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)

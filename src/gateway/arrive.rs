@@ -10,6 +10,7 @@ use super::ctx::Ctx;
 use super::decide::Caller;
 use super::settings::{CsrfMode, HeadLimits};
 use crate::clock::Timestamp;
+use crate::crypto::random;
 use crate::net::ConnectionInfo;
 use crate::web::fetch::{self, Initiator, OriginField, Proof, Site};
 use crate::web::forwarded;
@@ -46,7 +47,8 @@ impl Ctx {
         let headers = &head.headers;
         let settings = &self.state.settings;
         self.client = peer.map(|peer| forwarded::client(peer, headers, &settings.trusted_proxies));
-        self.request_id = forwarded::request_id(headers).map_or_else(forwarded::new_request_id, ToOwned::to_owned);
+        self.request_id = forwarded::request_id(headers)
+            .map_or_else(|| forwarded::new_request_id(random::identifier()), ToOwned::to_owned);
         let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
         self.shape = initiator.shape();
         self.cors = listed_origin(headers, &initiator);

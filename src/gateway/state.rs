@@ -400,7 +400,8 @@ impl State {
     /// A user's pseudonym in the log.
     pub fn sub_hash(&self, session: &Session) -> SubHash {
         let issuer = || self.jar.settings().issuer_of(session.provider).unwrap_or_default();
-        *session.sub_hash.get_or_init(|| self.sub_hasher.hash(issuer(), &session.subject))
+        let hash = || self.sub_hasher.hash(issuer(), &session.subject).to_bytes();
+        SubHash::from_bytes(*session.pseudonym.get_or_init(hash))
     }
 
     /// The provider of this session. A session of one that is gone does not open.

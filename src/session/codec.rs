@@ -467,7 +467,7 @@ pub fn decode(bytes: &[u8]) -> Option<Session> {
             claims
         },
         dpop: optional(next(Tag::DpopKey)?, DpopKey::from_bytes)?,
-        sub_hash: Memo::default(),
+        pseudonym: Memo::default(),
         ticket: None,
         elsewhere: optional(next(Tag::Elsewhere)?, |value| value.try_into().ok().map(Handle))?,
         provider: optional(next(Tag::Provider)?, |value| value.try_into().ok().map(ProviderKey))?,

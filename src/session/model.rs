@@ -9,7 +9,6 @@ use crate::oidc::types::{AccessToken, Login, ProviderKey, TokenSet};
 use crate::session::Settings;
 use crate::session::codec::PackedToken;
 use crate::session::ticket::Ticket;
-use crate::telemetry::SubHash;
 
 /// 16 random bytes made at login; never shown to anybody outside the sealed cookie.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,7 +73,7 @@ pub struct Session {
     /// To which the tokens are bound (RFC 9449); the same for the session's whole life.
     pub dpop: Option<DpopKey>,
     /// The user's pseudonym in the log.
-    pub sub_hash: Memo<SubHash>,
+    pub pseudonym: Memo<[u8; 8]>,
 }
 
 impl Session {
@@ -114,7 +113,7 @@ impl Session {
             claims,
             provider: None,
             dpop,
-            sub_hash: Memo::default(),
+            pseudonym: Memo::default(),
         }
     }
 
@@ -149,7 +148,7 @@ impl Session {
             claims: self.claims.clone(),
             provider: self.provider,
             dpop: self.dpop.clone(),
-            sub_hash: self.sub_hash.clone(),
+            pseudonym: self.pseudonym.clone(),
         }
     }
 

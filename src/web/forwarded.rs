@@ -7,8 +7,6 @@ use base64_simd::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-use crate::crypto::random;
-
 /// As long as any sensible chain; the rest of a longer one is dropped on the far side.
 const MAX_HOPS: usize = 32;
 
@@ -69,9 +67,9 @@ pub fn request_id(headers: &HeaderMap) -> Option<&str> {
     })
 }
 
-/// An id for a request that came without one: 20 characters of base64url.
-pub fn new_request_id() -> String {
-    URL_SAFE_NO_PAD.encode_to_string(random::identifier::<15>())
+/// An id for a request that came without one, from random bytes: 20 characters of base64url.
+pub fn new_request_id(random: [u8; 15]) -> String {
+    URL_SAFE_NO_PAD.encode_to_string(random)
 }
 
 /// The client's trace context, if it gave a single valid one.

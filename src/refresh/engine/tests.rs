@@ -65,7 +65,7 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
         nonce_hash: None,
         claims: BTreeMap::new(),
         dpop: None,
-        sub_hash: Memo::default(),
+        pseudonym: Memo::default(),
     })
 }
 

@@ -32,7 +32,7 @@ fn sample(access: &str, refresh: Option<&str>) -> Session {
         ]
         .into(),
         dpop: None,
-        sub_hash: Memo::default(),
+        pseudonym: Memo::default(),
     }
 }
 
@@ -248,7 +248,7 @@ prop_compose! {
             ticket: None,
             claims,
             dpop: dpop.as_deref().and_then(DpopKey::from_bytes),
-            sub_hash: Memo::default(),
+            pseudonym: Memo::default(),
         }
     }
 }
