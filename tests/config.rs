@@ -471,6 +471,13 @@ fn what_this_version_lacks_is_refused_or_said_aloud() {
 }
 
 #[test]
+fn a_required_scope_must_be_asked_for() {
+    let text = Desk::with("issuer =", "required_scopes = [\"openid\", \"api\"]\nissuer =").complaint();
+    assert!(text.contains("provider.required_scopes: \"api\" is not among provider.scopes"), "{text}");
+    assert!(!text.contains("\"openid\" is not among"), "{text}");
+}
+
+#[test]
 fn a_token_of_its_own_and_a_step_up_that_cannot_be_had_are_refused() {
     for (line, told) in [
         ("token = { audience = \"x\" }", "route[0].token.exchange: must be true"),

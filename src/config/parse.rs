@@ -537,6 +537,13 @@ impl Parser {
             self.files.certificates(&key("ca_file"), path, &mut self.found);
         }
         self.scopes(&key("scopes"), &provider.scopes, said.id_token == IdToken::Required);
+        let asked = |scope: &String| {
+            provider.scopes.iter().chain(provider.user_scopes.iter().flatten()).any(|one| one == scope)
+        };
+        for scope in provider.required_scopes.iter().filter(|scope| !asked(scope)) {
+            let told = format!("{} is not among provider.scopes: what is not asked for is not granted", shown(scope));
+            self.found.problem(key("required_scopes"), told);
+        }
         let own = |name: &str| OWN_AUTHORIZE_PARAMS.contains(&name);
         for name in provider.authorize_params.keys().filter(|name| own(name)) {
             self.found
@@ -617,6 +624,7 @@ impl Parser {
             iss_required: provider.profile == Some(raw::SecurityProfile::Fapi2),
             ca_file: provider.ca_file.as_ref().map(PathBuf::from),
             scopes: provider.scopes.clone(),
+            required_scopes: provider.required_scopes.clone(),
             audience: provider.audience.clone(),
             resource,
             authorize_params: provider.authorize_params.clone().into_iter().collect(),

@@ -299,6 +299,8 @@ pub struct Provider {
     pub ca_file: Option<String>,
     /// Scopes to ask for, sent as given.
     pub scopes: Vec<String>,
+    /// Scopes without which a login is refused.
+    pub required_scopes: Vec<String>,
     /// `audience` parameter, for providers that know it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audience: Option<String>,
@@ -385,6 +387,7 @@ impl Default for Provider {
             tls_key_file: None,
             ca_file: None,
             scopes: strings(&["openid", "offline_access"]),
+            required_scopes: Vec::new(),
             audience: None,
             resource: None,
             authorize_params: BTreeMap::new(),

@@ -366,6 +366,7 @@ impl Provider {
         let answer = answer.map_err(CallError::of_grant)?;
         let token_type = TokenType::bound(dpop.is_some());
         let mut answer = token::decode(&answer, token_type, dialect, self.settings.default_expires_in, login.now)?;
+        self.require_scopes(&answer)?;
         if !self.settings.openid {
             let identity = self.identify(&metadata, &answer, dpop.as_ref()).await?;
             // Not verified, so it is no hint for anybody.
@@ -397,6 +398,15 @@ impl Provider {
             );
         }
         Ok(Login { tokens: token_set(answer), identity, dpop })
+    }
+
+    /// TOK-04: an answer that does not name its scope grants all that was asked for (RFC 6749 section 5.1).
+    fn require_scopes(&self, answer: &TokenAnswer) -> Result<(), Fault> {
+        let Some(granted) = &answer.scope else { return Ok(()) };
+        let separator = &self.settings.dialect.authorize.scope_separator;
+        let granted: Vec<&str> = granted.split(separator.as_str()).flat_map(str::split_ascii_whitespace).collect();
+        let holds = self.settings.required_scopes.iter().all(|scope| granted.contains(&scope.as_str()));
+        if holds { Ok(()) } else { Err(Fault("scope_missing")) }
     }
 
     /// Who the user is without an ID token: as the token answer or userinfo says. Where nothing says it, the subject

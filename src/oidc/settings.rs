@@ -140,6 +140,8 @@ pub struct Settings {
     /// Extra trust anchors (PEM), read at start and whenever the file changes.
     pub ca_file: Option<PathBuf>,
     pub scopes: Vec<String>,
+    /// A login that is granted less is refused.
+    pub required_scopes: Vec<String>,
     pub audience: Option<String>,
     pub resource: Vec<String>,
     pub authorize_params: Vec<(String, String)>,

@@ -39,6 +39,7 @@ pub(crate) fn settings(issuer: &str) -> Settings {
         iss_required: false,
         ca_file: None,
         scopes: vec!["openid".to_owned(), "offline_access".to_owned()],
+        required_scopes: Vec::new(),
         audience: None,
         resource: Vec::new(),
         authorize_params: Vec::new(),
