@@ -9,8 +9,9 @@ use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorType, Result};
 
-use super::ctx::Forward;
-use super::settings::{Route, Token};
+use super::ctx::{Forward, Used};
+use super::placement;
+use super::settings::{Route, Token, Way};
 use super::state::{Endpoint, State};
 use crate::oidc::dpop;
 use crate::oidc::types::AccessToken;
@@ -125,6 +126,7 @@ fn join(prefix: &str, rest: &str) -> String {
 /// # Errors
 /// `provider_refused` when the route sends the ID token and there is none.
 pub fn credential(
+    state: &State,
     route: &Route,
     session: &Session,
     own: Option<&AccessToken>,
@@ -134,12 +136,16 @@ pub fn credential(
     let token = match &route.token {
         Token::None => return Ok(None),
         Token::Access => session.access_token.expose(),
-        Token::Own(_) => own.ok_or_else(|| missing("There is no token for this route."))?.expose(),
+        Token::Own(..) => own.ok_or_else(|| missing("There is no token for this route."))?.expose(),
         Token::Id => {
             id_token = session.id_token.as_ref().and_then(|packed| packed.unpack());
             id_token.as_deref().ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?
         }
     };
+    // Put into the query as the request leaves.
+    if placement::of(state, &route.token, session).is_some() {
+        return Ok(None);
+    }
     // A bound token is no bearer token (RFC 9449 section 7.1).
     let bound = is_bound(route, session);
     let value = match &route.token_header.scheme {
@@ -156,16 +162,17 @@ pub fn credential(
 
 /// Whether the token of this route counts only with a proof of the session's key.
 pub fn is_bound(route: &Route, session: &Session) -> bool {
-    route.token == Token::Access && session.dpop.is_some()
+    matches!(route.token, Token::Access | Token::Own(_, Way::Refresh)) && session.dpop.is_some()
 }
 
 /// A proof for the request as it leaves us (RFC 9449 section 4.2): `target` is its path and query, `host` its `Host`.
-fn proof(state: &State, session: &Session, method: &str, origin: &str, target: &str) -> Option<HeaderValue> {
+fn proof(state: &State, used: &Used, method: &str, origin: &str, target: &str) -> Option<HeaderValue> {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let nonce = state.nonces.get(origin);
-    let key = session.dpop.as_ref()?;
+    let key = used.session.dpop.as_ref()?;
+    let token = used.own.as_ref().unwrap_or(&used.session.access_token);
     let htu = format!("{origin}{path}");
-    let proof = key.proof(method, &htu, Some(&session.access_token), nonce.as_deref(), state.clock.now())?;
+    let proof = key.proof(method, &htu, Some(token), nonce.as_deref(), state.clock.now())?;
     let mut proof = HeaderValue::try_from(proof).ok()?;
     proof.set_sensitive(true);
     Some(proof)
@@ -186,6 +193,14 @@ pub fn wants_another_proof(state: &State, forward: &Forward, response: &Response
     let news = nonce.is_some_and(|nonce| state.nonces.put(origin, &nonce));
     let mut challenges = response.headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(text);
     news && response.status == StatusCode::UNAUTHORIZED && challenges.any(|value| dpop::demands_nonce(&value))
+}
+
+/// A claim as text.
+pub fn claim_text(session: &Session, name: &str) -> Option<String> {
+    match name {
+        "sub" => Some(session.subject.clone()),
+        _ => session.claims.get(name)?.as_str().map(str::to_owned),
+    }
 }
 
 /// The claim behind an identity header.
@@ -227,7 +242,8 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
         set(request, header::COOKIE, rest);
     }
 
-    let path = self::target(&forward.route.settings, &target.base_path, &forward.path, forward.query.as_deref());
+    let query = placement::query(state, forward);
+    let path = self::target(&forward.route.settings, &target.base_path, &forward.path, query.as_deref());
     request.set_raw_path(path.as_bytes())?;
     let public = &state.settings.public;
     let host = if forward.route.settings.preserve_host { None } else { Some(target.authority.clone()) };
@@ -255,7 +271,7 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
     if let Some(used) = forward.session.as_ref().filter(|used| is_bound(route, &used.session)) {
         let failed = || Error::new_in(ErrorType::InternalError);
         let origin = origin(target.tls, request).ok_or_else(failed)?;
-        let proof = proof(state, &used.session, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
+        let proof = proof(state, used, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
         set(request, DPOP, Some(proof));
         forward.proven_for = Some(origin);
     }

@@ -105,6 +105,22 @@ fn several_tabs() {
     all("B, 3 replicas", Plan { spread: 5000, requests: 20, ..B }, nothing_by_one_call);
 }
 
+/// RFR-01, RFR-02: whatever the refresh token is spent for, it is spent once.
+#[test]
+fn tokens_for_something_else_in_between() {
+    for (case, own) in [("a few", 0.2), ("all", 1.0)] {
+        let plan = |plan| Plan { own, ..plan };
+        all(&format!("A, 1 replica, {case}"), plan(A), nothing);
+        all(&format!("A, 1 replica, no rotation, {case}"), Plan { rules: Rules::NO_ROTATION, ..plan(A) }, nothing);
+        all(&format!("B, 3 replicas, {case}"), plan(B), nothing);
+        all(&format!("A, 1 replica, the tab is closed, {case}"), Plan { aborts: 0.7, ..plan(A) }, nothing);
+        all(&format!("B, 3 replicas, the tab is closed, {case}"), Plan { aborts: 0.7, ..plan(B) }, nothing);
+        all(&format!("A, 1 replica, lost responses, {case}"), Plan { lost: 0.6, requests: 4, ..plan(A) }, nothing);
+        all(&format!("B, 3 replicas, lost responses, {case}"), Plan { lost: 0.6, requests: 4, ..plan(B) }, nothing);
+        all(&format!("B, 3 replicas, early, {case}"), Plan { gap: (30, 400), bursts: 12, ..plan(B) }, nothing);
+    }
+}
+
 /// RFR-09: the token is still good when it is refreshed.
 #[test]
 fn early_refreshes_in_between() {
