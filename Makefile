@@ -5,7 +5,7 @@ KIT := client
 BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer bench
+.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer bench instructions instructions-baseline soak
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,6 +44,15 @@ test-outer: $(OUTER)/node_modules kit-built ## the binary, a certified provider 
 
 bench: ## benchmarks
 	cargo bench --locked
+
+soak: ## an hour of mixed traffic: whether anything grows, whether any answer is wrong
+	cargo bench --locked --bench soak -- --minutes 60
+
+instructions: ## instructions per request, against the baseline (needs valgrind)
+	cargo bench --locked --bench compare -- instructions
+
+instructions-baseline: ## the same, as the new baseline
+	cargo bench --locked --bench compare -- instructions --bless
 
 image: ## the container image without a registry (needs buildah); deploy/Dockerfile for all else
 	cargo build --locked --release --no-default-features

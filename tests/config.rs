@@ -261,6 +261,12 @@ fn one_mistake_is_named_where_it_is() {
             "csrf.allowed_origins[0]",
             "\"https://partner.test\"",
         ),
+        (
+            "[session]",
+            "[csrf]\nallowed_origins = [\"https://*.partner.test\"]\n[session]",
+            "csrf.allowed_origins[0]",
+            "*",
+        ),
         ("[session]", "[csrf]\nallowed_origins = [\"null\"]\n[session]", "csrf.allowed_origins[0]", "exact"),
         ("[session]", "[logout]\nreturn_to = \"//evil.test\"\n[session]", "logout.return_to", "path"),
         ("[session]", "[logout]\nbackchannel = true\n[session]", "logout.backchannel", "single_replica"),

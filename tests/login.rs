@@ -453,7 +453,17 @@ async fn a_third_party_may_start_a_login_at_our_provider() {
         let answer = browser.send(Ask::navigate(&format!("/auth/login?{query}")).stay()).await;
         error_page(&answer, 400, "bad_request");
     }
-    for target in ["//evil.example", "https://evil.example/", "/auth/logout"] {
+    // It is a URL in the specification; ours is as good as its path.
+    let ours = &rig.gateway.public_url;
+    for (target, path) in [(format!("{ours}/deep?x=1"), "/deep"), (ours.clone(), "/"), (format!("{ours}/"), "/")] {
+        let url = format!("/auth/login?iss={issuer}&target_link_uri={}", percent(&target));
+        let page = rig.gateway.browser().navigate_from(Initiator::CrossSite, &url).await;
+        assert_eq!((page.status, page.path().as_str()), (200, path), "{target}");
+    }
+    let (evil, port) = (format!("{ours}.evil.example/"), format!("{ours}1/x"));
+    for target in
+        ["//evil.example", "https://evil.example/", "/auth/logout", &format!("{ours}//evil.example"), &evil, &port]
+    {
         let browser = rig.gateway.browser();
         let url = format!("/auth/login?iss={issuer}&target_link_uri={}", percent(target));
         let page = browser.navigate_from(Initiator::CrossSite, &url).await;

@@ -167,7 +167,11 @@ impl ProxyHttp for Gateway {
         if forward.over_http2() {
             return Ok(());
         }
-        ctx.silence = digest.and_then(Line::of).map(|line| line.begin(forward.route.settings.read_timeout));
+        let line = digest.and_then(Line::of);
+        if let (true, Some(line)) = (forward.upgrade, &line) {
+            line.hold_answer();
+        }
+        ctx.silence = line.map(|line| line.begin(forward.route.settings.read_timeout));
         match &ctx.silence {
             Some(silence) if ctx.request_over => silence.listen(),
             // While the client still sends, it is not the upstream's turn. On HTTP/1.1 `net::guard` watches the client.

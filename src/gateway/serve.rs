@@ -376,7 +376,7 @@ impl Ctx {
             lifecycle::State::Open(session) => {
                 let came: Arc<UserSession> = Arc::from(session);
                 let session = match self.state.refresh.recognise(&came) {
-                    Recognised::Current => Arc::clone(&came),
+                    Recognised::Current | Recognised::Forgiven => Arc::clone(&came),
                     Recognised::Newer(newest) => {
                         if came.ticket.is_some() {
                             // The store was away when it was made.

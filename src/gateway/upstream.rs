@@ -81,11 +81,14 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
         options.read_timeout = (!forward.grpc && !forward.event_stream).then_some(settings.read_timeout);
     }
     // Pingora takes a lone `Upgrade` field for a handshake; one that `Connection` does not name is none.
-    options.http_upstream_request_policy = if forward.upgrade {
-        HttpUpstreamRequestPolicy::standard()
-    } else {
-        HttpUpstreamRequestPolicy::deny_upgrades()
-    };
+    options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+    if forward.upgrade {
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
+        // A connection of its own, never from the pool and never back to it.
+        options.custom_l4 = Some(forward.route.dialer.for_tunnels() as _);
+        options.idle_timeout = Some(Duration::ZERO);
+        peer.group_key = !target.group;
+    }
     Ok(peer)
 }
 

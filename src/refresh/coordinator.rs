@@ -410,6 +410,7 @@ impl Coordinator {
                     self.tell(Change::Ended(session.id));
                 }
             }
+            Recognised::Forgiven => self.observer().cookie_reuse(),
             Recognised::Current | Recognised::Ended => {}
         }
         recognised

@@ -171,6 +171,8 @@ pub enum Recognised {
     Ended,
     /// Its token was spent, and its successor was in use for longer than `grace`. `ends`: that ended the session.
     Reused { ends: bool },
+    /// That, and `on_reuse` ignores it: it goes on as it came.
+    Forgiven,
 }
 
 /// See the module.
@@ -286,7 +288,8 @@ impl Engine {
         if line.is_ended() {
             return Recognised::Ended;
         }
-        if line.is_reuse(facts) {
+        let reused = line.is_reuse(facts);
+        if reused {
             match self.settings.on_reuse {
                 OnReuse::Ignore => {}
                 OnReuse::Reauthenticate => return Recognised::Reused { ends: false },
@@ -298,6 +301,7 @@ impl Engine {
         }
         match line.newest().filter(|newest| newest.generation > facts.generation) {
             Some(newest) => Recognised::Newer(newest.clone()),
+            None if reused => Recognised::Forgiven,
             None => Recognised::Current,
         }
     }

@@ -182,14 +182,14 @@ impl Session {
         self.has_refresh_token() && (settings.max_refreshes == 0 || self.generation < settings.max_refreshes)
     }
 
-    /// When the session is over whatever happens: at its absolute end, or when its access token has ended and nothing
-    /// can renew it any more.
+    /// When the session is over whatever happens: at its absolute end, with its refresh token where the provider told
+    /// its life (its own session is over then), or when its access token has ended and nothing can renew it any more.
     pub fn ends(&self, settings: &Settings) -> Timestamp {
         let absolute = self.created + settings.max_age;
         let tokens = match (self.access_expires, self.has_refresh_left(settings), self.refresh_expires) {
-            // Nobody knows when the access token ends, or the refresh token.
-            (None, ..) | (_, true, None) => return absolute,
-            (Some(access), true, Some(refresh)) => access.max(refresh),
+            // Nobody knows when they end.
+            (_, true, None) | (None, false, _) => return absolute,
+            (_, true, Some(refresh)) => refresh,
             (Some(access), false, _) => access,
         };
         absolute.min(tokens)
@@ -332,14 +332,14 @@ pub(super) mod tests {
         let mut settings = settings();
         let mut session = session(tokens("a", Some("r")));
         assert_eq!(session.ends(&settings), NOW + settings.max_age);
-        // The refresh token's life is known: what lasts longer counts.
+        // The refresh token's life is known, and is the session's.
         session.refresh_expires = Some(at(3));
-        assert_eq!(session.ends(&settings), at(300));
+        assert_eq!(session.ends(&settings), at(3));
         assert!(session.is_refreshable(&settings, at(2)) && !session.is_refreshable(&settings, at(3)));
         session.access_expires = Some(at(2));
         assert_eq!(session.ends(&settings), at(3));
         session.access_expires = None;
-        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        assert_eq!(session.ends(&settings), at(3));
         // The limit of refreshes is reached: the token is used to its end.
         session.access_expires = Some(at(300));
         session.refresh_expires = None;

@@ -463,7 +463,7 @@ impl World {
     ) -> Answer {
         let Some(came) = cookie else { return Answer::of(Status::Login) };
         match replica.coordinator.recognise(&came) {
-            Recognised::Current | Recognised::Newer(_) => {}
+            Recognised::Current | Recognised::Newer(_) | Recognised::Forgiven => {}
             Recognised::Ended => return Answer { cookie: SetCookie::Clear, ..Answer::of(Status::Login) },
             Recognised::Reused { .. } => return Answer::of(Status::Login),
         }
