@@ -479,6 +479,13 @@ fn a_callback_of_its_own_needs_a_name() {
 }
 
 #[test]
+fn a_required_scope_must_be_asked_for() {
+    let text = Desk::with("issuer =", "required_scopes = [\"openid\", \"api\"]\nissuer =").complaint();
+    assert!(text.contains("provider.required_scopes: \"api\" is not among provider.scopes"), "{text}");
+    assert!(!text.contains("\"openid\" is not among"), "{text}");
+}
+
+#[test]
 fn a_token_of_its_own_and_a_step_up_that_cannot_be_had_are_refused() {
     for (line, told) in [
         ("token = { exchange = true }", "route[0].token: says nothing of the token"),

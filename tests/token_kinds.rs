@@ -1,4 +1,4 @@
-//! Tokens of every make: opaque ones whose end has to be asked for, encrypted ones, and grants that are too small.
+//! Tokens of every make: opaque ones whose end has to be asked for, and encrypted ones.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
@@ -171,27 +171,5 @@ async fn encrypted_access_tokens_are_passed_on() {
         let token = sent.bearer().unwrap();
         assert!(token.ends_with(&five_parts) && rig.provider.is_active(token));
         rig.gateway.advance(&rig.provider, HOUR);
-    }
-}
-
-// -- Scope ---------------------------------------------------------------------------------------------------------
-
-/// TOK-04: what is granted less than the app needs is no login.
-#[tokio::test]
-async fn a_login_without_the_required_scopes_is_refused() {
-    let rig = Rig::with(
-        |_| {},
-        |config| {
-            set(config, "provider.scopes", "['openid', 'offline_access', 'orders']");
-            set(config, "provider.required_scopes", "['orders']");
-        },
-    )
-    .await;
-    rig.gateway.signed_in().await;
-    for (granted, signs_in) in [("openid", false), ("openid orders-read", false), ("orders openid", true)] {
-        rig.provider.set(|s| s.granted_scope = Some(granted.to_owned()));
-        let answer = rig.tries_to_sign_in().await;
-        assert_eq!(answer.text().contains("login_refused"), !signs_in, "{granted}: {answer:?}");
-        assert_eq!(answer.path() == "/x", signs_in, "{granted}");
     }
 }

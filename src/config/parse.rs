@@ -550,10 +550,6 @@ impl Parser {
             self.fapi2(at, provider);
         }
         let signing_key = self.signing_key(at, provider);
-        for scope in provider.required_scopes.iter().filter(|scope| !provider.scopes.contains(scope)) {
-            let told = format!("{} is not among scopes: nobody would be asked to grant it", shown(scope));
-            self.found.problem(key("required_scopes"), told);
-        }
         let client_certificate = self.client_certificate(at, provider);
         let client_auth = self.client_auth(at, provider, signing_key.as_ref(), said.auth);
         let decryption = self.decryption(at, provider, client_auth.as_ref());
@@ -570,6 +566,13 @@ impl Parser {
             self.files.certificates(&key("ca_file"), path, &mut self.found);
         }
         self.scopes(&key("scopes"), &provider.scopes, said.id_token == IdToken::Required);
+        let asked = |scope: &String| {
+            provider.scopes.iter().chain(provider.user_scopes.iter().flatten()).any(|one| one == scope)
+        };
+        for scope in provider.required_scopes.iter().filter(|scope| !asked(scope)) {
+            let told = format!("{} is not among provider.scopes: what is not asked for is not granted", shown(scope));
+            self.found.problem(key("required_scopes"), told);
+        }
         let own = |name: &str| OWN_AUTHORIZE_PARAMS.contains(&name);
         for name in provider.authorize_params.keys().filter(|name| own(name)) {
             self.found
@@ -668,6 +671,7 @@ impl Parser {
             iss_required: provider.profile == Some(raw::SecurityProfile::Fapi2),
             ca_file: provider.ca_file.as_ref().map(PathBuf::from),
             scopes: provider.scopes.clone(),
+            required_scopes: provider.required_scopes.clone(),
             audience: provider.audience.clone(),
             resource,
             authorize_params: provider.authorize_params.clone().into_iter().collect(),
@@ -682,7 +686,6 @@ impl Parser {
             userinfo: provider.userinfo,
             endpoints,
             introspection: provider.introspection.then(|| timeout.min(duration(&raw.refresh.timeout))),
-            required_scopes: provider.required_scopes.clone(),
             id_token_decryption: decryption,
             timeout,
             clock_skew: duration(&provider.clock_skew),

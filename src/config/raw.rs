@@ -316,6 +316,8 @@ pub struct Provider {
     pub ca_file: Option<String>,
     /// Scopes to ask for, sent as given.
     pub scopes: Vec<String>,
+    /// Scopes without which a login is refused.
+    pub required_scopes: Vec<String>,
     /// `audience` parameter, for providers that know it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audience: Option<String>,
@@ -326,8 +328,6 @@ pub struct Provider {
     pub authorize_params: BTreeMap<String, String>,
     /// Fixed extra parameters of token requests; masked when shown, some are secret.
     pub token_params: BTreeMap<String, Secret>,
-    /// A login that is granted less than these is refused.
-    pub required_scopes: Vec<String>,
     /// Ask the provider when an access token ends, where neither its answer nor the token says it (RFC 7662).
     pub introspection: bool,
     /// ID tokens are encrypted, by this algorithm (RFC 7518 section 4); absent: they are not.
@@ -415,6 +415,7 @@ impl Default for Provider {
             tls_key_file: None,
             ca_file: None,
             scopes: strings(&["openid", "offline_access"]),
+            required_scopes: Vec::new(),
             audience: None,
             resource: None,
             authorize_params: BTreeMap::new(),
@@ -426,7 +427,6 @@ impl Default for Provider {
             response_mode: ResponseMode::Query,
             id_token_alg: IdTokenAlg::Rs256,
             trusted_audiences: Vec::new(),
-            required_scopes: Vec::new(),
             introspection: false,
             id_token_encrypted_response_alg: None,
             id_token_encrypted_response_enc: IdTokenEncryption::A256Gcm,

@@ -373,11 +373,7 @@ impl Provider {
         let answer = answer.map_err(CallError::of_grant)?;
         let token_type = TokenType::bound(dpop.is_some());
         let mut answer = token::decode(&answer, token_type, dialect, self.default_life(), login.now)?;
-        // An answer that names no scope grants what was asked for (RFC 6749 section 5.1).
-        let lacks = |scope: &str| !self.settings.required_scopes.iter().all(|one| scope.split(' ').any(|it| it == one));
-        if answer.scope.as_deref().is_some_and(lacks) {
-            return Err(ProviderError::Dead { reason: "scope" });
-        }
+        self.require_scopes(&answer)?;
         self.learn_expiry(&metadata, &mut answer, began, login.now).await;
         if !self.settings.openid {
             let identity = self.identify(&metadata, &answer, dpop.as_ref()).await?;
@@ -477,6 +473,15 @@ impl Provider {
         let latest = now + Duration::from_secs(token::MAX_LIFE_SECS);
         let expires = members.get("exp").and_then(numeric_date).map(Timestamp::from_millis);
         Ok(expires.map(|expires| expires.min(latest)))
+    }
+
+    /// TOK-04: an answer that does not name its scope grants all that was asked for (RFC 6749 section 5.1).
+    fn require_scopes(&self, answer: &TokenAnswer) -> Result<(), Fault> {
+        let Some(granted) = &answer.scope else { return Ok(()) };
+        let separator = &self.settings.dialect.authorize.scope_separator;
+        let granted: Vec<&str> = granted.split(separator.as_str()).flat_map(str::split_ascii_whitespace).collect();
+        let holds = self.settings.required_scopes.iter().all(|scope| granted.contains(&scope.as_str()));
+        if holds { Ok(()) } else { Err(Fault("scope_missing")) }
     }
 
     /// Who the user is without an ID token: as the token answer or userinfo says. Where nothing says it, the subject

@@ -154,7 +154,7 @@ pub struct Settings {
     /// Extra trust anchors (PEM), read at start and whenever the file changes.
     pub ca_file: Option<PathBuf>,
     pub scopes: Vec<String>,
-    /// Without these granted there is no login.
+    /// A login that is granted less is refused.
     pub required_scopes: Vec<String>,
     pub audience: Option<String>,
     pub resource: Vec<String>,

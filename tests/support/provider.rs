@@ -1442,7 +1442,9 @@ impl Inner {
             ExpiresIn::Json(text) => put("expires_in", text.clone()),
             ExpiresIn::Missing => {}
         }
-        put("scope", json!(granted).to_string());
+        if !granted.is_empty() {
+            put("scope", json!(granted).to_string());
+        }
         let refresh = match old {
             None => switches.refresh_token_at_login.then(|| self.new_refresh_token(&switches, session)),
             Some(old) if switches.rotation == Rotation::None => {

@@ -374,7 +374,7 @@ pub struct Switches {
     pub id_lifetime: i64,
     /// `None`: the member is missing.
     pub token_type: Option<String>,
-    /// Scope in the answer: `None` echoes what was asked.
+    /// Scope in the answer: `None` echoes what was asked, an empty one is not named.
     pub granted_scope: Option<String>,
     /// More members of the token answer.
     pub token_more: Map<String, Value>,
