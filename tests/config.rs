@@ -404,6 +404,20 @@ fn broken_files_are_named_with_their_line_and_not_quoted() {
     assert!(lines(&problems).contains("latin.toml is not UTF-8"));
 }
 
+/// CFG-07: a certificate that nobody will trust is said aloud before a browser says it.
+#[test]
+fn a_certificate_that_has_expired_is_said_aloud() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls");
+    let said = |cert: &str| {
+        let tls = format!("[server.tls]\ncert_file = \"{folder}/{cert}\"\nkey_file = \"{folder}/localhost.key\"\n");
+        warnings(&Desk::with("[provider]", &format!("{tls}[provider]")).config())
+    };
+    let expired =
+        |said: &str| said.lines().any(|line| line.starts_with("server.tls.cert_file: ") && line.contains("expired"));
+    assert!(expired(&said("ended.pem")), "{}", said("ended.pem"));
+    assert!(!expired(&said("localhost.pem")), "{}", said("localhost.pem"));
+}
+
 #[test]
 fn a_file_that_begins_with_a_byte_order_mark_is_read() {
     Desk::empty().file("base.toml", &format!("\u{feff}{GOOD}")).config();

@@ -382,12 +382,17 @@ impl State {
         audit::session_ended(origin, reason.as_str());
     }
 
+    /// Counts the size of the session cookies of one answer.
+    pub fn weigh(&self, cookies: &[HeaderValue]) {
+        self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+    }
+
     /// The cookies that bring the browser this session. Without them, when it has grown too large, the browser goes on
     /// with the older one for as long as that is known here.
     pub fn seal(&self, session: &Session, presented: &Presented, now: Timestamp, request_id: &str) -> Vec<HeaderValue> {
         match self.jar.seal(session, presented, now) {
             Ok(cookies) => {
-                self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+                self.weigh(&cookies);
                 cookies
             }
             Err(sizes) => {

@@ -219,6 +219,7 @@ async fn redeem(
         Taken::Outcome(Err(Failure::StoreAway)) => Answer::Refuse(store_unavailable(), clear),
         Taken::Outcome(Ok(session)) => match state.jar.seal(&session, &visitor.presented, request.now) {
             Ok(cookies) => {
+                state.weigh(&cookies);
                 // A browser that says `none` over the whole chain withholds the Strict cookie from the page behind
                 // this redirect: leave a short-lived trace of the attempt, by which that page is answered with a hop.
                 let typed = request.headers.get("sec-fetch-site").is_some_and(|site| site == "none");
