@@ -5,7 +5,8 @@ KIT := client
 BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer bench instructions instructions-baseline
+.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer test-servers bench soak instructions \
+  instructions-baseline
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -21,6 +22,7 @@ check: ## format and lints
 
 test: ## everything: tools, format, lints, Rust tests, then the outer tests
 	@scripts/install-tools.sh build test
+	@scripts/install-tools.sh servers || echo 'Without these, tests with providers that need them are skipped.'
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory test-rust
 	@$(MAKE) --no-print-directory test-outer
@@ -34,9 +36,15 @@ kit: kit-built ## the SPA kit, also into the demo's page
 kit-built: $(KIT)/node_modules
 	npm --prefix $(KIT) run --silent build
 
-test-outer: $(OUTER)/node_modules kit-built ## the binary, a certified provider and a real browser
+NODE_TEST = SIDEGATE_BIN=$(abspath $(BINARY)) node --test --test-concurrency=1 --test-reporter=spec
+
+test-outer: $(OUTER)/node_modules kit-built ## the binary, real providers and a real browser
 	cargo build --locked
-	SIDEGATE_BIN=$(abspath $(BINARY)) node --test --test-concurrency=1 --test-reporter=spec $(wildcard $(OUTER)/*.test.mjs)
+	$(NODE_TEST) $(wildcard $(OUTER)/*.test.mjs)
+
+test-servers: $(OUTER)/node_modules ## of test-outer what needs Keycloak (Java, Maven) and Ory Hydra (Go); nothing is skipped
+	cargo build --locked
+	SERVERS=required $(NODE_TEST) $(OUTER)/keycloak.test.mjs $(OUTER)/hydra.test.mjs
 
 %/node_modules: %/package-lock.json
 	npm --prefix $* ci --no-audit --no-fund --ignore-scripts
@@ -44,6 +52,9 @@ test-outer: $(OUTER)/node_modules kit-built ## the binary, a certified provider 
 
 bench: ## benchmarks
 	cargo bench --locked
+
+soak: ## an hour of mixed traffic: whether anything grows, whether any answer is wrong
+	cargo bench --locked --bench soak -- --minutes 60
 
 instructions: ## instructions per request, against the baseline (needs valgrind)
 	cargo bench --locked --bench compare -- instructions

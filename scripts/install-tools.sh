@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing of the tools named on the command line: `build`, `test`. As root on Debian or Ubuntu by
-# apt-get, otherwise it says what to install and ends with 1.
+# Installs what is missing of the tools named on the command line: `build`, `test`, `servers`. As root on Debian or
+# Ubuntu by apt-get, otherwise it says what to install and ends with 1.
 set -euo pipefail
 
 missing=()       # what is lacking, for people
@@ -39,8 +39,14 @@ look_for() {
         PATH=$PATH:/usr/sbin need nginx nginx-light nginx
         node_is_new_enough || { missing+=('Node.js 20 or newer'); packages+=(nodejs); }
         ;;
+      servers)
+        # What brings and runs the providers of the outer tests. Go is not among them: a distribution's is often too
+        # old, and who has it gets what is built by it.
+        need 'Java 17 or newer' default-jre-headless java
+        need Maven maven mvn
+        ;;
       *)
-        echo "usage: $0 [build] [test]" >&2
+        echo "usage: $0 [build] [test] [servers]" >&2
         exit 64
         ;;
     esac

@@ -100,7 +100,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     if let Some(listener) = admin_listener {
         let in_force = Arc::clone(&assembly.reloader.in_force);
         let admin = AdminState {
-            metrics: assembly.metrics(),
+            metrics: measured(Arc::clone(&assembly.state)),
             readiness: Arc::clone(&assembly.readiness),
             config: {
                 let in_force = Arc::clone(&in_force);
@@ -373,8 +373,9 @@ fn revocation(in_force: Arc<ArcSwap<Config>>, state: &Arc<ArcSwap<State>>) -> Ar
     let end = move |order: &Order<'_>| {
         let state = state.load();
         let issuers = state.providers.iter().map(|provider| provider.settings().issuer.as_str());
-        // Without an issuer the order is for all of them.
-        let meant = issuers.filter(|issuer| order.issuer.is_none_or(|given| given == *issuer));
+        // Whose word it is goes without saying where there is one: two providers may give two users one `sub`.
+        let only = state.providers.only().is_some();
+        let meant = issuers.filter(|issuer| order.issuer.map_or(only, |given| given == *issuer));
         let whose: Vec<_> = meant
             .map(|issuer| match order.whose {
                 revoke::Whose::Subject(subject) => Whose::Subject { issuer, subject },
@@ -437,7 +438,17 @@ impl connection::Observer for Gauges {
     }
 }
 
-/// Drops what is past its time, and sets the gauges.
+/// The page of the metrics: what the gauges of the hand-off show is how it is now.
+fn measured(state: Arc<ArcSwap<State>>) -> Arc<dyn Fn() -> String + Send + Sync> {
+    Arc::new(move || {
+        let state = state.load();
+        let stats = state.refresh.stats();
+        state.metrics.set_handoff(stats.entries, stats.bytes);
+        state.metrics.render()
+    })
+}
+
+/// Drops what is past its time.
 async fn sweep(state: Arc<ArcSwap<State>>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
@@ -446,9 +457,7 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
         state.refresh.sweep();
         state.attempts.sweep(state.clock.now());
         state.ends.sweep();
-        state.exchanged.sweep(state.clock.now());
-        let stats = state.refresh.stats();
-        state.metrics.set_handoff(stats.entries, stats.bytes);
+        state.own_tokens.sweep(state.clock.now());
     }
 }
 

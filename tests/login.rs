@@ -453,7 +453,17 @@ async fn a_third_party_may_start_a_login_at_our_provider() {
         let answer = browser.send(Ask::navigate(&format!("/auth/login?{query}")).stay()).await;
         error_page(&answer, 400, "bad_request");
     }
-    for target in ["//evil.example", "https://evil.example/", "/auth/logout"] {
+    // It is a URL in the specification; ours is as good as its path.
+    let ours = &rig.gateway.public_url;
+    for (target, path) in [(format!("{ours}/deep?x=1"), "/deep"), (ours.clone(), "/"), (format!("{ours}/"), "/")] {
+        let url = format!("/auth/login?iss={issuer}&target_link_uri={}", percent(&target));
+        let page = rig.gateway.browser().navigate_from(Initiator::CrossSite, &url).await;
+        assert_eq!((page.status, page.path().as_str()), (200, path), "{target}");
+    }
+    let (evil, port) = (format!("{ours}.evil.example/"), format!("{ours}1/x"));
+    for target in
+        ["//evil.example", "https://evil.example/", "/auth/logout", &format!("{ours}//evil.example"), &evil, &port]
+    {
         let browser = rig.gateway.browser();
         let url = format!("/auth/login?iss={issuer}&target_link_uri={}", percent(target));
         let page = browser.navigate_from(Initiator::CrossSite, &url).await;
@@ -633,6 +643,30 @@ async fn an_error_of_the_provider_is_shown_once_and_not_quoted() {
     assert_eq!(rig.gateway.metric("sidegate_logins_total", &[("outcome", "refused")]), 5.0);
     rig.provider.set(|s| s.authorization = Authorization::OnlyState);
     error_page(&rig.gateway.browser().login("/").await, 400, "bad_callback");
+}
+
+/// TOK-04: a login that is granted less than is required is refused; what is only asked for may be missing.
+#[tokio::test]
+async fn a_login_without_a_required_scope_is_refused() {
+    let rig = Rig::with(|config| {
+        set(config, "provider.scopes", r#"["openid", "email", "api:read"]"#);
+        set(config, "provider.required_scopes", r#"["openid", "api:read"]"#);
+    })
+    .await;
+    for less in ["openid", "openid email api:rea", "api:read"] {
+        rig.provider.set(|s| s.granted_scope = Some(less.to_owned()));
+        let browser = rig.gateway.browser();
+        error_page(&browser.login("/").await, 400, "login_refused");
+        assert!(!signed_in(&browser).await, "{less:?}");
+    }
+    assert_eq!(rig.gateway.metric("sidegate_logins_total", &[("outcome", "invalid")]), 3.0);
+    // The last one does not name its scope: that grants what was asked for.
+    for enough in ["openid api:read", "api:read more openid", ""] {
+        rig.provider.set(|s| s.granted_scope = Some(enough.to_owned()));
+        let browser = rig.gateway.browser();
+        browser.login("/").await;
+        assert!(signed_in(&browser).await, "{enough:?}");
+    }
 }
 
 /// RFC9700-03, TOK-03, ASVS-2.3.1: a code is sent once, whatever became of it, even for a browser that kept the

@@ -7,7 +7,7 @@ mod support;
 
 use serde_json::Value;
 use support::client::{Ask, Browser, InFlight, Response};
-use support::gateway::set;
+use support::gateway::{Gateway, set};
 use support::inside::Inside;
 use support::provider::{Endpoint, Outage, ProviderDouble, Rotation};
 use support::upstream::{Gate, Script, Upstream};
@@ -719,6 +719,35 @@ async fn without_a_refresh_token_the_session_ends_with_the_access_token() {
     gateway.advance(&provider, 10);
     assert_eq!(browser.fetch("/api/x").await.status, 401);
     assert_eq!(provider.refreshes(), 0);
+}
+
+/// MET-03: the scrape shows the hand-off as it is at that moment, not as it was when it was last swept.
+#[tokio::test]
+async fn the_hand_off_is_measured_when_it_is_asked_for() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&provider, &upstream).await;
+    let browser = gateway.signed_in().await;
+    assert_eq!(gateway.metric("sidegate_handoff_entries", &[]).await, 0.0);
+    assert_eq!(browser.post("/auth/refresh").await.status, 200);
+    assert_eq!(gateway.metric("sidegate_handoff_entries", &[]).await, 1.0);
+    assert!(gateway.metric("sidegate_handoff_bytes", &[]).await > 0.0);
+}
+
+/// COOKIE-28, MET-03: what `on_reuse = "ignore"` lets pass is counted all the same.
+#[tokio::test]
+async fn a_reuse_that_is_ignored_is_counted() {
+    let (provider, _upstream, gateway) = strict(|config| set(config, "refresh.on_reuse", "'ignore'")).await;
+    let browser = gateway.signed_in().await;
+    let copy = browser.fork();
+    for _ in 0..2 {
+        gateway.advance(&provider, HOUR);
+        assert!(is_live(&provider, &browser.fetch("/api/x").await));
+    }
+    gateway.advance(&provider, 61);
+    browser.fetch("/api/x").await;
+    assert_eq!(gateway.metric("sidegate_cookie_reuse_total", &[]), 0.0);
+    copy.fetch("/api/x").await;
+    assert!(gateway.metric("sidegate_cookie_reuse_total", &[]) >= 1.0);
 }
 
 /// COOKIE-28: a cookie from before a generation that was seen since is refused, and does the session no harm.

@@ -27,12 +27,17 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut toml::Table)) -> Self {
         let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
         let gateway = Gateway::start_with(&provider, &upstream, |config| {
             set(config, "admin.token_file", &format!("{:?}", file.to_str().unwrap()));
+            change(config);
         })
         .await;
         Self { provider, _upstream: upstream, gateway, dir }
@@ -157,6 +162,29 @@ async fn what_is_refused_ends_nothing() {
     // The public listener has no such thing.
     assert_ne!(browser.send(Ask::fetch("/auth/revoke").form(&[("sub", "alice-4711")])).await.status, 204);
     assert!(alive(&browser).await);
+}
+
+/// Contract 2.3, ASVS-6.8.1: with several providers an order names the issuer, for one `sub` may be two users.
+#[tokio::test]
+async fn with_several_providers_an_order_names_the_issuer() {
+    let guests = ProviderDouble::start().await;
+    let rig = Rig::start_with(|config| {
+        let mut home = config["provider"].as_table().unwrap().clone();
+        let mut other = home.clone();
+        home.insert("name".to_owned(), "home".into());
+        other.insert("name".to_owned(), "guests".into());
+        other.insert("issuer".to_owned(), guests.issuer.as_str().into());
+        config.insert("provider".to_owned(), toml::Value::Array(vec![home.into(), other.into()]));
+    })
+    .await;
+    let browser = rig.gateway.browser();
+    browser.navigate_from(Initiator::SameOrigin, "/auth/login?provider=home").await;
+    assert!(alive(&browser).await);
+    assert_eq!(rig.form(&[("sub", "alice-4711")]).await, 400);
+    assert_eq!(rig.form(&[("sub", "alice-4711"), ("iss", &guests.issuer)]).await, 204);
+    assert!(alive(&browser).await, "another user");
+    assert_eq!(rig.form(&[("sub", "alice-4711"), ("iss", &rig.provider.issuer)]).await, 204);
+    assert!(!alive(&browser).await);
 }
 
 /// Contract 2: the file is read again; content that cannot be used leaves the old one in force.

@@ -4,14 +4,17 @@ mod support;
 
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use toml::Table;
 
 use support::client::{Ask, Initiator};
 use support::exact::{FOREIGN_LINK, Fields, PATIENCE, Rig, SCRIPT, TYPED, answer, route, routes};
-use support::gateway::set;
+use support::gateway::{Gateway, set};
+use support::provider::ProviderDouble;
 use support::text::{mark, random};
-use support::upstream::{Script, feed};
-use support::wire::Answer;
+use support::upstream::{Script, Upstream, feed};
+use support::wire::{self, Answer, Conn};
 use support::ws;
 
 const PARTNER: &str = "https://partner.example";
@@ -174,6 +177,51 @@ async fn a_refused_upgrade_passes() {
         let refused = rig.browser.websocket("/api/ws", Initiator::SameOrigin).await.expect_err("no tunnel");
         assert_eq!((refused.status, refused.text()), (status, format!("no: {status}")));
         assert_eq!(refused.header("x-why"), Some("because"));
+    }
+}
+
+/// WS-03: an upstream may be faster with its 101 than we are with what follows the head; the tunnel lives all the same.
+#[tokio::test]
+async fn ws_03_a_101_may_come_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let upstream = format!("http://{}", listener.local_addr().expect("an address"));
+    let key = ws::new_key();
+    let accept = ws::accept_for(&key);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+            // The head, then one frame.
+            let mut bytes = Vec::new();
+            let is_frame_there = |bytes: &[u8]| {
+                let head = memchr::memmem::find(bytes, b"\r\n\r\n");
+                head.is_some_and(|head| bytes.len() >= head + 4 + ws::frame(ws::TEXT, b"hello", true).len())
+            };
+            while !is_frame_there(&bytes) && matches!(stream.read_buf(&mut bytes).await, Ok(1..)) {}
+            let _ = stream.write_all(&ws::frame(ws::TEXT, b"heard", false)).await;
+        }
+    });
+    let (provider, other) = (ProviderDouble::start().await, Upstream::start().await);
+    // Several threads: one may learn of the answer while another is still about to send the request.
+    let gateway = Gateway::start_with(&provider, &other, |config| {
+        set(config, "server.threads", "4");
+        routes(config, &route("/", &upstream, "access = 'public'"));
+    })
+    .await;
+    let host = gateway.public_url.trim_start_matches("http://");
+    let fields = [&handshake(&key)[..], &[("Host", host), ("Origin", gateway.public_url.as_str())]].concat();
+    let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let request = wire::request_bytes("GET", "/ws", &fields, None);
+    for number in 0..30 {
+        let mut conn = Conn::dial(gateway.addr).await.expect("a connection");
+        conn.send(&request).await.expect("sent");
+        assert_eq!(answer(&mut conn, "GET").await.map(|reply| reply.status), Some(101));
+        conn.send(&ws::frame(ws::TEXT, b"hello", true)).await.expect("sent");
+        let frame = tokio::time::timeout(PATIENCE, ws::read_frame(&mut conn)).await.expect("a frame or an end");
+        assert_eq!(frame.ok().flatten().map(|frame| frame.text()).as_deref(), Some("heard"), "tunnel {number}");
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::metrics::{self, Metrics};
+use crate::metrics;
 use readiness::Readiness;
 use revoke::Revoke;
 
@@ -46,7 +46,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the endpoints show.
 #[derive(Clone)]
 pub struct AdminState {
-    pub metrics: Arc<Metrics>,
+    /// The page of the metrics, its gauges read for the occasion.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub readiness: Arc<Readiness>,
     /// The effective configuration as TOML, secrets masked.
     pub config: Arc<dyn Fn() -> String + Send + Sync>,
@@ -300,7 +301,7 @@ fn show(state: &AdminState, head: &RequestHead) -> Answer {
                 Answer::new(StatusCode::SERVICE_UNAVAILABLE, Answer::TEXT, "not ready\n")
             }
         },
-        "/metrics" => |state| Answer::new(StatusCode::OK, metrics::MEDIA_TYPE, state.metrics.render()),
+        "/metrics" => |state| Answer::new(StatusCode::OK, metrics::MEDIA_TYPE, (state.metrics)()),
         "/config" => |state| Answer::new(StatusCode::OK, "application/toml", (state.config)()),
         _ => return Answer::empty(StatusCode::NOT_FOUND),
     };
@@ -350,6 +351,7 @@ async fn end_sessions<S: AsyncRead + Unpin>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
     use crate::shutdown::Phase;
     use tokio::net::TcpStream;
     use tokio::sync::watch;
@@ -358,7 +360,9 @@ mod tests {
         let readiness = Readiness::new(phase.subscribe(), None);
         readiness.set_listening();
         let config = Arc::new(|| "[server]\n".to_owned());
-        AdminState { metrics: Metrics::new(), readiness, config, revoke: Arc::new(Revoke::new(|| None, |_| false)) }
+        let metrics = Metrics::new();
+        let metrics = Arc::new(move || metrics.render());
+        AdminState { metrics, readiness, config, revoke: Arc::new(Revoke::new(|| None, |_| false)) }
     }
 
     /// The service as the server runs it; stops when the returned sender is dropped or told so.

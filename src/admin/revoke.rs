@@ -49,7 +49,7 @@ impl fmt::Debug for Revoke {
 }
 
 impl Revoke {
-    /// `end` carries an order out; false when there is no such issuer.
+    /// `end` carries an order out; false when there is no such issuer, or when it must be named and is not.
     pub fn new(
         token_file: impl Fn() -> Option<PathBuf> + Send + Sync + 'static,
         end: impl Fn(&Order<'_>) -> bool + Send + Sync + 'static,

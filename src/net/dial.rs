@@ -7,11 +7,17 @@
 //! idle ─ begin ─► listening ⇄ paused ─ drop ─► idle
 //!                     └─ silent for too long ─► shut down, and remembered
 //! ```
+//!
+//! For a handshake that asks for a tunnel the answer is held back until Pingora has passed on that the request has no
+//! body: a `101` that it reads before ends the tunnel as soon as it has begun.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,10 +26,12 @@ use pingora::connectors::L4Connect;
 use pingora::http::ResponseHeader;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{Digest, GetProxyDigest};
 use pingora::{Error, ErrorType, OrErr, Result};
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -33,28 +41,110 @@ use tokio::time::{Instant, sleep_until, timeout};
 #[derive(Debug)]
 pub struct Dialer {
     within: Duration,
+    for_tunnels: bool,
 }
 
 impl Dialer {
     /// `within`: for the connect itself, a TLS handshake apart.
     pub fn new(within: Duration) -> Arc<Self> {
-        Arc::new(Self { within })
+        Arc::new(Self { within, for_tunnels: false })
     }
 
-    async fn dial(&self, address: &SocketAddr) -> io::Result<(Stream, OwnedFd)> {
+    /// The same for connections that are to become tunnels: see [`Line::hold_answer`].
+    pub fn for_tunnels(&self) -> Arc<Self> {
+        Arc::new(Self { for_tunnels: true, ..*self })
+    }
+
+    async fn dial(&self, address: &SocketAddr) -> io::Result<(Stream, Arc<Line>)> {
         match address {
             SocketAddr::Inet(address) => {
                 let stream = TcpStream::connect(address).await?;
                 let socket = stream.as_fd().try_clone_to_owned()?;
-                Ok((stream.into(), socket))
+                Ok(self.lay(stream, socket))
             }
             SocketAddr::Unix(address) => {
                 let path = address.as_pathname().ok_or(io::ErrorKind::InvalidInput)?;
                 let stream = UnixStream::connect(path).await?;
                 let socket = stream.as_fd().try_clone_to_owned()?;
-                Ok((stream.into(), socket))
+                Ok(self.lay(stream, socket))
             }
         }
+    }
+
+    fn lay<S: Socket>(&self, stream: S, socket: OwnedFd) -> (Stream, Arc<Line>) {
+        let held = Arc::new(AtomicBool::new(false));
+        let line = Line::new(socket, Arc::clone(&held));
+        if !self.for_tunnels {
+            return (stream.into(), line);
+        }
+        let stream = Held { stream, held, unflushed: false, reader: None };
+        (VirtualSocketStream::new(Box::new(stream)).into(), line)
+    }
+}
+
+trait Socket: AsyncRead + AsyncWrite + Into<Stream> + fmt::Debug + Unpin + Send + Sync + 'static {
+    fn set_nodelay(&self) -> io::Result<()>;
+}
+
+impl Socket for TcpStream {
+    fn set_nodelay(&self) -> io::Result<()> {
+        Self::set_nodelay(self, true)
+    }
+}
+
+impl Socket for UnixStream {
+    fn set_nodelay(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A connection that can hold back what the upstream says: [`Line::hold_answer`].
+#[derive(Debug)]
+struct Held<S> {
+    stream: S,
+    held: Arc<AtomicBool>,
+    /// Something was written since the last flush.
+    unflushed: bool,
+    reader: Option<Waker>,
+}
+
+impl<S: Socket> VirtualSocket for Held<S> {
+    fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
+        match option {
+            VirtualSockOpt::NoDelay => self.stream.set_nodelay(),
+            // Keep-alive, which nobody asks for here.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Socket> AsyncRead for Held<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.held.load(Ordering::Acquire) {
+            self.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: Socket> AsyncWrite for Held<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.unflushed = true;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        // Pingora flushes behind the head, and once more, with nothing written, when the request is over.
+        if !std::mem::take(&mut self.unflushed) && self.held.swap(false, Ordering::AcqRel) {
+            self.reader.take().into_iter().for_each(Waker::wake);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -63,7 +153,7 @@ impl L4Connect for Dialer {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
         let dialled = timeout(self.within, self.dial(address)).await;
         let dialled = dialled.map_err(|_| Error::new_up(ErrorType::ConnectTimedout))?;
-        let (mut stream, socket) = dialled.map_err(|error| {
+        let (mut stream, line) = dialled.map_err(|error| {
             let kind = match error.kind() {
                 io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => ErrorType::ConnectNoRoute,
@@ -72,7 +162,7 @@ impl L4Connect for Dialer {
             Error::because(kind, "while connecting", error).into_up()
         })?;
         let head = ResponseHeader::build(200, Some(0)).or_err(ErrorType::InternalError, "while tagging")?;
-        stream.set_proxy_digest(ProxyDigest::new(Box::new(head), Some(Box::new(Line::new(socket)))));
+        stream.set_proxy_digest(ProxyDigest::new(Box::new(head), Some(Box::new(line))));
         Ok(stream)
     }
 }
@@ -84,6 +174,7 @@ pub struct Line {
     watch: Mutex<Watch>,
     begun: Arc<Notify>,
     watchman: Mutex<Option<AbortHandle>>,
+    held: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -93,16 +184,19 @@ struct Watch {
     /// How long silence may last; none while nothing is expected of the upstream.
     allowed: Option<Duration>,
     since: Instant,
+    /// When the watchman looks next; none when he has to be told. So a request tells him nothing while he is on his way
+    /// to look anyway, which with requests one after the other is nearly always.
+    looks: Option<Instant>,
     /// Silence lasted too long, and the connection was shut down.
     over: bool,
 }
 
 impl Line {
-    fn new(socket: OwnedFd) -> Arc<Self> {
-        let watch = Watch { request: 0, allowed: None, since: Instant::now(), over: false };
+    fn new(socket: OwnedFd, held: Arc<AtomicBool>) -> Arc<Self> {
+        let watch = Watch { request: 0, allowed: None, since: Instant::now(), looks: None, over: false };
         let begun = Arc::new(Notify::new());
-        let line =
-            Arc::new(Self { socket, watch: Mutex::new(watch), begun: Arc::clone(&begun), watchman: Mutex::default() });
+        let (watch, watchman) = (Mutex::new(watch), Mutex::default());
+        let line = Arc::new(Self { socket, watch, begun: Arc::clone(&begun), watchman, held });
         let task = tokio::spawn(keep_watch(Arc::downgrade(&line), begun));
         *line.watchman.lock() = Some(task.abort_handle());
         line
@@ -111,6 +205,12 @@ impl Line {
     /// The line below a connection that [`Dialer`] made.
     pub fn of(digest: &Digest) -> Option<Arc<Self>> {
         digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref().cloned()
+    }
+
+    /// From now on nothing is read before the next request was written to its end. Only on a connection of a dialler
+    /// [for tunnels](Dialer::for_tunnels), and after its TLS handshake.
+    pub fn hold_answer(&self) {
+        self.held.store(true, Ordering::Release);
     }
 
     /// Begins a request's watch, paused.
@@ -123,10 +223,11 @@ impl Line {
         Silence { line: self, request, allowed }
     }
 
-    /// When silence will have lasted too long; none while it may last.
-    fn due(&self) -> Option<Instant> {
-        let watch = self.watch.lock();
-        watch.allowed.filter(|_| !watch.over).map(|allowed| watch.since + allowed)
+    /// When silence will have lasted too long, as things are now; none while it may last. The watchman comes back then.
+    fn look(&self) -> Option<Instant> {
+        let mut watch = self.watch.lock();
+        watch.looks = watch.allowed.filter(|_| !watch.over).map(|allowed| watch.since + allowed);
+        watch.looks
     }
 
     /// Ends the connection, unless the upstream did send something and it is we who have not read it: a slow client
@@ -163,7 +264,7 @@ impl fmt::Debug for Line {
 /// One task a connection, not one a request: it sleeps until the silence that is known would be too long.
 async fn keep_watch(line: Weak<Line>, begun: Arc<Notify>) {
     loop {
-        let Some(due) = line.upgrade().map(|line| line.due()) else { return };
+        let Some(due) = line.upgrade().map(|line| line.look()) else { return };
         match due {
             None => begun.notified().await,
             Some(due) if due > Instant::now() => {
@@ -203,7 +304,8 @@ impl Silence {
             return;
         }
         watch.since = Instant::now();
-        let sooner = watch.allowed.replace(allowed).is_none_or(|before| before > allowed);
+        watch.allowed = Some(allowed);
+        let sooner = watch.looks.is_none_or(|looks| watch.since + allowed < looks);
         drop(watch);
         if sooner {
             self.line.begun.notify_one();
@@ -240,6 +342,7 @@ impl Drop for Silence {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -285,12 +388,62 @@ mod tests {
         assert!(!next.is_over(), "an earlier request's watch");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_watchman_comes_in_time_after_pauses_and_for_shorter_limits() {
+        let (_stream, line, _peer) = connected().await;
+        let long = Duration::from_secs(60);
+        let first = line.clone().begin(long);
+        first.listen();
+        tokio::time::sleep(long / 2).await;
+        first.pause();
+        tokio::time::sleep(long * 3).await;
+        assert!(!first.is_over(), "paused");
+        drop(first);
+        let second = line.clone().begin(long);
+        second.listen();
+        tokio::time::sleep(long / 2).await;
+        second.listen();
+        tokio::time::sleep(long * 3 / 4).await;
+        assert!(!second.is_over(), "counted anew");
+        tokio::time::sleep(long / 2).await;
+        assert!(second.is_over());
+        drop(second);
+
+        let (_stream, line, _peer) = connected().await;
+        let third = line.begin(long);
+        third.listen();
+        tokio::task::yield_now().await;
+        third.listen_for(ALLOWED);
+        tokio::time::sleep(ALLOWED * 2).await;
+        assert!(third.is_over(), "a shorter limit than he was sleeping for");
+    }
+
     #[tokio::test]
     async fn the_connection_ends_when_its_stream_does() {
         let (stream, line, mut peer) = connected().await;
         drop(line);
         drop(stream);
         assert_eq!(peer.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_held_back_until_the_request_is_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = SocketAddr::Inet(listener.local_addr().unwrap());
+        let mut stream = Dialer::new(Duration::from_secs(5)).for_tunnels().connect(&address).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let digest = Digest { proxy_digest: stream.get_proxy_digest(), ..Digest::default() };
+        // As in a TLS handshake.
+        peer.write_all(b"hello").await.unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 5);
+        Line::of(&digest).unwrap().hold_answer();
+        peer.write_all(b"101").await.unwrap();
+        stream.write_all(b"GET").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut answer = [0; 8];
+        assert!(stream.read(&mut answer).now_or_never().is_none(), "only the head was written");
+        stream.flush().await.unwrap();
+        assert_eq!(stream.read(&mut answer).await.unwrap(), 3);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::session::model::{Handle, Session, SessionId};
 
 /// The youngest age at which a token can be due. A provider whose tokens end as they are issued would otherwise be
-/// asked again by every single request.
+/// asked again by every single request. A shorter `after` is the operator's word.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
 /// How long a forwarded token must still live; at most a tenth of its life.
@@ -22,6 +22,8 @@ pub enum Demand {
     Now,
     /// A token that was issued at most this long ago.
     OlderThan(Duration),
+    /// None of the session's: the refresh token has to be spent for something else.
+    Aside,
 }
 
 /// Why a session is over. `word` is the bounded label for log and metric.
@@ -106,7 +108,7 @@ pub enum Due {
 /// Whether the access token wants to be renewed.
 pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
     let age = now.since(facts.issued);
-    if facts.issued <= now && age < FRESH_FOR {
+    if facts.issued <= now && age < settings.after.map_or(FRESH_FOR, |after| FRESH_FOR.min(after)) {
         return Due::Not;
     }
     if let Some(expires) = facts.access_expires {
@@ -200,6 +202,9 @@ mod tests {
         assert_eq!(due(&facts(None), &settings, T0 + Duration::from_secs(29)), Due::Not);
         assert_eq!(due(&facts(None), &settings, T0 + Duration::from_secs(30)), Due::Early);
         assert_eq!(due(&facts(Some(10)), &settings, T0 + Duration::from_secs(30)), Due::Over);
+        let settings = Settings { after: Some(Duration::from_millis(300)), ..settings };
+        assert_eq!(due(&facts(Some(3600)), &settings, T0 + Duration::from_millis(299)), Due::Not);
+        assert_eq!(due(&facts(Some(3600)), &settings, T0 + Duration::from_millis(300)), Due::Early);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
+use crate::memo::Memo;
 use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{AccessToken, Login, ProviderKey, TokenSet};
 use crate::session::Settings;
@@ -71,6 +72,8 @@ pub struct Session {
     pub provider: Option<ProviderKey>,
     /// To which the tokens are bound (RFC 9449); the same for the session's whole life.
     pub dpop: Option<DpopKey>,
+    /// The user's pseudonym in the log.
+    pub pseudonym: Memo<[u8; 8]>,
 }
 
 impl Session {
@@ -110,6 +113,7 @@ impl Session {
             claims,
             provider: None,
             dpop,
+            pseudonym: Memo::default(),
         }
     }
 
@@ -144,7 +148,28 @@ impl Session {
             claims: self.claims.clone(),
             provider: self.provider,
             dpop: self.dpop.clone(),
+            pseudonym: self.pseudonym.clone(),
         }
+    }
+
+    /// The next generation after the refresh token was spent for something else: what this session sends stays.
+    pub fn rotated(&self, tokens: &TokenSet, own: Handle, index_key: u16) -> Self {
+        let next = tokens.refresh_token.as_ref().map(|token| PackedToken::pack(token.expose()));
+        Self {
+            generation: self.generation.saturating_add(1),
+            index_key,
+            previous: Some(own),
+            refresh_expires: if next.is_some() { tokens.refresh_expires } else { self.refresh_expires },
+            refresh_token: next.or_else(|| self.refresh_token.clone()),
+            elsewhere: None,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it sends the same access token as `other`, a generation of the same session.
+    pub fn shares_access(&self, other: &Self) -> bool {
+        (self.issued, self.access_expires) == (other.issued, other.access_expires)
+            && self.access_token.expose() == other.access_token.expose()
     }
 
     /// There is a refresh token, here or in its own cookie.
@@ -162,14 +187,14 @@ impl Session {
         self.has_refresh_token() && (settings.max_refreshes == 0 || self.generation < settings.max_refreshes)
     }
 
-    /// When the session is over whatever happens: at its absolute end, or when its access token has ended and nothing
-    /// can renew it any more.
+    /// When the session is over whatever happens: at its absolute end, with its refresh token where the provider told
+    /// its life (its own session is over then), or when its access token has ended and nothing can renew it any more.
     pub fn ends(&self, settings: &Settings) -> Timestamp {
         let absolute = self.created + settings.max_age;
         let tokens = match (self.access_expires, self.has_refresh_left(settings), self.refresh_expires) {
-            // Nobody knows when the access token ends, or the refresh token.
-            (None, ..) | (_, true, None) => return absolute,
-            (Some(access), true, Some(refresh)) => access.max(refresh),
+            // Nobody knows when they end.
+            (_, true, None) | (None, false, _) => return absolute,
+            (_, true, Some(refresh)) => refresh,
             (Some(access), false, _) => access,
         };
         absolute.min(tokens)
@@ -312,14 +337,14 @@ pub(super) mod tests {
         let mut settings = settings();
         let mut session = session(tokens("a", Some("r")));
         assert_eq!(session.ends(&settings), NOW + settings.max_age);
-        // The refresh token's life is known: what lasts longer counts.
+        // The refresh token's life is known, and is the session's.
         session.refresh_expires = Some(at(3));
-        assert_eq!(session.ends(&settings), at(300));
+        assert_eq!(session.ends(&settings), at(3));
         assert!(session.is_refreshable(&settings, at(2)) && !session.is_refreshable(&settings, at(3)));
         session.access_expires = Some(at(2));
         assert_eq!(session.ends(&settings), at(3));
         session.access_expires = None;
-        assert_eq!(session.ends(&settings), NOW + settings.max_age);
+        assert_eq!(session.ends(&settings), at(3));
         // The limit of refreshes is reached: the token is used to its end.
         session.access_expires = Some(at(300));
         session.refresh_expires = None;
@@ -342,7 +367,7 @@ pub(super) mod tests {
         let mut settings = settings();
         settings.idle_timeout = Some(Duration::from_secs(100));
         let session = session(tokens("a", Some("r")));
-        let judge = |seconds| lifecycle::judge(session.clone(), &settings, at(seconds));
+        let judge = |seconds| lifecycle::judge(std::sync::Arc::new(session.clone()), &settings, at(seconds));
         assert!(matches!(judge(0), State::Open(_)));
         assert!(matches!(judge(99), State::Open(_)));
         assert!(matches!(judge(100), State::Over(Ended::Idle, _)));

@@ -25,6 +25,8 @@ pub enum OriginError {
     User,
     /// A path, query or fragment.
     MoreThanOrigin,
+    /// A `*`: a URL may hold one, and no browser is there.
+    Wildcard,
 }
 
 impl fmt::Display for OriginError {
@@ -34,6 +36,7 @@ impl fmt::Display for OriginError {
             Self::Scheme => "must begin with https:// (or http:// on loopback)",
             Self::User => "must not contain a user",
             Self::MoreThanOrigin => "must be an origin: scheme, host and port, without path, query or fragment",
+            Self::Wildcard => "must be one origin: * stands for nothing",
         })
     }
 }
@@ -57,6 +60,9 @@ impl Origin {
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
             return Err(OriginError::NotAbsolute);
         };
+        if text.contains('*') {
+            return Err(OriginError::Wildcard);
+        }
         Ok(Self {
             serialized: url.origin().ascii_serialization(),
             loopback: is_loopback(&host),

@@ -5,13 +5,23 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { close, freePort, startDistributor } from './servers.mjs';
-import { start } from './binary.mjs';
+import { ask, start } from './binary.mjs';
+
+// The npm package gives a refresh token only where the user was asked for consent (OpenID Connect Core 11).
+const OIDC_PROVIDER = `
+scopes = ["openid", "profile", "email", "offline_access"]
+authorize_params = { prompt = "consent" }
+userinfo = true
+`;
 
 /**
- * `client` is what the provider was told about us. With several replicas a distributor has the port. `session` and `more`
- * are lines of configuration, the first for [session]; so is `provider`, for [provider].
+ * `client` is what the provider was told about us. With several replicas a distributor has the port. `preset` is that of
+ * another provider than the npm package. `provider` and `session` are lines of configuration for the tables of that
+ * name, `more` is for all others.
  */
-export async function startGateway({ port, issuer, upstream, client, replicas = 1, provider = '', session = '', more = '' }) {
+export async function startGateway({
+  port, issuer, upstream, client, replicas = 1, preset, provider = '', session = '', more = '',
+}) {
   const folder = await mkdtemp(path.join(tmpdir(), 'sidegate-outer-'));
   const secret = (name, content) => writeFile(path.join(folder, name), content, { mode: 0o600 });
   const listeners = [];
@@ -29,6 +39,10 @@ export async function startGateway({ port, issuer, upstream, client, replicas = 
 listen = "127.0.0.1:${listen}"
 public_url = "http://localhost:${port}"
 shutdown_delay = "0s"
+${client.backchannel_logout_uri ? 'single_replica = true' : ''}
+
+[logout]
+backchannel = ${Boolean(client.backchannel_logout_uri)}
 
 [admin]
 listen = "127.0.0.1:${admin}"
@@ -37,10 +51,7 @@ listen = "127.0.0.1:${admin}"
 issuer = "${issuer}"
 client_id = "${client.client_id}"
 ${credentials.join('\n')}
-scopes = ["openid", "profile", "email", "offline_access"]
-# This provider gives a refresh token only where the user was asked for consent (OpenID Connect Core 11).
-authorize_params = { prompt = "consent" }
-userinfo = true
+${preset ? `preset = "${preset}"` : OIDC_PROVIDER}
 ${provider}
 
 [session]
@@ -82,6 +93,8 @@ access = "public"
     origin: `http://localhost:${port}`,
     /** Log lines of this event. */
     events: (name) => log().filter(({ event }) => event === name),
+    /** What `sidegate check --online` says of the configuration: its exit code and its output. */
+    check: () => ask(['check', '--online', '-c', 'sidegate-0.toml'], folder),
     /** A restart with another client secret; the session key stays. */
     restartWithClientSecret: async (content) => {
       await Promise.all(processes.map((process) => process.stop()));

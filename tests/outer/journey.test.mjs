@@ -1,124 +1,14 @@
-// A user's afternoon, seen at the level of HTTP: the real binary and a certified provider.
+// The afternoon of journeys.mjs: the real binary and a certified provider.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ACCESS_TOKEN_SECONDS } from './provider.mjs';
+import { journeys } from './journeys.mjs';
 import { Visitor } from './visitor.mjs';
 import { until } from './wait.mjs';
-import { accessTokenEnded, openWorld } from './world.mjs';
+import { openWorld } from './world.mjs';
 
-const BOUNDED = { timeout: 60_000 };
+journeys({ open: openWorld, clientAuths: ['client_secret_basic', 'client_secret_post', 'none'] });
 
-// BFF-01, BFF-06 to BFF-09: every way of client authentication takes the whole journey.
-for (const clientAuth of ['client_secret_basic', 'client_secret_post', 'none']) {
-  test(`log in, call the API, refresh, log out: ${clientAuth}`, BOUNDED, async (t) => {
-    const { provider, app, gateway } = await openWorld(t, { clientAuth });
-    const alice = new Visitor(gateway.origin);
-
-    assert.equal((await alice.fetch('/api/me')).status, 401);
-    assert.deepEqual(await alice.session(), { authenticated: false });
-
-    const home = await alice.login('/account/?tab=keys');
-    assert.equal(home.url, `${gateway.origin}/account/?tab=keys`, 'code, state and iss are gone from the address');
-    assert.match(home.body, /<h1>Account<\/h1>/);
-    assert.equal(provider.grants('authorization_code'), 1);
-
-    const { authenticated, claims, now, access_token_expires_at: end } = await alice.session();
-    assert.equal(authenticated, true);
-    assert.deepEqual(
-      { sub: claims.sub, name: claims.name, email: claims.email },
-      { sub: 'alice', name: 'Alice Example', email: 'alice@example.test' },
-    );
-    assert.ok(end > now - 1 && end <= now + ACCESS_TOKEN_SECONDS, `the token's end is known: ${end} at ${now}`);
-
-    const called = await alice.fetch('/api/me');
-    assert.equal(called.status, 200);
-    assert.deepEqual(called.json(), { account: 'alice' });
-
-    const refreshes = provider.grants('refresh_token');
-    const refreshed = await alice.fetch('/auth/refresh', 'POST');
-    assert.equal(refreshed.status, 200);
-    assert.ok(refreshed.json().access_token_expires_at >= end);
-    assert.equal(provider.grants('refresh_token'), refreshes + 1);
-
-    await accessTokenEnded(() => alice.session());
-    assert.equal((await alice.fetch('/api/me')).status, 200, 'an ended token is refreshed on the way');
-    assert.ok(app.tokens().length >= 2);
-
-    const thief = alice.clone();
-    const lastToken = app.tokens().at(-1);
-    assert.equal(await provider.introspect(lastToken), 'alice');
-    const left = await alice.fetch('/auth/logout', 'POST');
-    assert.equal(left.status, 200);
-    assert.equal(await provider.introspect(lastToken), undefined, 'the access token was revoked at the provider (RFC 7009)');
-    const goodbye = await alice.navigate(left.json().location);
-    assert.equal(goodbye.url, `${gateway.origin}/`, 'the provider sends the browser back home');
-    assert.deepEqual(await alice.session(), { authenticated: false });
-
-    assert.equal((await thief.fetch('/api/me')).status, 401, 'a copy of the old cookie is worth nothing');
-    assert.equal((await thief.fetch('/auth/refresh', 'POST')).status, 401);
-    assert.deepEqual(app.trespasses, []);
-    for (const event of ['login', 'logout']) assert.equal(gateway.events(event).length, 1, `one audit line: ${event}`);
-  });
-}
-
-// BFF-05: only a navigation starts a login, and it comes back to where it wanted to go.
-test('a protected page leads through the login and back', BOUNDED, async (t) => {
-  const { provider, gateway } = await openWorld(t);
-  const alice = new Visitor(gateway.origin);
-  const arrived = await alice.navigate('/account/deep/down?x=1&y=2');
-  assert.equal(arrived.url, `${gateway.origin}/account/deep/down?x=1&y=2`);
-  assert.equal(provider.authorizations(), 1);
-});
-
-test('ten calls with an ended token ask for one refresh', BOUNDED, async (t) => {
-  const { provider, gateway } = await openWorld(t);
-  const alice = new Visitor(gateway.origin);
-  await alice.login();
-  for (let round = 1; round <= 3; round += 1) {
-    await accessTokenEnded(() => alice.session());
-    const before = provider.grants('refresh_token');
-    const answers = await Promise.all(Array.from({ length: 10 }, () => alice.fetch('/api/me')));
-    assert.deepEqual(answers.map(({ status }) => status), Array(10).fill(200));
-    assert.equal(provider.grants('refresh_token'), before + 1, `round ${round}`);
-  }
-});
-
-// RFC 6749 section 5.2, invalid_client: the operator's mistake is not the user's loss.
-test('a wrong client secret answers 502 and keeps the session', BOUNDED, async (t) => {
-  const { gateway, clientSecret } = await openWorld(t);
-  const alice = new Visitor(gateway.origin);
-  await alice.login();
-
-  await gateway.restartWithClientSecret('not the one that the provider knows');
-  await accessTokenEnded(() => alice.session());
-  const refused = await alice.fetch('/api/me');
-  assert.equal(refused.status, 502);
-  assert.equal(refused.json().code, 'provider_refused');
-  assert.equal((await alice.session()).authenticated, true);
-
-  await gateway.restartWithClientSecret(clientSecret);
-  await until('calls are answered again', async () => (await alice.fetch('/api/me')).status === 200);
-});
-
-test('a provider that goes down answers 503, keeps the session, and heals', BOUNDED, async (t) => {
-  const { provider, gateway } = await openWorld(t);
-  const alice = new Visitor(gateway.origin);
-  await alice.login();
-
-  await provider.goDown();
-  await accessTokenEnded(() => alice.session());
-  const refused = await alice.fetch('/api/me');
-  assert.equal(refused.status, 503);
-  assert.equal(refused.json().code, 'provider_unavailable');
-  assert.ok(Number(refused.headers['retry-after']) >= 1);
-  assert.equal((await alice.session()).authenticated, true);
-  assert.equal((await alice.fetch('/')).status, 200, 'public routes go on');
-
-  await provider.comeBack();
-  await until('calls are answered again', async () => (await alice.fetch('/api/me')).status === 200);
-});
-
-test('a provider that is down at the start is found when it comes', BOUNDED, async (t) => {
+test('a provider that is down at the start is found when it comes', { timeout: 60_000 }, async (t) => {
   const { provider, gateway } = await openWorld(t, { providerUp: false });
   const early = new Visitor(gateway.origin);
   const refused = await early.login();

@@ -5,15 +5,16 @@ import http from 'node:http';
 const MAX_STEPS = 20;
 
 export class Visitor {
-  /** `home` is the origin of the app. */
-  constructor(home) {
+  /** `home` is the origin of the app; `answers` are what this person fills into fields of forms, by name. */
+  constructor(home, answers = {}) {
     this.home = home;
+    this.answers = answers;
     this.jar = [];
   }
 
   /** The same person an instant earlier, or a thief: the same cookies in another jar. */
   clone() {
-    const other = new Visitor(this.home);
+    const other = new Visitor(this.home, this.answers);
     other.jar = this.jar.map((cookie) => ({ ...cookie }));
     return other;
   }
@@ -36,7 +37,7 @@ export class Visitor {
         step = { method: 'GET', url: new URL(location, step.url) };
       } else if (form) {
         initiator = step.url.origin;
-        step = submission(form, step.url);
+        step = submission(form, step.url, this.answers);
       } else {
         return answer;
       }
@@ -49,13 +50,17 @@ export class Visitor {
     return this.navigate(`/auth/login?return_to=${encodeURIComponent(returnTo)}`);
   }
 
-  /** A fetch by the app's own script; redirects are not followed. */
+  /** A fetch by the app's own script. Follows what sends the same request once more within the app (307). */
   async fetch(path, method = 'GET') {
-    const url = new URL(path, this.home);
     const headers = { accept: '*/*', 'sec-fetch-mode': 'cors', 'sec-fetch-dest': 'empty', 'sec-fetch-site': 'same-origin' };
     if (method !== 'GET') headers.origin = this.home;
-    const answer = await this.#send({ method, url }, headers);
-    return { ...answer, json: () => JSON.parse(answer.body) };
+    let url = new URL(path, this.home);
+    for (let steps = 0; steps < MAX_STEPS; steps += 1) {
+      const answer = await this.#send({ method, url }, headers);
+      if (answer.status !== 307) return { ...answer, json: () => JSON.parse(answer.body) };
+      url = new URL(answer.headers.location, url);
+    }
+    throw new Error(`no end after ${MAX_STEPS} redirects, at ${url}`);
   }
 
   /** What the session endpoint says. */
@@ -91,10 +96,11 @@ export class Visitor {
   }
 }
 
-/** What the browser sends when the first button of the form is pressed. */
-function submission(form, page) {
-  const attribute = (tag, name) => tag.match(new RegExp(`\\b${name}="([^"]*)"`))?.[1];
+/** What the browser sends when the fields are filled in and the first button of the form is pressed. */
+function submission(form, page, answers) {
+  const attribute = (tag, name) => tag.match(new RegExp(`\\s${name}="([^"]*)"`))?.[1].replaceAll('&amp;', '&');
   const controls = [...form.matchAll(/<input[^>]*>/g), ...[...form.matchAll(/<button[^>]*>/g)].slice(0, 1)].map(([tag]) => tag);
-  const fields = controls.filter((tag) => attribute(tag, 'name')).map((tag) => [attribute(tag, 'name'), attribute(tag, 'value') ?? '']);
+  const names = controls.filter((tag) => attribute(tag, 'name') && attribute(tag, 'type') !== 'checkbox');
+  const fields = names.map((tag) => [attribute(tag, 'name'), answers[attribute(tag, 'name')] ?? attribute(tag, 'value') ?? '']);
   return { method: 'POST', url: new URL(attribute(form, 'action'), page), form: new URLSearchParams(fields).toString() };
 }

@@ -1,4 +1,5 @@
 // Provider, application and gateway, introduced to each other.
+import { randomBytes } from 'node:crypto';
 import { startApp } from './app.mjs';
 import { startGateway } from './gateway.mjs';
 import { startProvider } from './provider.mjs';
@@ -9,27 +10,30 @@ import { until } from './wait.mjs';
 const CLIENT_SECRET = 'a secret: 100% +long/enough=for&HMAC';
 
 /**
- * Starts all three, and ends them with the test `t`. `providerUp: false`: the provider is down at first. `ofProvider` and
- * `ofGateway`: what `startProvider` and `startGateway` take besides.
+ * Starts all three, and ends them with the test `t`. `begin` starts another provider than the npm package. `backchannel`:
+ * the provider tells the gateway of logouts. `providerUp: false`: the provider is down at first. `ofClient`: client
+ * metadata (RFC 7591) besides; `ofProvider` and `ofGateway`: what `begin` and `startGateway` take besides.
  */
-export async function openWorld(t, { clientAuth = 'client_secret_basic', providerUp = true, ofProvider, ofGateway } = {}) {
+export async function openWorld(t, {
+  begin = startProvider, clientAuth = 'client_secret_basic', backchannel = false, providerUp = true, ofClient, ofProvider, ofGateway,
+} = {}) {
   const port = await freePort();
   const origin = `http://localhost:${port}`;
-  const client = registration(origin, clientAuth);
-  const provider = await startProvider(client, ofProvider);
+  const client = { ...registration(origin, clientAuth), ...(backchannel && backchannelOf(origin)), ...ofClient };
+  const provider = await begin(client, ofProvider);
   t.after(() => provider.stop());
   if (!providerUp) await provider.goDown();
   const app = await startApp(provider.introspect);
   t.after(() => app.stop());
   const gateway = await startGateway({ port, issuer: provider.issuer, upstream: app.origin, client, ...ofGateway });
-  t.after(() => gateway.stop([...app.tokens(), CLIENT_SECRET]));
-  return { provider, app, gateway, clientSecret: CLIENT_SECRET };
+  t.after(() => gateway.stop([...app.tokens(), ...provider.secrets?.() ?? [], CLIENT_SECRET]));
+  return { provider, app, gateway, client, clientSecret: CLIENT_SECRET };
 }
 
 /** What the provider is told about the gateway (RFC 7591). */
 function registration(origin, clientAuth) {
   return {
-    client_id: 'outer',
+    client_id: `outer-${randomBytes(4).toString('hex')}`,
     client_secret: clientAuth === 'none' ? undefined : CLIENT_SECRET,
     token_endpoint_auth_method: clientAuth,
     grant_types: ['authorization_code', 'refresh_token'],
@@ -37,6 +41,11 @@ function registration(origin, clientAuth) {
     redirect_uris: [`${origin}/auth/callback`],
     post_logout_redirect_uris: [`${origin}/auth/logout/return`],
   };
+}
+
+/** OpenID Connect Back-Channel Logout 1.0, section 2.2. */
+function backchannelOf(origin) {
+  return { backchannel_logout_uri: `${origin}/auth/logout/backchannel`, backchannel_logout_session_required: true };
 }
 
 /**

@@ -127,10 +127,15 @@ impl Gateway {
 
     /// The same, with these environment variables.
     pub fn run_in(config: &Table, environment: &[(&str, &str)]) -> Self {
+        Self::run_program(Path::new(env!("CARGO_BIN_EXE_sidegate")), config, environment)
+    }
+
+    /// The same, with another build of the program.
+    pub fn run_program(program: &Path, config: &Table, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("sidegate.toml");
         std::fs::write(&file, config.to_string()).expect("a written configuration");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sidegate"));
+        let mut command = Command::new(program);
         command.args([Path::new("run"), Path::new("-c"), &file]).current_dir(dir.path()).env_clear();
         command.envs(environment.iter().copied());
         // Coverage runs tell the child where to leave its data.
@@ -230,6 +235,12 @@ impl Gateway {
     /// Everything that the program wrote.
     pub fn output(&self) -> String {
         format!("{}\n{}", self.lines.borrow().join("\n"), self.errors.lock())
+    }
+
+    /// The same, and forgets it: for runs that take long.
+    pub fn take_output(&self) -> String {
+        let lines = self.lines.send_replace(Vec::new());
+        format!("{}\n{}", lines.join("\n"), std::mem::take(&mut *self.errors.lock()))
     }
 
     /// The lines on stdout.

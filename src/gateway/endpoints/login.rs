@@ -12,6 +12,7 @@ use crate::oidc::Provider;
 use crate::oidc::authorize::AuthorizationRequest;
 use crate::oidc::types::{Nonce, PkceVerifier};
 use crate::session::login_cookie::Attempt;
+use crate::web::origin::Origin;
 use crate::web::pages;
 use crate::web::problem::{Code, Problem};
 use crate::web::query::Params;
@@ -50,12 +51,13 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Ok(None) => {}
         Ok(Some(issuer)) if state.providers.of_issuer(issuer).is_some() => {
             let meant = state.providers.of_issuer(issuer);
-            if chosen.is_some_and(|chosen| chosen.settings().issuer != issuer) {
+            if chosen.zip(meant).is_some_and(|(chosen, meant)| !Arc::ptr_eq(chosen, meant)) {
                 return Problem::new(Code::BadRequest, "The parameters provider and iss name two providers.").into();
             }
             chosen = meant;
             if wanted.is_none() {
-                return_to = ReturnTo::parse(params.one("target_link_uri").ok().flatten(), prefix);
+                let target = params.one("target_link_uri").ok().flatten();
+                return_to = ReturnTo::parse(target.map(|target| within(target, &state.settings.public)), prefix);
             }
         }
         _ => {
@@ -94,6 +96,15 @@ fn choose(state: &State, return_to: &ReturnTo, query: Option<&str>) -> LocalResp
     let names = state.providers.iter().filter_map(|provider| provider.settings().name.as_deref());
     let links: Vec<_> = names.map(|name| (name, format!("{url}{asked}&provider={}", encoded(name)))).collect();
     pages::choose_provider(&links)
+}
+
+/// `target_link_uri` is a URL as a rule: what of it is a path of ours. Any other is left as it is, to be refused.
+fn within<'a>(target: &'a str, public: &Origin) -> &'a str {
+    match target.strip_prefix(public.as_str()) {
+        Some("") => "/",
+        Some(path) if path.starts_with('/') => path,
+        _ => target,
+    }
 }
 
 fn encoded(text: &str) -> String {
