@@ -17,7 +17,6 @@ pub mod explain;
 mod files;
 mod forward;
 mod forward_auth;
-pub mod limiter;
 pub mod live;
 pub mod rate;
 mod record;
