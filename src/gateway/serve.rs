@@ -363,8 +363,7 @@ impl Ctx {
         let opened = self.state.vault.open(headers, whole, now).await;
         let presented = opened.presented;
         match opened.state {
-            lifecycle::State::Open(session) => {
-                let came: Arc<UserSession> = Arc::from(session);
+            lifecycle::State::Open(came) => {
                 let session = match self.state.refresh.recognise(&came) {
                     Recognised::Current | Recognised::Forgiven => Arc::clone(&came),
                     Recognised::Newer(newest) => {

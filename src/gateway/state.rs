@@ -54,6 +54,8 @@ pub struct State {
     pub shared: Shared,
     /// Client headers that no route lets through: identity headers and token headers of every route, folded.
     pub reserved: Vec<String>,
+    /// The public authority, for `X-Forwarded-Host`.
+    pub forwarded_host: HeaderValue,
 }
 
 /// What a generation is made of, besides its settings.
@@ -365,7 +367,9 @@ impl State {
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
         let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
         let embedded = jar.settings().same_site == SameSite::None;
-        Ok(Self { settings, routes, embedded, jar, vault, logins, providers, shared, reserved })
+        let forwarded_host = HeaderValue::try_from(settings.public.authority())
+            .map_err(|_| "server.public_url: its host cannot stand in a header".to_owned())?;
+        Ok(Self { settings, routes, embedded, jar, vault, logins, providers, shared, reserved, forwarded_host })
     }
 
     /// Whether a client's header could pass for one that we set.
@@ -397,8 +401,9 @@ impl State {
 
     /// A user's pseudonym in the log.
     pub fn sub_hash(&self, session: &Session) -> SubHash {
-        let issuer = self.jar.settings().issuer_of(session.provider).unwrap_or_default();
-        self.sub_hasher.hash(issuer, &session.subject)
+        let issuer = || self.jar.settings().issuer_of(session.provider).unwrap_or_default();
+        let hash = || self.sub_hasher.hash(issuer(), &session.subject).to_bytes();
+        SubHash::from_bytes(*session.pseudonym.get_or_init(hash))
     }
 
     /// The provider of this session. A session of one that is gone does not open.

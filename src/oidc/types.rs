@@ -2,16 +2,54 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use http::HeaderValue;
 use ring::digest;
 
 use super::dpop::DpopKey;
 use crate::clock::Timestamp;
-use crate::secret::secret_type;
+use crate::memo::Memo;
+use crate::secret::{Secret, secret_type};
 
-secret_type!(
-    /// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
-    AccessToken
-);
+/// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessToken {
+    /// After [`BEARER`], as nearly every request wants it.
+    text: Secret,
+    /// The whole text in a header; the bytes are those of `text`.
+    bearer: Memo<Option<HeaderValue>>,
+}
+
+/// The scheme of RFC 6750.
+const BEARER: &str = "Bearer ";
+
+impl AccessToken {
+    /// Wraps a text.
+    pub fn new(text: impl AsRef<str>) -> Self {
+        Self { text: Secret::new([BEARER, text.as_ref()].concat()), bearer: Memo::default() }
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        self.text.expose().get(BEARER.len()..).unwrap_or_default()
+    }
+
+    /// The value of the header that carries it: after this scheme (RFC 9110 section 11.4), or bare. None when the text
+    /// is none that a header can carry.
+    pub fn field(&self, scheme: Option<&str>) -> Option<HeaderValue> {
+        let mut value = match scheme {
+            Some("Bearer") => {
+                let shared = || HeaderValue::from_maybe_shared(Bytes::from_owner(self.text.clone()));
+                self.bearer.get_or_init(|| shared().ok()).clone()
+            }
+            Some(scheme) => HeaderValue::try_from(format!("{scheme} {}", self.expose())).ok(),
+            None => HeaderValue::try_from(self.expose()).ok(),
+        }?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
 secret_type!(
     /// A refresh token (RFC 6749 section 1.5).
     RefreshToken
@@ -129,4 +167,28 @@ pub struct Login {
     pub identity: Identity,
     /// To which the tokens are bound.
     pub dpop: Option<DpopKey>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_stands_in_a_header_as_each_route_wants_it() {
+        let token = AccessToken::new("a.b.c");
+        for (scheme, wanted) in [
+            (Some("Bearer"), "Bearer a.b.c"),
+            (Some("Bearer"), "Bearer a.b.c"),
+            (None, "a.b.c"),
+            (Some("DPoP"), "DPoP a.b.c"),
+            (Some("Bearer"), "Bearer a.b.c"),
+        ] {
+            let value = token.clone().field(scheme).unwrap();
+            assert!(value == wanted && value.is_sensitive(), "{scheme:?}");
+        }
+        assert!(AccessToken::new("a\nb").field(Some("Bearer")).is_none());
+        assert_eq!(token.expose(), "a.b.c");
+        assert_eq!(token, AccessToken::new("a.b.c"));
+        assert_ne!(token, AccessToken::new("a.b.d"));
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
+use crate::memo::Memo;
 use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{AccessToken, Login, ProviderKey, TokenSet};
 use crate::session::Settings;
@@ -71,6 +72,8 @@ pub struct Session {
     pub provider: Option<ProviderKey>,
     /// To which the tokens are bound (RFC 9449); the same for the session's whole life.
     pub dpop: Option<DpopKey>,
+    /// The user's pseudonym in the log.
+    pub pseudonym: Memo<[u8; 8]>,
 }
 
 impl Session {
@@ -110,6 +113,7 @@ impl Session {
             claims,
             provider: None,
             dpop,
+            pseudonym: Memo::default(),
         }
     }
 
@@ -144,6 +148,7 @@ impl Session {
             claims: self.claims.clone(),
             provider: self.provider,
             dpop: self.dpop.clone(),
+            pseudonym: self.pseudonym.clone(),
         }
     }
 
@@ -342,7 +347,7 @@ pub(super) mod tests {
         let mut settings = settings();
         settings.idle_timeout = Some(Duration::from_secs(100));
         let session = session(tokens("a", Some("r")));
-        let judge = |seconds| lifecycle::judge(session.clone(), &settings, at(seconds));
+        let judge = |seconds| lifecycle::judge(std::sync::Arc::new(session.clone()), &settings, at(seconds));
         assert!(matches!(judge(0), State::Open(_)));
         assert!(matches!(judge(99), State::Open(_)));
         assert!(matches!(judge(100), State::Over(Ended::Idle, _)));

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::Rotation;
 use super::*;
+use crate::memo::Memo;
 use crate::oidc::types::AccessToken;
 use crate::session::codec::PackedToken;
 
@@ -64,6 +65,7 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
         nonce_hash: None,
         claims: BTreeMap::new(),
         dpop: None,
+        pseudonym: Memo::default(),
     })
 }
 
