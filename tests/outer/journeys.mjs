@@ -126,14 +126,14 @@ export function journeys({ open, clientAuths, answers, timeout = 60_000 }) {
   });
 }
 
-/** Declares what a provider is tested for whose requests a witness sees, and whose users an administrator can log out. */
-export function administeredJourneys({ open, answers, timeout = 60_000 }) {
-  test('an administrator ends the session there, and it ends here (OpenID Connect Back-Channel Logout)', { timeout }, async (t) => {
+/** Declares the tests of how a session ends: there, by a thief, and here. The same arguments. */
+export function endings({ open, answers, timeout = 60_000 }) {
+  test('a session that ends there ends here (OpenID Connect Back-Channel Logout)', { timeout }, async (t) => {
     const { provider, gateway } = await open(t, { backchannel: true });
     const alice = new Visitor(gateway.origin, answers);
     await alice.login();
     assert.equal((await alice.session()).authenticated, true);
-    await provider.logOutUser();
+    await provider.logOutUser(alice);
     await until('the session has ended', async () => !(await alice.session()).authenticated);
     assert.equal((await alice.fetch('/api/me')).status, 401);
     assert.deepEqual(gateway.events('backchannel_logout').map(({ outcome }) => outcome), ['accepted']);
