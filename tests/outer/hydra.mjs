@@ -76,6 +76,7 @@ export async function startHydra(home) {
       const tokenRequests = (type) => endpoint('/oauth2/token').filter(({ form }) => form.grant_type === type);
       return {
         issuer: witness.origin,
+        accessTokenSeconds: ACCESS_TOKEN_SECONDS,
         tokenRequests,
         revocations: () => endpoint('/oauth2/revoke'),
         authorizations: () => endpoint('/oauth2/auth').length,

@@ -58,6 +58,7 @@ export async function startProvider(client, { accessTokenSeconds = ACCESS_TOKEN_
 
   return {
     issuer,
+    accessTokenSeconds,
     /** Answers requests that came another way. */
     handle: serve,
     /** How often a browser was sent here. */
