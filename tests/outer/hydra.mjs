@@ -64,7 +64,14 @@ export async function startHydra(home) {
     await started.ready(`http://127.0.0.1:${port}/.well-known/jwks.json`, STARTS_WITHIN);
     return started;
   };
-  let server = await begin();
+  const clear = async () => {
+    await Promise.all([witness.stop(), application.stop()]);
+    await rm(folder, { recursive: true });
+  };
+  let server = await begin().catch(async (error) => {
+    await clear();
+    throw error;
+  });
 
   return {
     /** One more client, given as client metadata (RFC 7591). What it gives has the methods of `startProvider`. */
@@ -94,8 +101,7 @@ export async function startHydra(home) {
     },
     stop: async () => {
       await server.stop();
-      await Promise.all([witness.stop(), application.stop()]);
-      await rm(folder, { recursive: true });
+      await clear();
     },
   };
 }

@@ -68,7 +68,14 @@ export async function startKeycloak(home) {
   const port = await freePort();
   const witness = await startWitness(port);
   const begin = () => launch(home, database, { port, origin: witness.origin });
-  let server = await begin();
+  const clear = async () => {
+    await witness.stop();
+    await rm(folder, { recursive: true });
+  };
+  let server = await begin().catch(async (error) => {
+    await clear();
+    throw error;
+  });
 
   /** The admin REST API; what it answers. */
   const administer = async (method, resource, content) => {
@@ -110,8 +117,7 @@ export async function startKeycloak(home) {
     },
     stop: async () => {
       await server.stop();
-      await witness.stop();
-      await rm(folder, { recursive: true });
+      await clear();
     },
   };
 
