@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { atHand, cached, run } from './cache.mjs';
-import { startProcess } from './process.mjs';
+import { startProcess, startServer } from './process.mjs';
 import { ACCESS_TOKEN_SECONDS } from './provider.mjs';
 import { close, freePort, listen } from './servers.mjs';
 import { startWitness } from './witness.mjs';
@@ -68,7 +68,7 @@ export async function startHydra(home) {
     await Promise.all([witness.stop(), application.stop()]);
     await rm(folder, { recursive: true });
   };
-  let server = await begin().catch(async (error) => {
+  const server = await startServer(begin).catch(async (error) => {
     await clear();
     throw error;
   });
@@ -76,6 +76,7 @@ export async function startHydra(home) {
   return {
     /** One more client, given as client metadata (RFC 7591). What it gives has the methods of `startProvider`. */
     openClient: async (client) => {
+      await server.up();
       await administer('POST', '/clients', { ...client, scope: 'openid offline_access profile email' });
       // What arrived before is other clients'.
       const earlier = witness.count();
@@ -94,13 +95,13 @@ export async function startHydra(home) {
         logOutUser: () => administer('DELETE', `/oauth2/auth/sessions/login?sid=${application.lastSession()}`),
         /** Every refresh token that it gave away. */
         secrets: () => endpoint('/oauth2/token').map(({ answer }) => answer.refresh_token).filter(Boolean),
-        goDown: () => server.stop(),
-        comeBack: async () => { server = await begin(); },
+        goDown: server.down,
+        comeBack: server.up,
         stop: async () => {},
       };
     },
     stop: async () => {
-      await server.stop();
+      await server.down();
       await clear();
     },
   };

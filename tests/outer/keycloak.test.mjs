@@ -9,7 +9,7 @@ import { Visitor } from './visitor.mjs';
 import { accessTokenEnded, openWorld } from './world.mjs';
 
 // One server for all, and perhaps a slow machine.
-const timeout = 180_000;
+const timeout = 300_000;
 const answers = { username: 'alice', password: PASSWORD };
 const { found, skip } = await keycloakAtHand();
 

@@ -63,3 +63,25 @@ export function startProcess(program, args, { cwd, env = {} } = {}) {
     stop,
   };
 }
+
+/** What `begin` starts, a process that can be stopped and started again. */
+export async function startServer(begin) {
+  let server;
+  /** Starts it unless it is up. */
+  const up = async () => {
+    server ??= begin();
+    await server.catch((error) => {
+      server = undefined;
+      throw error;
+    });
+  };
+  await up();
+  return {
+    up,
+    down: async () => {
+      const stopped = await server;
+      server = undefined;
+      await stopped?.stop();
+    },
+  };
+}
