@@ -289,10 +289,10 @@ fn forwarded_fields(data: &[u8]) {
     let trusted: Vec<ipnet::IpNet> = vec!["10.0.0.0/8".parse().unwrap_or_else(|why| panic!("{why}"))];
     let stranger = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     assert_eq!(forwarded::client(stranger, &headers, &trusted), stranger);
-    assert_eq!(forwarded::forwarded_for(stranger, &headers, &trusted), stranger.to_string());
+    assert_eq!(forwarded::forwarded_for(stranger, &headers, &trusted), stranger.to_string().into_bytes());
     let chain = forwarded::forwarded_for(PEER, &headers, &trusted);
-    assert!(chain.ends_with(&PEER.to_string()), "{chain:?}");
-    assert!(HeaderValue::from_str(&chain).is_ok(), "{chain:?}");
+    assert!(chain.ends_with(PEER.to_string().as_bytes()), "{chain:?}");
+    assert!(HeaderValue::from_bytes(&chain).is_ok(), "{chain:?}");
     let _ = forwarded::client(PEER, &headers, &trusted);
     if let Some(id) = forwarded::request_id(&headers) {
         assert!((8..=128).contains(&id.len()), "{id:?}");

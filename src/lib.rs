@@ -21,7 +21,7 @@
 //!          │    └──────► crypto only here: aes_gcm
 //!        oidc                   only oidc/client.rs: reqwest
 //!          └──┬──► web          HTTP vocabulary: no IO, no Pingora
-//!             └──► secret, clock, metrics; spans (reqwest too: the export of traces)
+//!             └──► secret, memo, clock, metrics; spans (reqwest too: the export of traces)
 //! ```
 //!
 //! An arrow points at what a layer may import; `tests/layers.rs` checks it. Layers do not import `config`: each has
@@ -35,6 +35,7 @@ pub mod crypto;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod gateway;
+pub mod memo;
 pub mod metrics;
 pub mod net;
 pub mod oidc;

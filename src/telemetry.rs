@@ -29,6 +29,7 @@ use tracing_log::{LogTracer, NormalizeEvent as _, log::LevelFilter as BridgeLeve
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::clock::{Clock, Timestamp};
+use crate::web::forwarded;
 
 /// `[log]`, parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,6 +285,18 @@ impl SubHasher {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SubHash(u64);
 
+impl SubHash {
+    /// For keeping.
+    pub const fn to_bytes(self) -> [u8; 8] {
+        self.0.to_be_bytes()
+    }
+
+    /// What was kept.
+    pub const fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_be_bytes(bytes))
+    }
+}
+
 impl fmt::Display for SubHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
@@ -336,16 +349,16 @@ impl Log {
             line.text("method", access.method);
             // The callers have cut the query; this is the last line, not the check.
             line.text("path", access.path.split(['?', '#']).next().unwrap_or_default());
-            line.value("status", format_args!("{}", access.status));
+            line.number("status", access.status.into());
             line.millis("duration_ms", access.duration);
             if let Some(upstream) = access.upstream {
                 line.millis("upstream_ms", upstream);
             }
             if let Some(client) = access.client {
-                line.shown("client", format_args!("{client}"));
+                line.address("client", client);
             }
             if let Some(hash) = access.sub_hash {
-                line.shown("sub_hash", format_args!("{hash}"));
+                line.clean("sub_hash", format_args!("{hash}"));
             }
             if let Some(id) = access.trace_id {
                 line.text("trace_id", id);
@@ -639,35 +652,72 @@ struct Line<'a> {
 
 impl<'a> Line<'a> {
     fn begin(out: &'a mut Vec<u8>, format: Format, now: Timestamp, level: Level, event: &str) -> Self {
-        let time = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(now.as_millis()));
         let mut line = Self { out, format };
         match format {
             Format::Json => {
-                line.put(format_args!("{{\"ts\":\"{time}\",\"level\":\"{}\"", level.as_str()));
+                line.out.extend_from_slice(b"{\"ts\":\"");
+                line.time(now);
+                line.out.extend_from_slice(b"\",\"level\":\"");
+                line.out.extend_from_slice(level.as_str().as_bytes());
+                line.out.push(b'"');
                 line.text("event", event);
             }
             Format::Text => {
-                line.put(format_args!("{time} {:5} ", level.as_str().to_ascii_uppercase()));
+                line.time(now);
+                line.put(format_args!(" {:5} ", level.as_str().to_ascii_uppercase()));
                 escape(line.out, event, FIELD_MAX);
             }
         }
         line
     }
 
+    /// RFC 3339 to the millisecond. Within a second a thread writes the same but for its end.
+    fn time(&mut self, now: Timestamp) {
+        thread_local! {
+            static SECOND: Cell<(u64, [u8; 19])> = const { Cell::new((u64::MAX, [0; 19])) };
+        }
+        let (mut second, mut text) = SECOND.get();
+        if second != now.as_secs() {
+            second = now.as_secs();
+            let whole = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(second)).to_string();
+            text.iter_mut().zip(whole.bytes()).for_each(|(to, from)| *to = from);
+            SECOND.set((second, text));
+        }
+        self.out.extend_from_slice(&text);
+        self.thousandths(now.as_millis() % 1000);
+        self.out.push(b'Z');
+    }
+
+    /// A point and three digits.
+    fn thousandths(&mut self, of: u64) {
+        let digit = |place: u64| b'0' + u8::try_from(of / place % 10).unwrap_or_default();
+        self.out.extend_from_slice(&[b'.', digit(100), digit(10), digit(1)]);
+    }
+
+    /// What stands before a field's value.
+    fn key(&mut self, key: &str) {
+        match self.format {
+            Format::Json => {
+                self.out.extend_from_slice(b",\"");
+                self.out.extend_from_slice(key.as_bytes());
+                self.out.extend_from_slice(b"\":");
+            }
+            Format::Text => {
+                self.out.push(b' ');
+                self.out.extend_from_slice(key.as_bytes());
+                self.out.push(b'=');
+            }
+        }
+    }
+
     /// A text, which may come from anywhere.
     fn text(&mut self, key: &str, value: &str) {
         // Key, its quotes and colon, comma, the value's quotes, the cut mark, the end of the line.
         let Some(room) = LINE_MAX.checked_sub(self.out.len() + key.len() + 16) else { return };
-        let quoted = match self.format {
-            Format::Json => {
-                self.put(format_args!(",\"{key}\":"));
-                true
-            }
-            Format::Text => {
-                self.put(format_args!(" {key}="));
-                value.is_empty() || !value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'='))
-            }
-        };
+        self.key(key);
+        let quoted = self.format == Format::Json
+            || value.is_empty()
+            || !value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'='));
         if quoted {
             self.out.push(b'"');
         }
@@ -684,20 +734,61 @@ impl<'a> Line<'a> {
         self.text(key, &text);
     }
 
-    /// A number or a boolean.
-    fn value(&mut self, key: &str, value: fmt::Arguments<'_>) {
-        if self.out.len() + key.len() + 64 > LINE_MAX {
+    /// A short text of ours in which nothing needs to be escaped.
+    fn clean(&mut self, key: &str, value: fmt::Arguments<'_>) {
+        if !self.has_room(key) {
             return;
         }
+        self.key(key);
         match self.format {
-            Format::Json => self.put(format_args!(",\"{key}\":{value}")),
-            Format::Text => self.put(format_args!(" {key}={value}")),
+            Format::Json => self.put(format_args!("\"{value}\"")),
+            Format::Text => self.put(value),
+        }
+    }
+
+    /// A number or a boolean.
+    fn value(&mut self, key: &str, value: fmt::Arguments<'_>) {
+        if self.has_room(key) {
+            self.key(key);
+            self.put(value);
+        }
+    }
+
+    fn address(&mut self, key: &str, value: IpAddr) {
+        if !self.has_room(key) {
+            return;
+        }
+        self.key(key);
+        let quote: &[u8] = if self.format == Format::Json { b"\"" } else { b"" };
+        self.out.extend_from_slice(quote);
+        forwarded::put_address(self.out, value);
+        self.out.extend_from_slice(quote);
+    }
+
+    fn number(&mut self, key: &str, value: u64) {
+        if self.has_room(key) {
+            self.key(key);
+            self.digits(value);
         }
     }
 
     /// Milliseconds to the microsecond.
     fn millis(&mut self, key: &str, value: Duration) {
-        self.value(key, format_args!("{}.{:03}", value.as_millis(), value.subsec_micros() % 1000));
+        if self.has_room(key) {
+            let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+            self.key(key);
+            self.digits(micros / 1000);
+            self.thousandths(micros % 1000);
+        }
+    }
+
+    fn digits(&mut self, value: u64) {
+        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+
+    /// For a field whose value is short.
+    fn has_room(&self, key: &str) -> bool {
+        self.out.len() + key.len() + 64 <= LINE_MAX
     }
 
     fn end(self) {
@@ -717,8 +808,9 @@ impl<'a> Line<'a> {
 /// JSON needs only C0 controls escaped. We escape all that a terminal or a line reader may act upon: C1 controls,
 /// U+2028 and U+2029 (line ends to some readers), and the marks that turn the direction of text (LOG-05).
 fn escape(out: &mut Vec<u8>, text: &str, limit: usize) {
-    let plain = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
-    if text.len() <= limit && text.bytes().all(plain) {
+    // Without a branch for each byte, so that the compiler takes many at a time.
+    let special = |b: u8| !matches!(b, b' '..=b'~') | (b == b'"') | (b == b'\\');
+    if text.len() <= limit && !text.bytes().fold(false, |found, b| found | special(b)) {
         out.extend_from_slice(text.as_bytes());
         return;
     }

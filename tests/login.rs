@@ -645,6 +645,30 @@ async fn an_error_of_the_provider_is_shown_once_and_not_quoted() {
     error_page(&rig.gateway.browser().login("/").await, 400, "bad_callback");
 }
 
+/// TOK-04: a login that is granted less than is required is refused; what is only asked for may be missing.
+#[tokio::test]
+async fn a_login_without_a_required_scope_is_refused() {
+    let rig = Rig::with(|config| {
+        set(config, "provider.scopes", r#"["openid", "email", "api:read"]"#);
+        set(config, "provider.required_scopes", r#"["openid", "api:read"]"#);
+    })
+    .await;
+    for less in ["openid", "openid email api:rea", "api:read"] {
+        rig.provider.set(|s| s.granted_scope = Some(less.to_owned()));
+        let browser = rig.gateway.browser();
+        error_page(&browser.login("/").await, 400, "login_refused");
+        assert!(!signed_in(&browser).await, "{less:?}");
+    }
+    assert_eq!(rig.gateway.metric("sidegate_logins_total", &[("outcome", "invalid")]), 3.0);
+    // The last one does not name its scope: that grants what was asked for.
+    for enough in ["openid api:read", "api:read more openid", ""] {
+        rig.provider.set(|s| s.granted_scope = Some(enough.to_owned()));
+        let browser = rig.gateway.browser();
+        browser.login("/").await;
+        assert!(signed_in(&browser).await, "{enough:?}");
+    }
+}
+
 /// RFC9700-03, TOK-03, ASVS-2.3.1: a code is sent once, whatever became of it, even for a browser that kept the
 /// attempt's cookie.
 #[tokio::test]

@@ -127,6 +127,8 @@ type CipherId = (KeyId, [u8; 12], Purpose);
 
 /// One generation of the key ring, with what is derived from it.
 struct Ring {
+    /// Which generation: +1 with every replacement.
+    number: u64,
     keys: Keyring,
     /// The key that sealed before and how long it goes on.
     held: Option<(Key, Timestamp)>,
@@ -135,8 +137,8 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(keys: Keyring, held: Option<(Key, Timestamp)>) -> Self {
-        Self { keys, held, index: RwLock::default(), ciphers: RwLock::default() }
+    fn new(number: u64, keys: Keyring, held: Option<(Key, Timestamp)>) -> Self {
+        Self { number, keys, held, index: RwLock::default(), ciphers: RwLock::default() }
     }
 
     fn sealing(&self, now: Timestamp) -> &Key {
@@ -169,7 +171,7 @@ impl Sealer {
             place.extend_from_slice(&(part.len() as u64).to_be_bytes());
             place.extend_from_slice(part.as_bytes());
         }
-        Self { place, ring: ArcSwap::from_pointee(Ring::new(keys, None)), salts: Mutex::default() }
+        Self { place, ring: ArcSwap::from_pointee(Ring::new(0, keys, None)), salts: Mutex::default() }
     }
 
     /// Puts another key ring in place, for all requests at once. A key newly in front seals only after 60 s, as long as
@@ -189,7 +191,12 @@ impl Sealer {
             }
         };
         self.salts.lock().retain(|id, _| keys.find(*id).is_some());
-        self.ring.store(Arc::new(Ring::new(keys, held)));
+        self.ring.store(Arc::new(Ring::new(old.number + 1, keys, held)));
+    }
+
+    /// Tells the key rings that were in place from each other: what one of them opened need not open by another.
+    pub fn ring(&self) -> u64 {
+        self.ring.load().number
     }
 
     /// The id of the key that seals now.

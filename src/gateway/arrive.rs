@@ -47,7 +47,8 @@ impl Ctx {
         let headers = &head.headers;
         let settings = &self.state.settings;
         self.client = peer.map(|peer| forwarded::client(peer, headers, &settings.trusted_proxies));
-        self.request_id = forwarded::request_id(headers).map_or_else(random::base64url::<15>, ToOwned::to_owned);
+        self.request_id = forwarded::request_id(headers)
+            .map_or_else(|| forwarded::new_request_id(random::identifier()), ToOwned::to_owned);
         let initiator = Initiator::read(headers, &settings.public, &settings.csrf.allowed_origins);
         self.shape = initiator.shape();
         self.cors = listed_origin(headers, &initiator);

@@ -144,7 +144,7 @@ pub struct Forward {
     pub replayable: bool,
     /// Cookies to expire on the answer.
     pub expire: Vec<HeaderValue>,
-    pub forwarded_for: String,
+    pub forwarded_for: HeaderValue,
     pub traceparent: Option<String>,
     /// Where this try begins to look among the route's upstreams and their addresses.
     pub turn: usize,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, header};
+use ipnet::IpNet;
 use pingora::http::ResponseHeader;
 
 use super::arrive::Request;
@@ -37,7 +38,7 @@ impl Ctx {
             }
         };
         let credential = match &used {
-            Some(used) => match upstream::credential(&entry.settings, &used.session, used.own.as_ref()) {
+            Some(used) => match upstream::credential(&self.state, &entry.settings, &used.session, used.own.as_ref()) {
                 Ok(credential) => credential,
                 Err(problem) => return Outcome::Refuse(problem, self.cookies_of(used)),
             },
@@ -61,10 +62,7 @@ impl Ctx {
             replayable: self.state.settings.replay_refused
                 && entry.settings.token == Token::Access
                 && replay::is_replayable(&head.method, &head.headers),
-            forwarded_for: request.peer.map_or_else(
-                || "unknown".to_owned(),
-                |peer| forwarded::forwarded_for(peer, &head.headers, &self.state.settings.trusted_proxies),
-            ),
+            forwarded_for: forwarded_for(request, &self.state.settings.trusted_proxies),
             traceparent: match &self.traced {
                 Some(traced) => Some(traced.upstream.traceparent()),
                 None => traceparent(&head.headers),
@@ -109,7 +107,7 @@ impl Ctx {
         if state.ends.is_over(&session) {
             return false;
         }
-        let Ok(credential) = upstream::credential(&forward.route.settings, &session, None) else { return false };
+        let Ok(credential) = upstream::credential(state, &forward.route.settings, &session, None) else { return false };
         state.brought.remember(&session, state.clock.now());
         used.session = session;
         forward.credential = credential;
@@ -149,9 +147,16 @@ impl Ctx {
     }
 }
 
+/// Whom the upstream is told that the request comes from.
+fn forwarded_for(request: &Request<'_>, trusted: &[IpNet]) -> HeaderValue {
+    let unknown = HeaderValue::from_static("unknown");
+    let Some(peer) = request.peer else { return unknown };
+    HeaderValue::try_from(forwarded::forwarded_for(peer, &request.head.headers, trusted)).unwrap_or(unknown)
+}
+
 /// The caller's trace goes on, or one begins here.
 fn traceparent(headers: &HeaderMap) -> Option<String> {
     let given = headers.get(upstream::TRACEPARENT).and_then(|value| value.to_str().ok());
     let given = given.filter(|value| forwarded::valid_traceparent(value));
-    Some(given.map_or_else(|| forwarded::new_traceparent(random::bytes()), ToOwned::to_owned))
+    Some(given.map_or_else(|| forwarded::new_traceparent(random::identifier()), ToOwned::to_owned))
 }

@@ -14,6 +14,7 @@ use crate::crypto::random;
 use crate::metrics::{MethodLabel, NoRoute};
 use crate::net::refusal::{Refusal, Refusals};
 use crate::telemetry::{self, AccessLine};
+use crate::web::forwarded;
 use crate::web::problem::{Code, Problem, Shape};
 
 /// Renders, counts and logs what `net` refuses.
@@ -23,7 +24,7 @@ pub struct Wording(pub Arc<ArcSwap<State>>);
 impl Refusals for Wording {
     fn refuse(&self, refusal: &Refusal, peer: IpAddr, received: &[u8]) -> Bytes {
         let state = self.0.load();
-        let request_id = random::base64url::<15>();
+        let request_id = forwarded::new_request_id(random::identifier());
         let mut problem = Problem::from(*refusal);
         if refusal.code == Code::MethodNotAllowed {
             problem = problem.allow("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned());

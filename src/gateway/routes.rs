@@ -10,10 +10,13 @@ use http::Method;
 use super::settings::Route;
 use crate::web::path::CleanPath;
 
+/// Asked several times for a request. Its keys are the configuration's, so that nobody can choose any that collide.
+type Table<R> = HashMap<String, Vec<R>, foldhash::fast::RandomState>;
+
 /// All routes, by path. `R` is what stands behind a route: the gateway's entry, or the bare settings in `explain`.
 pub struct RouteTable<R> {
-    exact: HashMap<String, Vec<R>>,
-    prefix: HashMap<String, Vec<R>>,
+    exact: Table<R>,
+    prefix: Table<R>,
     hosts: Vec<String>,
 }
 
@@ -42,7 +45,7 @@ impl<R> fmt::Debug for RouteTable<R> {
 impl<R: Borrow<Route>> RouteTable<R> {
     /// Builds the table. That no two routes could both win was judged with the configuration.
     pub fn new(routes: impl IntoIterator<Item = R>) -> Self {
-        let (mut exact, mut prefix, mut hosts) = (HashMap::new(), HashMap::new(), Vec::new());
+        let (mut exact, mut prefix, mut hosts) = (Table::default(), Table::default(), Vec::new());
         for route in routes {
             let settings = route.borrow();
             hosts.extend(settings.hosts.iter().cloned());
@@ -98,7 +101,7 @@ fn takes_method(methods: &[Method], method: &Method) -> bool {
 
 /// The prefix routes above a path, longest first: `/a/b` asks for `/a/b/`, `/a/`, `/`.
 struct Levels<'t, 'p, R> {
-    table: &'t HashMap<String, Vec<R>>,
+    table: &'t Table<R>,
     rest: Option<&'p str>,
 }
 

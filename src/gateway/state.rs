@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::attempts::Attempts;
 use super::ends::Ends;
-use super::exchange::Exchanged;
 use super::live::Streams;
+use super::own_token::OwnTokens;
 use super::rate::Limiter;
 use super::replay::Brought;
 use super::routes::RouteTable;
@@ -54,6 +54,8 @@ pub struct State {
     pub shared: Shared,
     /// Client headers that no route lets through: identity headers and token headers of every route, folded.
     pub reserved: Vec<String>,
+    /// The public authority, for `X-Forwarded-Host`.
+    pub forwarded_host: HeaderValue,
 }
 
 /// What a generation is made of, besides its settings.
@@ -72,7 +74,7 @@ pub struct Shared {
     /// What upstreams want to see in proofs of possession.
     pub nonces: Arc<Nonces>,
     pub brought: Arc<Brought>,
-    pub exchanged: Arc<Exchanged>,
+    pub own_tokens: Arc<OwnTokens>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
@@ -363,7 +365,9 @@ impl State {
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);
         let logins = Arc::new(LoginCookies::new(jar.settings().clone(), Arc::clone(jar.sealer())));
         let embedded = jar.settings().same_site == SameSite::None;
-        Ok(Self { settings, routes, embedded, jar, vault, logins, providers, shared, reserved })
+        let forwarded_host = HeaderValue::try_from(settings.public.authority())
+            .map_err(|_| "server.public_url: its host cannot stand in a header".to_owned())?;
+        Ok(Self { settings, routes, embedded, jar, vault, logins, providers, shared, reserved, forwarded_host })
     }
 
     /// Whether a client's header could pass for one that we set.
@@ -378,12 +382,17 @@ impl State {
         audit::session_ended(origin, reason.as_str());
     }
 
+    /// Counts the size of the session cookies of one answer.
+    pub fn weigh(&self, cookies: &[HeaderValue]) {
+        self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+    }
+
     /// The cookies that bring the browser this session. Without them, when it has grown too large, the browser goes on
     /// with the older one for as long as that is known here.
     pub fn seal(&self, session: &Session, presented: &Presented, now: Timestamp, request_id: &str) -> Vec<HeaderValue> {
         match self.jar.seal(session, presented, now) {
             Ok(cookies) => {
-                self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+                self.weigh(&cookies);
                 cookies
             }
             Err(sizes) => {
@@ -395,8 +404,9 @@ impl State {
 
     /// A user's pseudonym in the log.
     pub fn sub_hash(&self, session: &Session) -> SubHash {
-        let issuer = self.jar.settings().issuer_of(session.provider).unwrap_or_default();
-        self.sub_hasher.hash(issuer, &session.subject)
+        let issuer = || self.jar.settings().issuer_of(session.provider).unwrap_or_default();
+        let hash = || self.sub_hasher.hash(issuer(), &session.subject).to_bytes();
+        SubHash::from_bytes(*session.pseudonym.get_or_init(hash))
     }
 
     /// The provider of this session. A session of one that is gone does not open.

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::request::Parts as ReqParts;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorType, Result};
 
-use super::ctx::Forward;
-use super::settings::{Route, Token};
+use super::ctx::{Forward, Used};
+use super::placement;
+use super::settings::{Route, Token, Way};
 use super::state::{Endpoint, State};
 use crate::oidc::dpop;
 use crate::oidc::types::AccessToken;
@@ -68,7 +70,9 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     options.idle_timeout = Some(IDLE);
     // How long the upstream may be silent depends on what it answers: `Ctx::silence` watches it.
     options.read_timeout = None;
-    options.write_timeout = Some(settings.read_timeout);
+    // The same goes for a head that it does not take; a body may come slowly, and is taken nevertheless.
+    let watched = forward.repeatable && !forward.over_http2();
+    options.write_timeout = (!watched).then_some(settings.read_timeout);
     options.alpn = ALPN::H1;
     if forward.over_http2() {
         // Nothing less: the pool would hand gRPC a connection that speaks HTTP/1.1.
@@ -128,55 +132,59 @@ fn join(prefix: &str, rest: &str) -> String {
 /// # Errors
 /// `provider_refused` when the route sends the ID token and there is none.
 pub fn credential(
+    state: &State,
     route: &Route,
     session: &Session,
     own: Option<&AccessToken>,
 ) -> Result<Option<(HeaderName, HeaderValue)>, Problem> {
     let missing = |detail| Problem::new(Code::ProviderRefused, detail);
-    let id_token;
-    let token = match &route.token {
-        Token::None => return Ok(None),
-        Token::Access => session.access_token.expose(),
-        Token::Own(_) => own.ok_or_else(|| missing("There is no token for this route."))?.expose(),
-        Token::Id => {
-            id_token = session.id_token.as_ref().and_then(|packed| packed.unpack());
-            id_token.as_deref().ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?
-        }
-    };
+    // Put into the query as the request leaves.
+    if placement::of(state, &route.token, session).is_some() {
+        return match (&route.token, own) {
+            (Token::Own(..), None) => Err(missing("There is no token for this route.")),
+            _ => Ok(None),
+        };
+    }
     // A bound token is no bearer token (RFC 9449 section 7.1).
-    let bound = is_bound(route, session);
-    let value = match &route.token_header.scheme {
-        Some(scheme) if bound && scheme.eq_ignore_ascii_case("Bearer") => {
-            HeaderValue::try_from(format!("DPoP {token}"))
-        }
-        Some(scheme) => HeaderValue::try_from(format!("{scheme} {token}")),
-        None => HeaderValue::try_from(token),
+    let scheme = match route.token_header.scheme.as_deref() {
+        Some(scheme) if is_bound(route, session) && scheme.eq_ignore_ascii_case("Bearer") => Some("DPoP"),
+        scheme => scheme,
     };
-    let mut value = value.map_err(|_| missing("The provider's token cannot stand in a header."))?;
-    value.set_sensitive(true);
+    let value = match &route.token {
+        Token::None => return Ok(None),
+        Token::Access => session.access_token.field(scheme),
+        Token::Own(..) => own.ok_or_else(|| missing("There is no token for this route."))?.field(scheme),
+        Token::Id => {
+            let token = session.id_token.as_ref().and_then(|packed| packed.unpack());
+            let token = token.ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?;
+            AccessToken::new(token).field(scheme)
+        }
+    };
+    let value = value.ok_or_else(|| missing("The provider's token cannot stand in a header."))?;
     Ok(Some((route.token_header.name.clone(), value)))
 }
 
 /// Whether the token of this route counts only with a proof of the session's key.
 pub fn is_bound(route: &Route, session: &Session) -> bool {
-    route.token == Token::Access && session.dpop.is_some()
+    matches!(route.token, Token::Access | Token::Own(_, Way::Refresh)) && session.dpop.is_some()
 }
 
 /// A proof for the request as it leaves us (RFC 9449 section 4.2): `target` is its path and query, `host` its `Host`.
-fn proof(state: &State, session: &Session, method: &str, origin: &str, target: &str) -> Option<HeaderValue> {
+fn proof(state: &State, used: &Used, method: &str, origin: &str, target: &str) -> Option<HeaderValue> {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let nonce = state.nonces.get(origin);
-    let key = session.dpop.as_ref()?;
+    let key = used.session.dpop.as_ref()?;
+    let token = used.own.as_ref().unwrap_or(&used.session.access_token);
     let htu = format!("{origin}{path}");
-    let proof = key.proof(method, &htu, Some(&session.access_token), nonce.as_deref(), state.clock.now())?;
+    let proof = key.proof(method, &htu, Some(token), nonce.as_deref(), state.clock.now())?;
     let mut proof = HeaderValue::try_from(proof).ok()?;
     proof.set_sensitive(true);
     Some(proof)
 }
 
-/// The origin that a request of this head is for, in the words of the head.
-fn origin(tls: bool, head: &RequestHeader) -> Option<String> {
-    let host = head.headers.get(header::HOST)?.to_str().ok()?;
+/// The origin that a request with these fields is for, in their words.
+fn origin(tls: bool, fields: &HeaderMap) -> Option<String> {
+    let host = fields.get(header::HOST)?.to_str().ok()?;
     Some(format!("{}://{host}", if tls { "https" } else { "http" }))
 }
 
@@ -189,6 +197,14 @@ pub fn wants_another_proof(state: &State, forward: &Forward, response: &Response
     let news = nonce.is_some_and(|nonce| state.nonces.put(origin, &nonce));
     let mut challenges = response.headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(text);
     news && response.status == StatusCode::UNAUTHORIZED && challenges.any(|value| dpop::demands_nonce(&value))
+}
+
+/// A claim as text.
+pub fn claim_text(session: &Session, name: &str) -> Option<String> {
+    match name {
+        "sub" => Some(session.subject.clone()),
+        _ => session.claims.get(name)?.as_str().map(str::to_owned),
+    }
 }
 
 /// The claim behind an identity header.
@@ -204,77 +220,100 @@ pub fn identity(route: &Route, session: &Session) -> impl Iterator<Item = (Heade
     route.identity_headers.iter().filter_map(|(name, source)| Some((name.clone(), claim(session, source)?)))
 }
 
-/// Rewrites the head that Pingora is about to send. Runs once per try, after Pingora removed what `Connection`
-/// nominates, so that a client cannot nominate away what is set here.
+/// Makes the head that Pingora is about to send anew: what may pass of the client's, and what is ours. Runs once per
+/// try, after Pingora removed what `Connection` nominates, so that a client cannot nominate away what is set here.
+///
+/// Names leave as the standards spell them, whatever the client's spelling was: keeping that would cost a second map
+/// with an entry for each of them.
 ///
 /// # Errors
 /// When the head cannot be made: nothing is sent then, for what the client sent must not pass as it is.
 pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward, request_id: &str) -> Result<()> {
     let target = forward.target().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-    let unwanted: Vec<HeaderName> = request
-        .headers
-        .keys()
-        .filter(|name| {
-            let kept_by_pingora = matches!(**name, header::CONNECTION | header::UPGRADE | header::TRANSFER_ENCODING);
-            (headers::is_hop_by_hop(name.as_str()) && !kept_by_pingora)
-                || headers::is_removed_from_client(name.as_str())
-                || state.is_reserved(name)
-        })
-        .cloned()
-        .collect();
-    for name in unwanted {
-        request.remove_header(&name);
+    let mut fields = HeaderMap::with_capacity(request.headers.len() + OURS);
+    for (name, value) in &request.headers {
+        if passes(name, state) {
+            fields.append(name, value.clone());
+        }
     }
-    let owns = |name: &str| state.jar.owns(name);
-    if let cookies::Stripped::Changed(rest) = cookies::strip(&request.headers, owns) {
-        set(request, header::COOKIE, rest);
+    match cookies::strip(&request.headers, |name| state.jar.owns(name)) {
+        cookies::Stripped::Unchanged => {}
+        cookies::Stripped::Changed(Some(rest)) => drop(fields.insert(header::COOKIE, rest)),
+        cookies::Stripped::Changed(None) => drop(fields.remove(header::COOKIE)),
     }
 
-    let path = self::target(&forward.route.settings, &target.base_path, &forward.path, forward.query.as_deref());
-    request.set_raw_path(path.as_bytes())?;
+    let query = placement::query(state, forward);
+    let path = self::target(&forward.route.settings, &target.base_path, &forward.path, query.as_deref());
     let public = &state.settings.public;
-    let host = if forward.route.settings.preserve_host { None } else { Some(target.authority.clone()) };
-    if let Some(host) = host {
-        set(request, header::HOST, Some(host));
+    if !forward.route.settings.preserve_host {
+        fields.insert(header::HOST, target.authority.clone());
     }
-    set(request, X_FORWARDED_FOR, HeaderValue::try_from(&forward.forwarded_for).ok());
-    set(request, X_FORWARDED_HOST, HeaderValue::try_from(public.authority()).ok());
-    set(request, X_FORWARDED_PROTO, Some(HeaderValue::from_static(if public.is_https() { "https" } else { "http" })));
-    set(request, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
+    fields.insert(X_FORWARDED_FOR, forward.forwarded_for.clone());
+    fields.insert(X_FORWARDED_HOST, state.forwarded_host.clone());
+    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if public.is_https() { "https" } else { "http" }));
+    set(&mut fields, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
     if let Some(traceparent) = &forward.traceparent {
-        set(request, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
+        set(&mut fields, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
     }
     if forward.grpc && forward.over_http2() {
         // What a server goes by to tell whether its trailers, which hold the call's status, will arrive.
-        set(request, header::TE, Some(HeaderValue::from_static("trailers")));
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     // A chain of proxies each adds itself (RFC 9110 section 7.6.3).
-    let _ = request.append_header(header::VIA, state.via.clone());
+    fields.append(header::VIA, state.via.clone());
 
     if let Some((name, value)) = &forward.credential {
-        set(request, name.clone(), Some(value.clone()));
+        fields.insert(name, value.clone());
     }
     let route = &forward.route.settings;
     if let Some(used) = forward.session.as_ref().filter(|used| is_bound(route, &used.session)) {
         let failed = || Error::new_in(ErrorType::InternalError);
-        let origin = origin(target.tls, request).ok_or_else(failed)?;
-        let proof = proof(state, &used.session, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
-        set(request, DPOP, Some(proof));
+        let origin = origin(target.tls, &fields).ok_or_else(failed)?;
+        let proof = proof(state, used, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
+        fields.insert(DPOP, proof);
         forward.proven_for = Some(origin);
     }
     if let Some(used) = &forward.session {
         for (name, source) in &forward.route.settings.identity_headers {
-            set(request, name.clone(), claim(&used.session, source));
+            set(&mut fields, name.clone(), claim(&used.session, source));
         }
     }
+    replace(request, fields, &path)
+}
+
+/// Room for what [`rewrite`] adds.
+const OURS: usize = 10;
+
+/// Whether a client's field goes on to the upstream.
+fn passes(name: &HeaderName, state: &State) -> bool {
+    let kept_by_pingora = || matches!(*name, header::CONNECTION | header::UPGRADE | header::TRANSFER_ENCODING);
+    (!headers::is_hop_by_hop(name.as_str()) || kept_by_pingora())
+        && !headers::is_removed_from_client(name.as_str())
+        && !state.is_reserved(name)
+}
+
+/// Puts other fields and another target into a head.
+fn replace(request: &mut RequestHeader, fields: HeaderMap, path: &str) -> Result<()> {
+    let mut parts = ReqParts::from(RequestHeader::build_no_case(request.method.clone(), path.as_bytes(), Some(1))?);
+    parts.version = request.version;
+    parts.extensions = request.extensions.clone();
+    parts.headers = fields;
+    let mut made = RequestHeader::from(parts);
+    if made.raw_path() != path.as_bytes() {
+        made.set_raw_path(path.as_bytes())?;
+    }
+    if let Some(end) = request.send_end_stream() {
+        made.set_send_end_stream(end);
+    }
+    *request = made;
     Ok(())
 }
 
 /// Sets the field to exactly this value, or removes it.
-fn set(request: &mut RequestHeader, name: HeaderName, value: Option<HeaderValue>) {
+fn set(fields: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
     match value {
         // Replaces all that were there.
-        Some(value) => drop(request.insert_header(name, value)),
-        None => drop(request.remove_header(&name)),
+        Some(value) => drop(fields.insert(name, value)),
+        None => drop(fields.remove(name)),
     }
 }

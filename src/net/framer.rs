@@ -183,7 +183,7 @@ impl HeadReader {
         Verdict::NeedMore
     }
 
-    /// How many of the next bytes only continue a field's name or value: what [`Self::step`] would pass one by one. Most
+    /// How many of the next bytes only continue the target, or a field's name or value: what [`Self::step`] would pass one by one. Most
     /// of a head are values, and a sealed session is a long one.
     fn plain(&self, buffer: &[u8]) -> usize {
         let rest = || {
@@ -193,6 +193,11 @@ impl HeadReader {
         match self.state {
             At::Name => rest().iter().take_while(|byte| is_token(**byte)).count(),
             At::Value => plain_value(rest()),
+            At::Target => {
+                let end = self.start.saturating_add(self.limits.uri_bytes).min(buffer.len());
+                let rest = buffer.get(self.judged..end).unwrap_or_default();
+                rest.iter().take_while(|byte| is_of(GRAPHIC, **byte)).count()
+            }
             _ => 0,
         }
     }
@@ -480,24 +485,52 @@ fn content_length(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|length| *length <= MOST_LENGTH)
 }
 
-/// RFC 9110 section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-        )
+/// What a byte may be part of. One look into a table: every byte of every head is asked about.
+const TOKEN: u8 = 1;
+const VALUE: u8 = 2;
+const GRAPHIC: u8 = 4;
+const CLASSES: [u8; 256] = classes();
+
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+const fn classes() -> [u8; 256] {
+    let mut classes = [0; 256];
+    let mut byte: u8 = 0;
+    loop {
+        // RFC 9110 section 5.6.2.
+        let token = byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            );
+        // RFC 9110 section 5.5: visible characters, blanks, and bytes above ASCII.
+        let value = byte == b'\t' || (byte >= b' ' && byte != 0x7f);
+        classes[byte as usize] = (if token { TOKEN } else { 0 })
+            | (if value { VALUE } else { 0 })
+            | (if byte.is_ascii_graphic() { GRAPHIC } else { 0 });
+        if byte == u8::MAX {
+            return classes;
+        }
+        byte += 1;
+    }
 }
 
-/// RFC 9110 section 5.5: visible characters, blanks, and bytes above ASCII.
+fn is_of(class: u8, byte: u8) -> bool {
+    CLASSES.get(usize::from(byte)).is_some_and(|classes| classes & class != 0)
+}
+
+fn is_token(byte: u8) -> bool {
+    is_of(TOKEN, byte)
+}
+
 fn is_value(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+    is_of(VALUE, byte)
 }
 
 /// How many bytes a value goes on for at least.
 fn plain_value(bytes: &[u8]) -> usize {
     // Without a branch for each byte, so that the compiler takes many at a time.
-    let clean = |block: &&[u8; 32]| block.iter().fold(0, |bad, byte| bad | u8::from(!is_value(*byte))) == 0;
+    let wrong = |byte: u8| (byte < b' ' && byte != b'\t') || byte == 0x7f;
+    let clean = |block: &&[u8; 32]| block.iter().fold(0, |bad, byte| bad | u8::from(wrong(*byte))) == 0;
     let (blocks, _) = bytes.as_chunks();
     let whole = blocks.iter().take_while(clean).count() * 32;
     let tail = bytes.get(whole..).unwrap_or_default();

@@ -2,16 +2,54 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use http::HeaderValue;
 use ring::digest;
 
 use super::dpop::DpopKey;
 use crate::clock::Timestamp;
-use crate::secret::secret_type;
+use crate::memo::Memo;
+use crate::secret::{Secret, secret_type};
 
-secret_type!(
-    /// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
-    AccessToken
-);
+/// An access token (RFC 6749 section 1.4): visible ASCII, opaque to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessToken {
+    /// After [`BEARER`], as nearly every request wants it.
+    text: Secret,
+    /// The whole text in a header; the bytes are those of `text`.
+    bearer: Memo<Option<HeaderValue>>,
+}
+
+/// The scheme of RFC 6750.
+const BEARER: &str = "Bearer ";
+
+impl AccessToken {
+    /// Wraps a text.
+    pub fn new(text: impl AsRef<str>) -> Self {
+        Self { text: Secret::new([BEARER, text.as_ref()].concat()), bearer: Memo::default() }
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        self.text.expose().get(BEARER.len()..).unwrap_or_default()
+    }
+
+    /// The value of the header that carries it: after this scheme (RFC 9110 section 11.4), or bare. None when the text
+    /// is none that a header can carry.
+    pub fn field(&self, scheme: Option<&str>) -> Option<HeaderValue> {
+        let mut value = match scheme {
+            Some("Bearer") => {
+                let shared = || HeaderValue::from_maybe_shared(Bytes::from_owner(self.text.clone()));
+                self.bearer.get_or_init(|| shared().ok()).clone()
+            }
+            Some(scheme) => HeaderValue::try_from(format!("{scheme} {}", self.expose())).ok(),
+            None => HeaderValue::try_from(self.expose()).ok(),
+        }?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
 secret_type!(
     /// A refresh token (RFC 6749 section 1.5).
     RefreshToken
@@ -84,12 +122,21 @@ impl TokenTarget {
     }
 
     /// Whether it asks for more than this scope, where that can be told: what another audience or resource grants is for
-    /// the provider to say.
+    /// the provider to say, and so is a scope that is a URI, which at some providers is that of another API.
     pub fn is_beyond(&self, granted: &str) -> bool {
-        self.audience.is_none()
-            && self.resource.is_empty()
-            && !self.scopes.iter().all(|scope| granted.split(' ').any(|one| one == scope))
+        let plain = self.scopes.iter().filter(|scope| !scope.contains("://"));
+        self.audience.is_none() && self.resource.is_empty() && !covers(granted, plain)
     }
+
+    /// Whether a token of this scope is less than was asked for. `offline_access` is never in a token: it is asked for where
+    /// a provider takes no refresh without it.
+    pub fn is_denied(&self, scope: &str) -> bool {
+        !covers(scope, self.scopes.iter())
+    }
+}
+
+fn covers<'a>(given: &str, mut wanted: impl Iterator<Item = &'a String>) -> bool {
+    wanted.all(|wanted| wanted == "offline_access" || given.split(' ').any(|one| one == wanted))
 }
 
 /// Who the user is: from the verified ID token, completed by userinfo.
@@ -129,4 +176,28 @@ pub struct Login {
     pub identity: Identity,
     /// To which the tokens are bound.
     pub dpop: Option<DpopKey>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_stands_in_a_header_as_each_route_wants_it() {
+        let token = AccessToken::new("a.b.c");
+        for (scheme, wanted) in [
+            (Some("Bearer"), "Bearer a.b.c"),
+            (Some("Bearer"), "Bearer a.b.c"),
+            (None, "a.b.c"),
+            (Some("DPoP"), "DPoP a.b.c"),
+            (Some("Bearer"), "Bearer a.b.c"),
+        ] {
+            let value = token.clone().field(scheme).unwrap();
+            assert!(value == wanted && value.is_sensitive(), "{scheme:?}");
+        }
+        assert!(AccessToken::new("a\nb").field(Some("Bearer")).is_none());
+        assert_eq!(token.expose(), "a.b.c");
+        assert_eq!(token, AccessToken::new("a.b.c"));
+        assert_ne!(token, AccessToken::new("a.b.d"));
+    }
 }

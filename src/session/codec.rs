@@ -39,6 +39,7 @@ use base64_simd::URL_SAFE_NO_PAD;
 
 use super::model::{Handle, Session, SessionId};
 use crate::clock::Timestamp;
+use crate::memo::Memo;
 use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{AccessToken, ProviderKey};
 
@@ -466,6 +467,7 @@ pub fn decode(bytes: &[u8]) -> Option<Session> {
             claims
         },
         dpop: optional(next(Tag::DpopKey)?, DpopKey::from_bytes)?,
+        pseudonym: Memo::default(),
         ticket: None,
         elsewhere: optional(next(Tag::Elsewhere)?, |value| value.try_into().ok().map(Handle))?,
         provider: optional(next(Tag::Provider)?, |value| value.try_into().ok().map(ProviderKey))?,

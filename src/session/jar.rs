@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use self::names::Series;
 pub(super) use self::names::{Found, Names, login_same_site, render};
+use self::recent::Recent;
 use self::search::{group_id, search};
 use super::apart::Apart;
 use super::codec::{self, PackedToken};
@@ -32,6 +33,7 @@ use crate::crypto::keyring::{KeyId, Keyring};
 use crate::crypto::seal::{Binding, Opened as Unsealed, Purpose, Sealer};
 
 mod names;
+mod recent;
 mod search;
 
 /// What a sealed ticket begins with: 0x71 in base64url.
@@ -51,6 +53,7 @@ pub struct Jar {
     settings: Settings,
     names: Names,
     sealer: Arc<Sealer>,
+    recent: Recent,
 }
 
 /// What a request's cookies hold.
@@ -131,7 +134,7 @@ impl Jar {
     /// A jar for one application.
     pub fn new(settings: Settings, keyring: Keyring) -> Self {
         let sealer = Arc::new(Sealer::new(&binding(&settings), keyring));
-        Self { names: Names::new(&settings), sealer, settings }
+        Self { names: Names::new(&settings), sealer, settings, recent: Recent::new() }
     }
 
     /// A jar for changed settings. For the same application it seals by the same keys as this one, which are replaced
@@ -141,7 +144,7 @@ impl Jar {
         if binding(&settings) != binding(&self.settings) {
             return Self::new(settings, keyring);
         }
-        Self { names: Names::new(&settings), sealer: Arc::clone(&self.sealer), settings }
+        Self { names: Names::new(&settings), sealer: Arc::clone(&self.sealer), settings, recent: Recent::new() }
     }
 
     /// The settings it was made with.
@@ -180,6 +183,13 @@ impl Jar {
         if values.is_empty() {
             return Opened { state: State::Absent, presented };
         }
+        // Tokens that are kept apart go with the request, not with the session: what they belong to is opened anew.
+        let alone = kept_apart.is_empty() && !whole;
+        let ring = self.sealer.ring();
+        if let Some(session) = alone.then(|| self.recent.find(&values, ring, now)).flatten() {
+            return Opened { state: lifecycle::judge(session, &self.settings, now), presented };
+        }
+        let came = values.clone();
         let (kept, garbage) = self.newest_ticket(&mut values, &mut presented);
         let mut best: Option<Session> = None;
         let rest = search(&self.sealer, Purpose::Session, values, |plain| {
@@ -196,7 +206,10 @@ impl Jar {
                 kept.map_or(State::Absent, State::Kept)
             }
             Some(session) => {
-                let session = self.join(session, kept_apart, whole, &mut presented);
+                let session = Arc::new(self.join(session, kept_apart, whole, &mut presented));
+                if alone && presented.unknown.is_empty() && !rest.garbage && !garbage {
+                    self.recent.remember(&came, ring, &session, now);
+                }
                 lifecycle::judge(session, &self.settings, now)
             }
             None if rest.garbage || garbage => State::Broken,

@@ -8,6 +8,7 @@
 //! Open     to be used
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ticket::Ticket;
@@ -20,8 +21,8 @@ pub enum State {
     Absent,
     Broken,
     Kept(Ticket),
-    Over(Ended, Box<Session>),
-    Open(Box<Session>),
+    Over(Ended, Arc<Session>),
+    Open(Arc<Session>),
 }
 
 /// Why a session is over.
@@ -36,18 +37,18 @@ pub enum Ended {
 }
 
 /// `=> (Over | Open)`
-pub fn judge(session: Session, settings: &Settings, now: Timestamp) -> State {
+pub fn judge(session: Arc<Session>, settings: &Settings, now: Timestamp) -> State {
     // Sealed for a provider that is configured no more, or in another way.
     if settings.issuer_of(session.provider).is_none() {
-        return State::Over(Ended::Expired, Box::new(session));
+        return State::Over(Ended::Expired, session);
     }
     if now >= session.ends(settings) {
         let why = if now < session.could_last(settings) { Ended::RefreshLimit } else { Ended::Expired };
-        State::Over(why, Box::new(session))
+        State::Over(why, session)
     } else if session.idle_ends(settings).is_some_and(|end| now >= end) {
-        State::Over(Ended::Idle, Box::new(session))
+        State::Over(Ended::Idle, session)
     } else {
-        State::Open(Box::new(session))
+        State::Open(session)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
+use crate::memo::Memo;
 use crate::oidc::dpop::DpopKey;
 use crate::oidc::types::{AccessToken, Login, ProviderKey, TokenSet};
 use crate::session::Settings;
@@ -71,6 +72,8 @@ pub struct Session {
     pub provider: Option<ProviderKey>,
     /// To which the tokens are bound (RFC 9449); the same for the session's whole life.
     pub dpop: Option<DpopKey>,
+    /// The user's pseudonym in the log.
+    pub pseudonym: Memo<[u8; 8]>,
 }
 
 impl Session {
@@ -110,6 +113,7 @@ impl Session {
             claims,
             provider: None,
             dpop,
+            pseudonym: Memo::default(),
         }
     }
 
@@ -144,7 +148,28 @@ impl Session {
             claims: self.claims.clone(),
             provider: self.provider,
             dpop: self.dpop.clone(),
+            pseudonym: self.pseudonym.clone(),
         }
+    }
+
+    /// The next generation after the refresh token was spent for something else: what this session sends stays.
+    pub fn rotated(&self, tokens: &TokenSet, own: Handle, index_key: u16) -> Self {
+        let next = tokens.refresh_token.as_ref().map(|token| PackedToken::pack(token.expose()));
+        Self {
+            generation: self.generation.saturating_add(1),
+            index_key,
+            previous: Some(own),
+            refresh_expires: if next.is_some() { tokens.refresh_expires } else { self.refresh_expires },
+            refresh_token: next.or_else(|| self.refresh_token.clone()),
+            elsewhere: None,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it sends the same access token as `other`, a generation of the same session.
+    pub fn shares_access(&self, other: &Self) -> bool {
+        (self.issued, self.access_expires) == (other.issued, other.access_expires)
+            && self.access_token.expose() == other.access_token.expose()
     }
 
     /// There is a refresh token, here or in its own cookie.
@@ -342,7 +367,7 @@ pub(super) mod tests {
         let mut settings = settings();
         settings.idle_timeout = Some(Duration::from_secs(100));
         let session = session(tokens("a", Some("r")));
-        let judge = |seconds| lifecycle::judge(session.clone(), &settings, at(seconds));
+        let judge = |seconds| lifecycle::judge(std::sync::Arc::new(session.clone()), &settings, at(seconds));
         assert!(matches!(judge(0), State::Open(_)));
         assert!(matches!(judge(99), State::Open(_)));
         assert!(matches!(judge(100), State::Over(Ended::Idle, _)));

@@ -81,7 +81,7 @@ impl Vault {
         let opened = if whole { self.jar.open_whole(headers, now) } else { self.jar.open(headers, now) };
         let State::Kept(ticket) = opened.state else { return opened };
         let state = match self.load(&ticket).await {
-            Ok(Some(session)) => lifecycle::judge(session, self.jar.settings(), now),
+            Ok(Some(session)) => lifecycle::judge(Arc::new(session), self.jar.settings(), now),
             Ok(None) => State::Broken,
             Err(Away) => State::Kept(ticket),
         };

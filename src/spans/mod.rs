@@ -192,7 +192,7 @@ impl Tracer {
         let (trace, parent) = match traceparent.and_then(read) {
             Some(Parent { sampled: false, .. }) => return None,
             Some(Parent { trace, span, .. }) => (trace, Some(span)),
-            None => (random::bytes(), None),
+            None => (random::identifier(), None),
         };
         keeps(exporter.settings().sample, trace).then(|| Context { exporter, trace, span: id(), parent })
     }
@@ -234,7 +234,7 @@ fn keeps(share: f64, trace: [u8; 16]) -> bool {
 
 /// A span's id: never zero, which would be none.
 fn id() -> [u8; 8] {
-    match random::bytes() {
+    match random::identifier() {
         [0, 0, 0, 0, 0, 0, 0, 0] => [0, 0, 0, 0, 0, 0, 0, 1],
         id => id,
     }

@@ -32,6 +32,7 @@ fn sample(access: &str, refresh: Option<&str>) -> Session {
         ]
         .into(),
         dpop: None,
+        pseudonym: Memo::default(),
     }
 }
 
@@ -247,6 +248,7 @@ prop_compose! {
             ticket: None,
             claims,
             dpop: dpop.as_deref().and_then(DpopKey::from_bytes),
+            pseudonym: Memo::default(),
         }
     }
 }

@@ -57,7 +57,7 @@ fn request(pairs: &[(String, String)]) -> HeaderMap {
 
 fn opened(jar: &Jar, pairs: &[(String, String)]) -> Option<Session> {
     match jar.open(&request(pairs), NOW).state {
-        State::Open(session) => Some(*session),
+        State::Open(session) => Some(Session::clone(&session)),
         _ => None,
     }
 }
@@ -591,7 +591,7 @@ fn split_jars() -> (Jar, Jar, Session, Session) {
 
 fn whole(jar: &Jar, pairs: &[(String, String)]) -> Option<Session> {
     match jar.open_whole(&request(pairs), at(100)).state {
-        State::Open(session) => Some(*session),
+        State::Open(session) => Some(Session::clone(&session)),
         _ => None,
     }
 }

@@ -19,6 +19,7 @@ pub enum Endpoint {
     Token,
     Userinfo,
     Revocation,
+    Introspection,
     EndSession,
     /// A path that the provider does not have.
     Other,
@@ -373,12 +374,15 @@ pub struct Switches {
     pub id_lifetime: i64,
     /// `None`: the member is missing.
     pub token_type: Option<String>,
-    /// Scope in the answer: `None` echoes what was asked.
+    /// Scope in the answer: `None` echoes what was asked, an empty one is not named.
     pub granted_scope: Option<String>,
     /// More members of the token answer.
     pub token_more: Map<String, Value>,
     pub answer_style: AnswerStyle,
     pub error_style: ErrorStyle,
+
+    /// ID tokens are encrypted to the client: by `ECDH-ES` to this public key, without one by `dir`.
+    pub id_token_encryption: Option<Option<Value>>,
 
     // What is wrong with ID tokens.
     pub fault: Option<Fault>,
@@ -467,6 +471,7 @@ impl Default for Switches {
             token_more: Map::new(),
             answer_style: AnswerStyle::Json,
             error_style: ErrorStyle::Standard,
+            id_token_encryption: None,
             fault: None,
             refresh_fault: None,
             rotation: Rotation::None,
