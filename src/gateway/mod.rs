@@ -12,13 +12,14 @@ pub mod decide;
 pub mod downstream;
 pub mod endpoints;
 pub mod ends;
-pub mod exchange;
 pub mod explain;
 mod files;
 mod forward;
 mod forward_auth;
 pub mod limiter;
 pub mod live;
+pub mod own_token;
+pub mod placement;
 pub mod rate;
 mod record;
 pub mod refusals;
@@ -98,9 +99,11 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel.
+        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel; on HTTP/2 streams share a
+        // connection that nobody else watches.
         session.set_read_timeout(None);
-        session.set_write_timeout(Some(ctx.state.settings.body_idle));
+        let within = session.is_http2().then_some(ctx.state.settings.body_idle);
+        session.set_write_timeout(within);
         Ok(())
     }
 

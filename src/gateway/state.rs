@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::attempts::Attempts;
 use super::ends::Ends;
-use super::exchange::Exchanged;
 use super::live::Streams;
+use super::own_token::OwnTokens;
 use super::rate::Limiter;
 use super::replay::Brought;
 use super::routes::RouteTable;
@@ -74,7 +74,7 @@ pub struct Shared {
     /// What upstreams want to see in proofs of possession.
     pub nonces: Arc<Nonces>,
     pub brought: Arc<Brought>,
-    pub exchanged: Arc<Exchanged>,
+    pub own_tokens: Arc<OwnTokens>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
