@@ -37,6 +37,7 @@ pub mod verify;
 use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -85,6 +86,13 @@ impl Gateway {
     }
 }
 
+/// `Connection: close` on the answer to come, when the process is on its way out. HTTP/2 has GOAWAY for that.
+fn part_if_leaving(session: &mut Session, ctx: &Ctx) {
+    if ctx.state.leaving.load(Ordering::Acquire) {
+        session.set_keepalive(None);
+    }
+}
+
 #[async_trait]
 impl ProxyHttp for Gateway {
     type CTX = Ctx;
@@ -101,6 +109,7 @@ impl ProxyHttp for Gateway {
         // Silence of the client is `net::guard`'s business, which knows a body from a tunnel.
         session.set_read_timeout(None);
         session.set_write_timeout(Some(ctx.state.settings.body_idle));
+        part_if_leaving(session, ctx);
         Ok(())
     }
 
@@ -271,7 +280,7 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
@@ -280,6 +289,8 @@ impl ProxyHttp for Gateway {
             downstream::rewrite_interim(response);
             return Ok(());
         }
+        // Again: the upstream may have taken its time.
+        part_if_leaving(session, ctx);
         let cookies = ctx.late_cookies();
         if let Phase::Forward(forward) = &ctx.phase {
             downstream::rewrite(response, &ctx.state, forward, ctx.cors.as_ref());
