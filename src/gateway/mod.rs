@@ -278,12 +278,7 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    async fn response_filter(
-        &self,
-        session: &mut Session,
-        response: &mut ResponseHeader,
-        ctx: &mut Ctx,
-    ) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if response.status.is_informational() && !switching {
             downstream::rewrite_interim(response);
