@@ -456,7 +456,7 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
         state.refresh.sweep();
         state.attempts.sweep(state.clock.now());
         state.ends.sweep();
-        state.exchanged.sweep(state.clock.now());
+        state.own_tokens.sweep(state.clock.now());
     }
 }
 

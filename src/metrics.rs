@@ -135,6 +135,7 @@ label! {
         Par => "par",
         Userinfo => "userinfo",
         Revocation => "revocation",
+        Introspection => "introspection",
     }
 }
 

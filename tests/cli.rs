@@ -185,6 +185,10 @@ async fn explain_tells_route_and_decision() {
         (&["explain", "GET", "/index.html"], &["public", "none"]),
         (&["explain", "DELETE", "/api/x"], &["405", "method_not_allowed", "GET"]),
         (&["explain", "GET", "/a%2fb"], &["400", "bad_path"]),
+        (&["explain", "POST", "/auth/refresh"], &["answered by sidegate itself", "POST"]),
+        // Switched off.
+        (&["explain", "POST", "/auth/logout/backchannel"], &["404", "no_route", "[logout]"]),
+        (&["explain", "GET", "/auth/logout/frontchannel"], &["404", "no_route", "[logout]"]),
     ] {
         let (code, said) = with(&table, args).await;
         assert_eq!(code, Some(0), "{said}");

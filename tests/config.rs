@@ -404,6 +404,20 @@ fn broken_files_are_named_with_their_line_and_not_quoted() {
     assert!(lines(&problems).contains("latin.toml is not UTF-8"));
 }
 
+/// CFG-07: a certificate that nobody will trust is said aloud before a browser says it.
+#[test]
+fn a_certificate_that_has_expired_is_said_aloud() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls");
+    let said = |cert: &str| {
+        let tls = format!("[server.tls]\ncert_file = \"{folder}/{cert}\"\nkey_file = \"{folder}/localhost.key\"\n");
+        warnings(&Desk::with("[provider]", &format!("{tls}[provider]")).config())
+    };
+    let expired =
+        |said: &str| said.lines().any(|line| line.starts_with("server.tls.cert_file: ") && line.contains("expired"));
+    assert!(expired(&said("ended.pem")), "{}", said("ended.pem"));
+    assert!(!expired(&said("localhost.pem")), "{}", said("localhost.pem"));
+}
+
 #[test]
 fn a_file_that_begins_with_a_byte_order_mark_is_read() {
     Desk::empty().file("base.toml", &format!("\u{feff}{GOOD}")).config();
@@ -450,10 +464,32 @@ fn cfg_08_nothing_switches_tls_off() {
 }
 
 #[test]
-fn what_this_version_lacks_is_refused_or_said_aloud() {
-    let placed = "[provider.dialect.upstream]\nquery = \"access_token\"\n[session]";
-    let text = Desk::with("[session]", placed).complaint();
-    assert!(text.contains("provider.dialect.upstream: is not yet supported"), "{text}");
+fn a_token_in_the_query_is_placed_by_whole_sentences() {
+    let placed = |text: &str| Desk::with("[session]", &format!("[provider.dialect.upstream]\n{text}\n[session]"));
+    placed("placement = \"query\"\nparam = \"token\"\nextra = { openid = \"{openid}\" }").config();
+    for (text, told) in [
+        ("param = \"token\"", "provider.dialect.upstream.param: is for placement = \"query\""),
+        ("placement = \"query\"\nparam = \"a b\"", "provider.dialect.upstream.param: must be the name of a parameter"),
+        ("placement = \"query\"\n[verify]\nlisten = \"127.0.0.1:9181\"", "cannot be had together with [verify]"),
+    ] {
+        let text_ = placed(text).complaint();
+        assert!(text_.contains(told), "{text}: {text_}");
+    }
+}
+
+#[test]
+fn a_callback_of_its_own_needs_a_name() {
+    let with = |callback: &str| Desk::with("[provider]", &format!("[provider]\ncallback = \"own\"\n{callback}"));
+    for (callback, told) in [
+        ("", "needs a name"),
+        ("name = \"a b\"", "needs a name of letters"),
+        ("name = \"..\"", "needs a name of letters"),
+    ] {
+        let text = with(callback).complaint();
+        assert!(text.contains("provider.callback: ") && text.contains(told), "{callback}: {text}");
+    }
+    let config = with("name = \"home\"").config();
+    assert!(config.oidc.redirect_uri.ends_with("/auth/callback/home"));
 }
 
 #[test]
@@ -466,8 +502,11 @@ fn a_required_scope_must_be_asked_for() {
 #[test]
 fn a_token_of_its_own_and_a_step_up_that_cannot_be_had_are_refused() {
     for (line, told) in [
-        ("token = { audience = \"x\" }", "route[0].token.exchange: must be true"),
         ("token = { exchange = true }", "route[0].token: says nothing of the token"),
+        (
+            "token = { audience = \"x\", exchange = true, client_credentials = true }",
+            "route[0].token.client_credentials: is set beside exchange",
+        ),
         ("token = { resource = \"x\", exchange = true }", "route[0].token.resource: must be an absolute URI"),
         (
             "token = { scopes = [\"admin\"], exchange = true }",
@@ -481,6 +520,16 @@ fn a_token_of_its_own_and_a_step_up_that_cannot_be_had_are_refused() {
     }
     let good = "path = \"/api/\"\nacr_values = \"gold\"\nmax_auth_age = \"5m\"\ntoken = { audience = \"x\", scopes = [\"a\"], exchange = true }";
     Desk::with("path = \"/api/\"", good).config();
+    // By refresh: the refresh token has to be there, and the session's own token to survive it.
+    let own = "path = \"/api/\"\ntoken = { audience = \"x\" }";
+    Desk::with("path = \"/api/\"", own).config();
+    for (more, told) in [
+        ("[session]\nlayout = \"split\"", "route[0].token: needs the refresh token"),
+        ("[refresh]\nkills_access_token = true", "route[0].token: cannot be had by refresh"),
+    ] {
+        let text = Desk::with("path = \"/api/\"", own).file("more.toml", more).complaint();
+        assert!(text.contains(told), "{more}: {text}");
+    }
 }
 
 /// A page's script must not be able to read a token: the listener for other proxies is never a public one.

@@ -240,6 +240,16 @@ async fn absurd_parts_are_harmless() {
     assert_eq!(with_cookies(&browser, &first).await.status, 200);
 }
 
+/// MET-03: the cookies of the login are weighed, not only those of later answers.
+#[tokio::test]
+async fn the_cookies_of_a_login_are_weighed() {
+    let (_provider, _upstream, gateway) = rig(|_| {}).await;
+    assert_eq!(gateway.metric("sidegate_cookie_bytes_count", &[]), 0.0);
+    let browser = gateway.signed_in().await;
+    assert_eq!(gateway.metric("sidegate_cookie_bytes_count", &[]), 1.0);
+    assert!(gateway.metric("sidegate_cookie_bytes_sum", &[]) >= browser.cookie(NAME).unwrap().len() as f64);
+}
+
 /// COOKIE-08, ASVS-3.3.5, ASVS-4.2.5: what does not fit is refused with a page and a log line that tell the sizes.
 #[tokio::test]
 async fn a_session_over_the_budget_is_refused_with_its_sizes() {

@@ -237,6 +237,28 @@ async fn a_request_with_a_body_is_not_repeated() {
     assert_eq!(rig.upstream_calls("/api/x"), 2);
 }
 
+/// RFC9449-01: a route's own token is bound to the session's key like any other, and the proof is for that token.
+#[tokio::test]
+async fn a_token_of_a_route_s_own_is_bound_too() {
+    let rig = Rig::with(
+        |_| {},
+        |config| {
+            let route = "path = '/api/y'\nupstream = 'UPSTREAM'\ntoken = { audience = 'orders' }";
+            let upstream = config["route"][0]["upstream"].as_str().unwrap().to_owned();
+            let route: Table = route.replace("UPSTREAM", &upstream).parse().unwrap();
+            config["route"].as_array_mut().unwrap().push(route.into());
+        },
+    )
+    .await;
+    rig.works().await;
+    let sent = |path: &str| rig.upstream.requests_to(path)[0].header("authorization").unwrap().to_owned();
+    assert_ne!(sent("/api/x"), sent("/api/y"));
+    assert_eq!(
+        rig.provider.calls_to(Endpoint::Token).iter().filter(|call| call.param("audience").is_some()).count(),
+        1
+    );
+}
+
 /// RFC9449-01: a path of any spelling, a query, a base path: the proof is for what was asked of the upstream.
 #[tokio::test]
 async fn the_proof_names_the_url_that_the_upstream_sees() {

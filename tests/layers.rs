@@ -53,6 +53,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("reqwest", &["oidc/client.rs", "spans/export.rs"]),
     ("prost", &["spans/"]),
     ("aes_gcm", &["crypto/"]),
+    ("p256::", &["oidc/jwe.rs"]),
+    ("aes_kw", &["oidc/jwe.rs"]),
     ("redis", &["store/"]),
     ("figment", &["config/"]),
     ("clap", &["config/cli.rs"]),

@@ -6,12 +6,14 @@
 mod support;
 
 use serde_json::json;
+use support::client::Ask;
 use support::gateway::set;
 use support::inside::Inside;
 use support::provider::{
     AnswerStyle, ClientAuth, Endpoint, ErrorStyle, ExpiresIn, Outage, ProviderDouble, Rotation, Switches,
 };
-use support::upstream::Upstream;
+use support::upstream::{Script, Upstream};
+use support::wire::Answer;
 use toml::Table;
 
 /// The access tokens of the double live for an hour.
@@ -335,6 +337,51 @@ async fn every_preset_tells_dead_from_passing_and_from_our_own_mistake() {
         let answer = browser.fetch("/api/x").await;
         assert_eq!(answer.status, 401, "{name}: {answer:?}");
         assert_eq!(browser.session().await["authenticated"], false, "{name}");
+    }
+}
+
+/// WeChat's own API takes the token, and with it whose it is, in the query. What the client calls so is not the client's to
+/// say, and no answer tells the URL with the token to the page.
+#[tokio::test]
+async fn a_token_may_travel_in_the_query() {
+    let case = cases().into_iter().find(|case| case.preset == "wechat").unwrap();
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    provider.set(case.switches);
+    let gateway = Inside::start_with(&provider, &upstream, |config| {
+        configure(config, &case, &provider);
+        let place = "{ placement = 'query', extra = { openid = '{openid}', lang = 'zh_CN' } }";
+        set(config, "provider.dialect.upstream", place);
+    })
+    .await;
+    let browser = gateway.signed_in().await;
+    for _ in 0..2 {
+        let answer = browser.fetch("/api/x?a=%2f&access_token=mine&openid=other&b").await;
+        assert_eq!(answer.status, 200);
+        let sent = upstream.last();
+        let (given, ours) = sent.target.split_once("&access_token=").unwrap();
+        assert_eq!(given, "/api/x?a=%2f&b");
+        let (token, more) = ours.split_once('&').unwrap();
+        assert!(provider.is_active(token), "{token}");
+        assert_eq!(more, "lang=zh_CN&openid=o6_bmasdasdsad6_2sgVt7hMZOPfL");
+        assert!(sent.header("authorization").is_none());
+        // The second round is after a refresh.
+        gateway.advance(&provider, HOUR);
+    }
+    upstream.on(
+        "/api/moved",
+        Script::by(|request| {
+            let answer = Answer::empty(302).with("Location", &format!("{}&again=1#top", request.target));
+            Script::Answer(answer.with("X-Url", &request.target).with("Link", "</a>; rel=next"))
+        }),
+    );
+    let answer = browser.send(Ask::fetch("/api/moved?c=1").stay()).await;
+    assert_eq!(answer.location(), Some("/api/moved?c=1&lang=zh_CN&openid=o6_bmasdasdsad6_2sgVt7hMZOPfL&again=1#top"));
+    assert!(answer.header("x-url").is_none() && answer.header("link").is_some());
+    // Nobody's session, nobody's token; a public route is not looked at.
+    let stranger = gateway.browser();
+    for (asked, sent) in [("/opt/x?access_token=mine", "/opt/x"), ("/x?access_token=mine", "/x?access_token=mine")] {
+        assert_eq!(stranger.fetch(asked).await.status, 200);
+        assert_eq!(upstream.last().target, sent);
     }
 }
 

@@ -499,6 +499,43 @@ async fn three_replicas_spend_a_token_once() {
     }
 }
 
+/// RFR-02, REDIS: tokens of routes' own and the session's, at every replica at once: each refresh token comes once.
+#[tokio::test]
+async fn replicas_spend_a_token_once_for_routes_of_their_own_too() {
+    let replicas = Replicas::start(3, &[]).await;
+    let mut table = replicas.gateways[0].config.clone();
+    let route = |name: &str| {
+        let upstream = replicas._upstream.url();
+        let text = format!("path = '/api/{name}/'\nupstream = '{upstream}'\ntoken = {{ audience = '{name}' }}");
+        toml::Value::Table(text.parse().unwrap())
+    };
+    table["route"].as_array_mut().unwrap().extend(["orders", "other"].map(route));
+    let Replicas { provider, _upstream, redis, .. } = replicas;
+    let mut gateways = Vec::new();
+    for _ in 0..3 {
+        table = beside(&table);
+        gateways.push(Inside::run(table.clone()).await);
+    }
+    let replicas = Replicas { provider, _upstream, redis, gateways };
+    replicas.are_up().await;
+    let browser = replicas.at(&replicas.gateways[0].signed_in().await, 0);
+    for round in 0..3 {
+        replicas.expire();
+        let mut flights = Vec::new();
+        for index in 0..27 {
+            let path = ["/api/x", "/api/orders/x", "/api/other/x"][index / 3 % 3];
+            flights.push(replicas.at(&browser, index).launch(&Ask::fetch(path)).await);
+        }
+        for flight in flights {
+            let answer = flight.answer().await;
+            assert!(replicas.is_live(&answer), "round {round}: {answer:?}");
+            browser.land(&answer);
+        }
+        // One for the session, and of each other token one for each replica.
+        assert_eq!(replicas.spent(), ((round + 1) * 7, 0));
+    }
+}
+
 /// RFR-02: the answer that carried the new cookie was lost; the next request goes to another replica.
 #[tokio::test]
 async fn another_replica_heals_a_lost_response() {

@@ -162,6 +162,7 @@ async fn validators_ranges_and_variants() {
         ("gzip, br", Some("br"), "as brotli"),
         ("gzip", Some("gzip"), "as gzip"),
         ("br;q=0, gzip;q=0.5", Some("gzip"), "as gzip"),
+        ("br;q=0.1, gzip;q=0.9", Some("gzip"), "as gzip"),
         ("identity", None, "console.log('plain')"),
     ] {
         let answer = get(&browser, &path, &[("Accept-Encoding", accept)]).await;

@@ -1,4 +1,4 @@
-//! A route's own token, by token exchange (RFC 8693).
+//! A route's own token, by token exchange (RFC 8693) or by client credentials (RFC 6749 section 4.4).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are test code too")]
 
@@ -124,4 +124,49 @@ async fn a_session_that_ends_during_the_exchange_forwards_nothing() {
     let answer = waiting.answer().await;
     assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
     assert!(upstream.untouched());
+}
+
+/// The application's own token: one for all users, for its route only, and none for who has no session.
+#[tokio::test]
+async fn a_token_of_the_application_is_one_for_all_users() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Inside::start_with(&provider, &upstream, |config| {
+        let mut text = String::new();
+        for (path, more) in [("/api/app/", "scopes = ['jobs']"), ("/opt/app/", "scopes = ['jobs']"), ("/api/admin/", "scopes = ['admin']")] {
+            let access = if path.starts_with("/opt/") { "optional" } else { "session" };
+            text.push_str(&format!(
+                "[[route]]\npath = '{path}'\naccess = '{access}'\nupstream = '{}'\ntoken = {{ {more}, client_credentials = true }}\n",
+                upstream.url()
+            ));
+        }
+        let more: toml::Table = text.parse().unwrap();
+        config["route"].as_array_mut().unwrap().extend(more["route"].as_array().unwrap().clone());
+    })
+    .await;
+    let asked = || {
+        let mut calls = provider.calls_to(Endpoint::Token);
+        calls.retain(|call| call.param("grant_type") == Some("client_credentials"));
+        calls
+    };
+    let (one, two) = (gateway.signed_in().await, gateway.signed_in().await);
+    let mut tokens = Vec::new();
+    for (browser, path) in [(&one, "/api/app/x"), (&two, "/api/app/x"), (&one, "/opt/app/x"), (&two, "/api/x")] {
+        assert_eq!(browser.fetch(path).await.status, 200, "{path}");
+        tokens.push(upstream.last().bearer().unwrap().to_owned());
+    }
+    assert!(tokens[0] == tokens[1] && tokens[0] == tokens[2] && tokens[0] != tokens[3]);
+    assert_eq!(asked().len(), 1);
+    assert_eq!((asked()[0].param("scope"), asked()[0].param("refresh_token")), (Some("jobs"), None));
+    assert!(asked()[0].header("authorization").is_some());
+
+    assert_eq!(gateway.browser().fetch("/api/app/x").await.status, 401);
+    assert_eq!(gateway.browser().fetch("/opt/app/x").await.status, 200);
+    assert_eq!(upstream.last().bearer(), None);
+    let refused = one.fetch("/api/admin/x").await;
+    assert_eq!((refused.status, refused.code().as_str()), (403, "forbidden"));
+
+    gateway.advance(&provider, 3600);
+    assert_eq!(one.fetch("/api/app/x").await.status, 200);
+    assert_ne!(upstream.last().bearer().unwrap(), tokens[0]);
+    assert_eq!((asked().len(), provider.violations().len()), (3, 1));
 }

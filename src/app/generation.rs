@@ -56,7 +56,7 @@ pub(super) fn first(
         attempts: Arc::new(Attempts::among_replicas(store.map(|store| Arc::clone(store) as _))),
         nonces: Arc::default(),
         brought: Arc::default(),
-        exchanged: Arc::default(),
+        own_tokens: Arc::default(),
         metrics,
         clock: clock.clone(),
         sub_hasher,

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::load::join;
-use super::parse::{Parser, duration};
+use super::parse::{Parser, duration, is_token};
 use super::problem::shown;
 use super::text::DurationText;
 use crate::oidc::dialect::{
-    Authorize, Class, Dialect, Format as AnswerFormat, Manner, Pick, Response, Revocation, Rule,
+    Authorize, Class, Dialect, Extra, Format as AnswerFormat, Manner, Pick, Placement, Response, Revocation, Rule,
 };
 use crate::oidc::settings::LogoutStyle;
 
@@ -75,6 +75,10 @@ words!(
     Logout { Oidc = "oidc", Cognito = "cognito", Auth0V2 = "auth0-v2", None = "none" }
 );
 words!(
+    /// Where the token of a request to the upstream is.
+    Where { Header = "header", Query = "query" }
+);
+words!(
     /// How tokens are given back.
     RevocationStyle {
         Rfc7009 = "rfc7009", RefreshOnly = "refresh_only", Bearer = "bearer", GitHub = "github", None = "none",
@@ -103,11 +107,22 @@ table!(
         /// Where token answers have what, and which errors mean what.
         response: RawResponse,
         /// Where a request to the upstream has the token.
-        upstream: BTreeMap<String, Value>,
+        upstream: RawUpstream,
         /// Place of the user's identifier in userinfo.
         userinfo_subject: String,
         /// Claims made of others: a JSON pointer, or `{ pointer, where }` for an item of a list.
         claims: BTreeMap<String, RawPick>,
+    }
+);
+table!(
+    /// `[provider.dialect.upstream]`
+    RawUpstream {
+        /// `header`, as the route's `token_header` says, or `query`.
+        placement: Where,
+        /// The query's parameter.
+        param: String,
+        /// More parameters: a text, or a claim in braces.
+        extra: BTreeMap<String, String>,
     }
 );
 table!(
@@ -310,6 +325,7 @@ pub(super) fn dialect(parser: &mut Parser, at: &str, raw: Option<&RawDialect>) -
             RevocationStyle::None => Revocation::None,
         },
         user_agent: raw.user_agent.clone(),
+        placement: placement(parser, &join(at, "upstream"), raw.upstream.clone().unwrap_or_default()),
     };
     if let Some(place) = &dialect.userinfo_subject {
         pointer(parser, &join(at, "userinfo_subject"), place);
@@ -328,6 +344,37 @@ pub(super) fn dialect(parser: &mut Parser, at: &str, raw: Option<&RawDialect>) -
         },
         auth: token.auth,
     }
+}
+
+fn placement(parser: &mut Parser, at: &str, raw: RawUpstream) -> Option<Placement> {
+    if raw.placement != Some(Where::Query) {
+        for (set, name) in [(raw.param.is_some(), "param"), (raw.extra.is_some(), "extra")] {
+            if set {
+                parser.found.problem(
+                    join(at, name),
+                    "is for placement = \"query\"; a header is named by token_header of a route",
+                );
+            }
+        }
+        return None;
+    }
+    let param = raw.param.unwrap_or_else(|| "access_token".to_owned());
+    let mut plain = |key: &str, name: &str| {
+        if !is_token(name) {
+            parser.found.problem(join(at, key), format!("must be the name of a parameter, not {}", shown(name)));
+        }
+    };
+    plain("param", &param);
+    let mut extra = Vec::new();
+    for (name, text) in raw.extra.into_iter().flatten() {
+        plain("extra", &name);
+        let value = match text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+            Some(claim) => Extra::Claim(claim.to_owned()),
+            None => Extra::Text(text),
+        };
+        extra.push((name, value));
+    }
+    Some(Placement { param, extra })
 }
 
 fn picked(raw: &RawPick) -> Pick {

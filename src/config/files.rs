@@ -4,10 +4,13 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, Error, RootCertStore};
 
 use super::load::cause;
 use super::problem::Findings;
@@ -87,10 +90,13 @@ impl Files {
             return false;
         };
         let Some(chain) = chain else { return false };
+        if let Some(wrong) = chain.first().and_then(|leaf| out_of_time(leaf, UnixTime::now())) {
+            found.warn(&cert, format!("the first certificate in {cert_path} {wrong}: nobody will trust it"));
+        }
         match CertifiedKey::new(chain, loaded).keys_match() {
             // Some keys do not tell their public half: those are believed.
-            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => true,
-            Err(rustls::Error::InconsistentKeys(_)) => {
+            Ok(()) | Err(Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => true,
+            Err(Error::InconsistentKeys(_)) => {
                 found.problem(key, format!("{key_path} is not the key of the first certificate in {cert_path}"));
                 false
             }
@@ -110,6 +116,22 @@ impl Files {
                 None
             }
         }
+    }
+}
+
+/// Says when a certificate does not hold at `now`. Only its time is judged here: whether somebody trusts it, the other side
+/// says.
+fn out_of_time(leaf: &CertificateDer<'_>, now: UnixTime) -> Option<&'static str> {
+    let (parsed, roots) = (ParsedCertificate::try_from(leaf).ok()?, RootCertStore::empty());
+    let algorithms = default_provider().signature_verification_algorithms.all;
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], now, algorithms) {
+        Err(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
+            Some("has expired")
+        }
+        Err(Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. })) => {
+            Some("is not valid yet")
+        }
+        _ => None,
     }
 }
 

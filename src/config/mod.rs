@@ -12,7 +12,6 @@ pub mod dialect;
 mod files;
 mod judge;
 mod load;
-mod not_yet;
 mod parse;
 mod presets;
 mod problem;

@@ -14,7 +14,6 @@ use url::{Host, Url};
 use super::dialect::{self, IdToken};
 use super::files::Files;
 use super::load::{Surroundings, join};
-use super::not_yet::not_yet;
 use super::problem::{Findings, shown};
 use super::raw::{self, OneOrMany, RawConfig};
 use super::text::{DurationText, SizeText};
@@ -22,9 +21,12 @@ use super::{AdminSettings, Config, LogFormat, LogSettings, Reading, ServerSettin
 use crate::crypto::keyring::{Key, Keyring};
 use crate::gateway::template::Template;
 use crate::net::{self, ListenAddress};
+use crate::oidc::dialect::Extra;
+use crate::oidc::jwe::{ContentEncryption, Decryption, KeyManagement};
 use crate::oidc::jwt::Algorithm;
 use crate::oidc::settings::{CertificateFiles, ClientAuth, Endpoints};
 use crate::oidc::signing::SigningKey;
+use crate::oidc::types::TokenTarget;
 use crate::refresh::shared::OnError;
 use crate::secret::Secret;
 use crate::store::settings::{Address, Deployment};
@@ -93,7 +95,6 @@ pub(super) struct Parser {
 
 impl Parser {
     fn config(&mut self, mut raw: RawConfig, around: &Surroundings) -> Option<Config> {
-        not_yet(&raw, &mut self.found);
         raw.log.format.get_or_insert(if around.terminal { raw::LogFormat::Text } else { raw::LogFormat::Json });
 
         let public = self.public_url(raw.server.public_url.as_deref());
@@ -150,15 +151,22 @@ impl Parser {
             }
             for (index, route) in raw.route.iter().enumerate() {
                 let raw::RouteToken::Own(own) = &route.token else { continue };
-                let known = |scope: &&String| !oidc.scopes.contains(scope);
+                let target = TokenTarget { scopes: own.scopes.clone().unwrap_or_default(), ..TokenTarget::default() };
                 let elsewhere = own.audience.is_some() || own.resource.is_some();
-                if let Some(scope) = own.scopes.iter().flatten().find(known).filter(|_| !elsewhere) {
+                let asked = oidc.scopes.join(" ");
+                let beyond = target.scopes.iter().find(|scope| !oidc.scopes.contains(scope));
+                let application = own.client_credentials == Some(true);
+                if let Some(scope) = beyond.filter(|_| !elsewhere && !application && target.is_beyond(&asked)) {
                     let told = format!("{} is not among provider.scopes: the user would not grant it", shown(scope));
                     self.found.problem(format!("route[{index}].token.scopes"), told);
                 }
-                if oidc.dpop {
-                    let told = "cannot be had together with provider.dpop = \"require\" in this version";
+                if oidc.dpop && (application || own.exchange == Some(true)) {
+                    let told = "cannot be had together with provider.dpop = \"require\", but by refresh";
                     self.found.problem(format!("route[{index}].token"), told);
+                }
+                if application && matches!(oidc.client_auth, ClientAuth::None) {
+                    let told = "needs a client that can prove itself, not client_auth = \"none\"";
+                    self.found.problem(format!("route[{index}].token.client_credentials"), told);
                 }
             }
             // What a route wants of a login has to reach the provider.
@@ -169,6 +177,16 @@ impl Parser {
             };
             pass(routes.iter().any(|route| route.max_auth_age.is_some()), "max_age");
             pass(routes.iter().any(|route| !route.acr_values.is_empty()), "acr_values");
+        }
+        self.by_refresh(&raw);
+        if let Some(oidc) = oidc.iter().flatten().find(|oidc| oidc.dialect.placement.is_some()) {
+            let key = "provider.dialect.upstream.placement";
+            if oidc.dpop {
+                self.found.problem(key, "\"query\" cannot be had together with provider.dpop = \"require\"");
+            }
+            if raw.verify.listen != "off" {
+                self.found.problem(key, "\"query\" cannot be had together with [verify]: its answers are headers");
+            }
         }
         let verify = self.verify(&raw.verify, &server.listen, admin.listen);
         let tracing = self.tracing(&raw.tracing);
@@ -187,6 +205,12 @@ impl Parser {
             }
         }
         let mut sealed: BTreeSet<String> = claims.iter().cloned().collect();
+        for placement in oidc.iter().filter_map(|oidc| oidc.dialect.placement.as_ref()) {
+            sealed.extend(placement.extra.iter().filter_map(|(_, extra)| match extra {
+                Extra::Claim(claim) => Some(claim.clone()),
+                Extra::Text(_) => None,
+            }));
+        }
         for route in &routes {
             sealed.extend(route.template.iter().map(|template| template.claim().to_owned()));
             sealed.extend(route.identity_headers.iter().map(|(_, claim)| claim.clone()));
@@ -197,6 +221,9 @@ impl Parser {
             sealed.remove(claim);
         }
         let form_post = oidc.iter().any(|oidc| oidc.form_post);
+        let placements = oidc.iter().filter_map(|oidc| oidc.dialect.placement.as_ref());
+        let placed = placements.flat_map(|it| std::iter::once(&it.param).chain(it.extra.iter().map(|(name, _)| name)));
+        let placed = placed.cloned().collect();
         let keyed = oidc.iter().filter_map(|oidc| Some((oidc.key()?, oidc.issuer.clone())));
         let keyed: Vec<_> = keyed.collect();
         let mut oidc = oidc.into_iter();
@@ -251,6 +278,7 @@ impl Parser {
             trusted_proxies: server.trusted_proxies.clone(),
             replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
+            placed,
             form_post,
         };
         Some(Config {
@@ -524,6 +552,7 @@ impl Parser {
         let signing_key = self.signing_key(at, provider);
         let client_certificate = self.client_certificate(at, provider);
         let client_auth = self.client_auth(at, provider, signing_key.as_ref(), said.auth);
+        let decryption = self.decryption(at, provider, client_auth.as_ref());
         if provider.request_object == raw::RequestObject::Require && provider.private_key_file.is_none() {
             self.found.missing(&key("private_key_file"), "is required with request_object = \"require\"");
         }
@@ -596,9 +625,27 @@ impl Parser {
         let proxy = provider.proxy.as_ref().and_then(|text| self.forward_proxy(&key("proxy"), text));
         let timeout = self.positive(&key("timeout"), &provider.timeout);
 
+        let own_callback = (provider.callback == raw::Callback::Own).then(|| provider.name.clone()).flatten();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if provider.callback == raw::Callback::Own {
+            match &own_callback {
+                Some(name) if !name.is_empty() && name.bytes().all(plain) => {}
+                Some(name) => {
+                    let told = format!("\"own\" needs a name of letters, digits, - and _, not {}", shown(name));
+                    self.found.problem(key("callback"), told);
+                }
+                None => self.found.problem(key("callback"), "\"own\" needs a name: the callback is called by it"),
+            }
+        }
+
         let public = public?;
+        let redirect_uri = match &own_callback {
+            Some(name) => format!("{}{prefix}/callback/{name}", public.as_str()),
+            None => format!("{}{prefix}/callback", public.as_str()),
+        };
         Some(oidc::Settings {
             name: None,
+            own_callback,
             issuer: issuer?,
             has_issuer,
             allowed_tenants,
@@ -638,13 +685,17 @@ impl Parser {
             trusted_audiences: provider.trusted_audiences.clone(),
             userinfo: provider.userinfo,
             endpoints,
+            introspection: provider.introspection.then(|| timeout.min(duration(&raw.refresh.timeout))),
+            id_token_decryption: decryption,
             timeout,
             clock_skew: duration(&provider.clock_skew),
             proxy,
             default_expires_in: raw.refresh.default_expires_in.as_ref().map(duration),
-            redirect_uri: format!("{}{prefix}/callback", public.as_str()),
+            redirect_uri,
             post_logout_redirect_uri: format!("{}{prefix}/logout/return", public.as_str()),
             logout_at_provider: raw.logout.provider,
+            backchannel_logout: raw.logout.backchannel,
+            frontchannel_logout: raw.logout.frontchannel,
             logout_style: said.logout,
             revoke: raw.logout.revoke,
         })
@@ -789,6 +840,7 @@ impl Parser {
             userinfo: read("userinfo", &raw.userinfo),
             end_session: read("end_session", &raw.end_session),
             revocation: read("revocation", &raw.revocation),
+            introspection: read("introspection", &raw.introspection),
         }
     }
 
@@ -827,6 +879,51 @@ impl Parser {
             );
         }
         fitting.map(Arc::new)
+    }
+
+    /// What opens encrypted ID tokens.
+    fn decryption(&mut self, at: &str, provider: &raw::Provider, auth: Option<&ClientAuth>) -> Option<Arc<Decryption>> {
+        let at = |name: &str| join(at, name);
+        let file = at("decryption_key_file");
+        let enc = match provider.id_token_encrypted_response_enc {
+            raw::IdTokenEncryption::A128Gcm => ContentEncryption::A128Gcm,
+            raw::IdTokenEncryption::A256Gcm => ContentEncryption::A256Gcm,
+        };
+        let alg = match provider.id_token_encrypted_response_alg {
+            Some(raw::IdTokenKeyManagement::Dir) => KeyManagement::Dir,
+            Some(raw::IdTokenKeyManagement::EcdhEs) => KeyManagement::EcdhEs,
+            Some(raw::IdTokenKeyManagement::EcdhEsA128Kw) => KeyManagement::EcdhEsA128Kw,
+            Some(raw::IdTokenKeyManagement::EcdhEsA256Kw) => KeyManagement::EcdhEsA256Kw,
+            None => {
+                if provider.decryption_key_file.is_some() {
+                    self.found.problem(file, "needs id_token_encrypted_response_alg, such as \"ECDH-ES\"");
+                }
+                return None;
+            }
+        };
+        if alg == KeyManagement::Dir {
+            if provider.decryption_key_file.is_some() {
+                self.found.problem(file, "is not used with \"dir\", whose key is the client secret's");
+            }
+            let secret = auth.and_then(ClientAuth::secret);
+            if auth.is_some() && secret.is_none() {
+                let told = "\"dir\" needs a client secret: its key is derived from that";
+                self.found.problem(at("id_token_encrypted_response_alg"), told);
+            }
+            return secret.map(|secret| Arc::new(Decryption::shared(secret, enc)));
+        }
+        let Some(path) = provider.decryption_key_file.as_deref() else {
+            self.found.missing(&file, format!("is required with {}: the P-256 key that it encrypts to", alg.name()));
+            return None;
+        };
+        let content = self.files.private(&file, path, &mut self.found)?;
+        match Decryption::parse(&content, alg, enc) {
+            Ok(decryption) => Some(Arc::new(decryption)),
+            Err(error) => {
+                self.found.problem(file, format!("{path} {error}"));
+                None
+            }
+        }
     }
 
     fn client_certificate(&mut self, at: &str, provider: &raw::Provider) -> Option<CertificateFiles> {
@@ -1129,6 +1226,30 @@ impl Parser {
             self.found.warn(
                 "refresh.reuse",
                 "\"family\": this provider ends all tokens of a login when two replicas refresh at once; set [redis], or server.single_replica = true",
+            );
+        }
+    }
+
+    /// Tokens of a route's own by refresh: the refresh token has to come along, and the session's own token to survive.
+    fn by_refresh(&mut self, raw: &RawConfig) {
+        for (index, route) in raw.route.iter().enumerate() {
+            let raw::RouteToken::Own(own) = &route.token else { continue };
+            let another = own.exchange == Some(true) || own.client_credentials == Some(true);
+            if another || route.static_dir.is_some() {
+                continue;
+            }
+            let mut refuse = |wrong: bool, told: &str| {
+                if wrong {
+                    self.found.problem(format!("route[{index}].token"), told);
+                }
+            };
+            refuse(
+                raw.session.layout == raw::Layout::Split,
+                "needs the refresh token, which session.layout = \"split\" keeps from this route: use \"single\", or exchange = true",
+            );
+            refuse(
+                raw.refresh.kills_access_token == Some(true),
+                "cannot be had by refresh: this provider then ends the session's access token (refresh.kills_access_token); use exchange = true",
             );
         }
     }

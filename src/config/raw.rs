@@ -230,6 +230,16 @@ words!(
     }
 );
 words!(
+    /// How the key of an encrypted ID token is agreed on.
+    IdTokenKeyManagement {
+        Dir = "dir", EcdhEs = "ECDH-ES", EcdhEsA128Kw = "ECDH-ES+A128KW", EcdhEsA256Kw = "ECDH-ES+A256KW",
+    }
+);
+words!(
+    /// How an ID token is encrypted.
+    IdTokenEncryption { A128Gcm = "A128GCM", A256Gcm = "A256GCM" }
+);
+words!(
     /// Pushed authorization requests (RFC 9126).
     Par { Auto = "auto", Require = "require", Off = "off" }
 );
@@ -240,6 +250,10 @@ words!(
 words!(
     /// Sender-constrained tokens (RFC 9449).
     Dpop { Off = "off", Require = "require" }
+);
+words!(
+    /// Where the provider sends its answers.
+    Callback { Shared = "shared", Own = "own" }
 );
 words!(
     /// How the provider's answer travels back.
@@ -257,6 +271,9 @@ pub struct Provider {
     /// With `[[provider]]`: what `/auth/login?provider=` calls it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// With `[[provider]]`: `own` has this provider send its answers to a callback of its own, `<prefix>/callback/NAME`, so
+    /// that they cannot be taken for another one's.
+    pub callback: Callback,
     /// `oidc`, `oauth2`, or a named provider. It only fills in other keys.
     pub preset: String,
     /// Required with OpenID Connect. Compared byte for byte with what the provider says.
@@ -311,6 +328,16 @@ pub struct Provider {
     pub authorize_params: BTreeMap<String, String>,
     /// Fixed extra parameters of token requests; masked when shown, some are secret.
     pub token_params: BTreeMap<String, Secret>,
+    /// Ask the provider when an access token ends, where neither its answer nor the token says it (RFC 7662).
+    pub introspection: bool,
+    /// ID tokens are encrypted, by this algorithm (RFC 7518 section 4); absent: they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id_token_encrypted_response_alg: Option<IdTokenKeyManagement>,
+    /// How the content of encrypted ID tokens is (RFC 7518 section 5).
+    pub id_token_encrypted_response_enc: IdTokenEncryption,
+    /// P-256 key that opens encrypted ID tokens: PEM or JWK. Changes are noticed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decryption_key_file: Option<String>,
     /// Parameters that `/auth/login` passes on.
     pub login_params: Vec<String>,
     /// Pushed authorization requests.
@@ -372,6 +399,7 @@ impl Default for Provider {
     fn default() -> Self {
         Self {
             name: None,
+            callback: Callback::Shared,
             preset: "oidc".to_owned(),
             issuer: None,
             discovery_url: None,
@@ -399,6 +427,10 @@ impl Default for Provider {
             response_mode: ResponseMode::Query,
             id_token_alg: IdTokenAlg::Rs256,
             trusted_audiences: Vec::new(),
+            introspection: false,
+            id_token_encrypted_response_alg: None,
+            id_token_encrypted_response_enc: IdTokenEncryption::A256Gcm,
+            decryption_key_file: None,
             userinfo: false,
             profile: None,
             endpoints: ProviderEndpoints::default(),
@@ -440,6 +472,9 @@ pub struct ProviderEndpoints {
     /// RP-initiated logout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_session: Option<String>,
+    /// Token introspection (RFC 7662).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub introspection: Option<String>,
     /// Token revocation (RFC 7009).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revocation: Option<String>,
@@ -911,9 +946,12 @@ pub struct OwnToken {
     /// Scopes, at most those granted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scopes: Option<Vec<String>>,
-    /// Token exchange (RFC 8693).
+    /// By token exchange (RFC 8693) instead of by refresh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exchange: Option<bool>,
+    /// The application's own token, the same for all users (RFC 6749 section 4.4).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_credentials: Option<bool>,
 }
 
 /// `rate_limit = { … }`

@@ -13,6 +13,7 @@ use super::problem::shown;
 use super::raw;
 use crate::gateway::settings::{
     Access, OnAnonymous, Rate, Route, StaticFiles, Token, TokenHeader, Upstream, UpstreamAddress, UpstreamTls, Verify,
+    Way,
 };
 use crate::gateway::step_up::MAX_ACR_VALUES;
 use crate::gateway::template::Template;
@@ -99,7 +100,20 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
             parser.found.warn(key("token"), "has no effect: files get no token");
             Token::None
         }
-        raw::RouteToken::Own(own) => Token::Own(own_token(parser, &key("token"), own)),
+        raw::RouteToken::Own(own) => {
+            let way = match (own.exchange, own.client_credentials) {
+                (Some(true), Some(true)) => {
+                    parser
+                        .found
+                        .problem(join(&key("token"), "client_credentials"), "is set beside exchange; keep one of them");
+                    Way::Exchange
+                }
+                (Some(true), _) => Way::Exchange,
+                (_, Some(true)) => Way::Client,
+                _ => Way::Refresh,
+            };
+            Token::Own(own_token(parser, &key("token"), own), way)
+        }
     };
     let (strip_prefix, rewrite_prefix) = prefixes(parser, at, raw);
     let (token_header, identity_headers) = request_headers(parser, at, raw);
@@ -142,13 +156,7 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
     })
 }
 
-/// By token exchange only. A refresh with another scope or resource would spend the one refresh token of the session for a
-/// token that is not the session's.
 fn own_token(parser: &mut Parser, at: &str, raw: &raw::OwnToken) -> TokenTarget {
-    if raw.exchange != Some(true) {
-        let told = "must be true: this version gets such a token by token exchange (RFC 8693), not by refresh";
-        parser.found.problem(join(at, "exchange"), told);
-    }
     let resource: Vec<String> = raw.resource.iter().flat_map(raw::OneOrMany::as_slice).cloned().collect();
     for text in &resource {
         if !url::Url::parse(text).is_ok_and(|url| url.fragment().is_none()) {
@@ -165,7 +173,8 @@ fn own_token(parser: &mut Parser, at: &str, raw: &raw::OwnToken) -> TokenTarget 
             parser.found.problem(join(at, "scopes"), format!("must be scopes without blanks, not {}", shown(scope)));
         }
     }
-    if raw.audience.is_none() && resource.is_empty() && scopes.is_empty() {
+    let named = raw.audience.is_some() || !resource.is_empty() || !scopes.is_empty();
+    if !named && raw.client_credentials != Some(true) {
         parser.found.problem(at, "says nothing of the token: name its audience, resource or scopes");
     }
     TokenTarget { audience: raw.audience.clone(), resource, scopes }

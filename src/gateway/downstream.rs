@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::ctx::Forward;
+use super::placement;
 use super::state::State;
 use crate::web::{cookies, headers};
 
@@ -40,6 +41,7 @@ pub fn rewrite(response: &mut ResponseHeader, state: &State, forward: &Forward, 
     }
     drop_our_cookies(response, state);
     drop_internal_challenges(response);
+    placement::withdraw(response, state, forward);
     for (name, value) in &forward.route.settings.response_headers {
         let _ = response.insert_header(name.clone(), value.clone());
     }

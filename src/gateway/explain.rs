@@ -8,7 +8,7 @@ use http::Method;
 use super::decide::{Caller, Decision, Presence, Rules, decide};
 use super::endpoints::Endpoint;
 use super::routes::{Matched, RouteTable};
-use super::settings::{Access, Route, Settings, Token, Upstream, UpstreamAddress};
+use super::settings::{Access, Route, Settings, Token, Upstream, UpstreamAddress, Way};
 use super::step_up::{self, Wanted};
 use super::upstream;
 use crate::oidc::types::TokenTarget;
@@ -30,6 +30,9 @@ pub fn explain(settings: &Settings, embedded: bool, method: &Method, target: &st
         clean.as_str().strip_prefix(prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/'))
     {
         return match Endpoint::find(rest) {
+            Some(endpoint) if !endpoint.is_on(settings) => {
+                refusal(&Problem::new(Code::NoRoute, "This endpoint is switched off in [logout].")) + prefix + "\n"
+            }
             Some(endpoint) => format!(
                 "endpoint         {prefix}{rest}, answered by sidegate itself\nmethods          {}\n",
                 endpoint.methods(settings)
@@ -106,11 +109,18 @@ fn describe(
         (_, token) => {
             let kind = match token {
                 Token::Id => "id token".to_owned(),
-                Token::Own(target) => own(target),
+                Token::Own(target, way) => own(target, *way),
                 Token::Access | Token::None => "access token".to_owned(),
             };
             let scheme = route.token_header.scheme.as_deref().unwrap_or("(bare)");
-            format!("{kind} in {}: {scheme}", route.token_header.name)
+            let header = format!("in {}: {scheme}", route.token_header.name);
+            match (settings.placed.first(), &route.token) {
+                // Which of several providers' sessions it will be, nobody knows here.
+                (Some(param), Token::Access | Token::Own(..)) => {
+                    format!("{kind} in the query as {param} (of a provider without placement = \"query\": {header})")
+                }
+                _ => format!("{kind} {header}"),
+            }
         }
     };
     line("token", &token);
@@ -138,14 +148,20 @@ fn describe(
     text
 }
 
-fn own(target: &TokenTarget) -> String {
+fn own(target: &TokenTarget, way: Way) -> String {
     let mut of = Vec::new();
     of.extend(target.audience.iter().map(|audience| format!("audience {audience}")));
     of.extend(target.resource.iter().map(|resource| format!("resource {resource}")));
     if !target.scopes.is_empty() {
         of.push(format!("scopes {}", target.scopes.join(" ")));
     }
-    format!("access token of its own (by exchange for {})", of.join(", "))
+    let how = match way {
+        Way::Refresh => "refresh",
+        Way::Exchange => "exchange",
+        Way::Client => "client credentials",
+    };
+    let of = if of.is_empty() { String::new() } else { format!(" for {}", of.join(", ")) };
+    format!("access token of its own (by {how}{of})")
 }
 
 fn shown(upstream: &Upstream) -> String {

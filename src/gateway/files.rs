@@ -25,7 +25,7 @@ use tokio::io::AsyncReadExt as _;
 use super::ctx::{Ctx, Phase};
 use super::settings::{Access, StaticFiles};
 use super::{downstream, respond};
-use crate::web::conditional::{Selected, Validators, accepts_encoding, select};
+use crate::web::conditional::{Selected, Validators, encoding_quality, select};
 use crate::web::problem::{Code, Problem, Shape};
 use crate::web::response::LocalResponse;
 
@@ -201,18 +201,22 @@ impl Head {
     }
 }
 
-/// A file that was compressed beforehand, if there is one that the client takes; the smaller kind first.
+/// A file that was compressed beforehand, if there is one that the client takes: what it wants most, else the smaller kind
+/// first.
 fn variant(root: &Path, name: &Path, headers: &HeaderMap) -> Option<(File, Metadata, Option<&'static str>)> {
-    [("br", ".br"), ("gzip", ".gz")].into_iter().filter(|(coding, _)| accepts_encoding(headers, coding)).find_map(
-        |(coding, suffix)| {
-            let mut name = name.as_os_str().to_owned();
-            name.push(suffix);
-            match open(root, Path::new(&name)) {
-                Opened::File(file, meta) => Some((file, meta, Some(coding))),
-                _ => None,
-            }
-        },
-    )
+    let (br, gzip) = (encoding_quality(headers, "br"), encoding_quality(headers, "gzip"));
+    let mut kinds = [("br", ".br", br), ("gzip", ".gz", gzip)];
+    if gzip > br {
+        kinds.reverse();
+    }
+    kinds.into_iter().filter(|(.., quality)| *quality > 0).find_map(|(coding, suffix, _)| {
+        let mut name = name.as_os_str().to_owned();
+        name.push(suffix);
+        match open(root, Path::new(&name)) {
+            Opened::File(file, meta) => Some((file, meta, Some(coding))),
+            _ => None,
+        }
+    })
 }
 
 /// Hashed names never change their content. Pages name them, so pages are asked for anew; so is all else.

@@ -38,7 +38,7 @@ impl Ctx {
             }
         };
         let credential = match &used {
-            Some(used) => match upstream::credential(&entry.settings, &used.session, used.own.as_ref()) {
+            Some(used) => match upstream::credential(&self.state, &entry.settings, &used.session, used.own.as_ref()) {
                 Ok(credential) => credential,
                 Err(problem) => return Outcome::Refuse(problem, self.cookies_of(used)),
             },
@@ -107,7 +107,7 @@ impl Ctx {
         if state.ends.is_over(&session) {
             return false;
         }
-        let Ok(credential) = upstream::credential(&forward.route.settings, &session, None) else { return false };
+        let Ok(credential) = upstream::credential(state, &forward.route.settings, &session, None) else { return false };
         state.brought.remember(&session, state.clock.now());
         used.session = session;
         forward.credential = credential;

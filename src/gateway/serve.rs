@@ -17,8 +17,8 @@ use super::arrive::{Request, origin_form};
 use super::ctx::{Ctx, Forward, Label, Used};
 use super::decide::{Caller, Decision, Presence, Rules, decide};
 use super::endpoints::{self, Answer, Endpoint, Visitor, renew};
-use super::exchange;
 use super::live::OpenStream;
+use super::own_token::{self, Lack};
 use super::rate;
 use super::routes::Matched;
 use super::settings::{Access, OnAnonymous};
@@ -342,11 +342,21 @@ impl Ctx {
             let asker = Asker { route, caller, method, headers, return_to: return_to.clone() };
             return step_up::answer(state, asker, &wanted, true, self.cookies_of(&used));
         }
-        match exchange::token_for(state, route, &used.session).await {
+        match own_token::token_for(state, route, &used.session, &user).await {
             Ok(own) => used.own = own,
-            Err(problem) => return Outcome::Refuse(problem, self.cookies_of(&used)),
+            Err(Lack::Told(problem)) => return Outcome::Refuse(problem, self.cookies_of(&used)),
+            Err(Lack::Over(reason)) => {
+                let dead = matches!(reason, EndReason::Dead(_)) && !state.settings.single_replica;
+                // In doubt, the refresh of another request says whether the browser has a newer cookie.
+                let expire =
+                    if dead || reason == EndReason::Reuse { Vec::new() } else { state.jar.expire(&used.presented) };
+                if route.access == Access::Optional {
+                    return self.forward(request, entry, None, expire);
+                }
+                return over(state, request, &entry, caller, return_to, expire);
+            }
         }
-        // So may the exchange.
+        // So may that.
         if used.own.is_some() && state.ends.is_over(&used.session) {
             let expire = state.jar.expire(&used.presented);
             if route.access == Access::Optional {

@@ -32,6 +32,8 @@ pub struct Settings {
     pub replay_refused: bool,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
+    /// Parameters by which tokens go upstream in the query, and what goes with them: never the client's own.
+    pub placed: Vec<String>,
     /// The provider answers by POST to the callback.
     pub form_post: bool,
 }
@@ -154,8 +156,19 @@ pub enum Token {
     Access,
     Id,
     None,
-    /// One of the route's own, by token exchange.
-    Own(TokenTarget),
+    /// One of the route's own.
+    Own(TokenTarget, Way),
+}
+
+/// How a route's own token is got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// By the session's refresh token.
+    Refresh,
+    /// For the session's access token (RFC 8693).
+    Exchange,
+    /// By the client's own credentials (RFC 6749 section 4.4): the same token for all users of a provider.
+    Client,
 }
 
 /// `token_header`: `Name: Scheme`, or `Name` for the bare token.

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::attempts::Attempts;
 use super::ends::Ends;
-use super::exchange::Exchanged;
 use super::live::Streams;
+use super::own_token::OwnTokens;
 use super::rate::Limiter;
 use super::replay::Brought;
 use super::routes::RouteTable;
@@ -74,7 +74,7 @@ pub struct Shared {
     /// What upstreams want to see in proofs of possession.
     pub nonces: Arc<Nonces>,
     pub brought: Arc<Brought>,
-    pub exchanged: Arc<Exchanged>,
+    pub own_tokens: Arc<OwnTokens>,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub sub_hasher: Arc<SubHasher>,
@@ -385,12 +385,17 @@ impl State {
         audit::session_ended(origin, reason.as_str());
     }
 
+    /// Counts the size of the session cookies of one answer.
+    pub fn weigh(&self, cookies: &[HeaderValue]) {
+        self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+    }
+
     /// The cookies that bring the browser this session. Without them, when it has grown too large, the browser goes on
     /// with the older one for as long as that is known here.
     pub fn seal(&self, session: &Session, presented: &Presented, now: Timestamp, request_id: &str) -> Vec<HeaderValue> {
         match self.jar.seal(session, presented, now) {
             Ok(cookies) => {
-                self.metrics.observe_cookie_bytes(cookies.iter().map(HeaderValue::len).sum());
+                self.weigh(&cookies);
                 cookies
             }
             Err(sizes) => {

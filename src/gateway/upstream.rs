@@ -10,8 +10,9 @@ use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorType, Result};
 
-use super::ctx::Forward;
-use super::settings::{Route, Token};
+use super::ctx::{Forward, Used};
+use super::placement;
+use super::settings::{Route, Token, Way};
 use super::state::{Endpoint, State};
 use crate::oidc::dpop;
 use crate::oidc::types::AccessToken;
@@ -129,11 +130,19 @@ fn join(prefix: &str, rest: &str) -> String {
 /// # Errors
 /// `provider_refused` when the route sends the ID token and there is none.
 pub fn credential(
+    state: &State,
     route: &Route,
     session: &Session,
     own: Option<&AccessToken>,
 ) -> Result<Option<(HeaderName, HeaderValue)>, Problem> {
     let missing = |detail| Problem::new(Code::ProviderRefused, detail);
+    // Put into the query as the request leaves.
+    if placement::of(state, &route.token, session).is_some() {
+        return match (&route.token, own) {
+            (Token::Own(..), None) => Err(missing("There is no token for this route.")),
+            _ => Ok(None),
+        };
+    }
     // A bound token is no bearer token (RFC 9449 section 7.1).
     let scheme = match route.token_header.scheme.as_deref() {
         Some(scheme) if is_bound(route, session) && scheme.eq_ignore_ascii_case("Bearer") => Some("DPoP"),
@@ -142,7 +151,7 @@ pub fn credential(
     let value = match &route.token {
         Token::None => return Ok(None),
         Token::Access => session.access_token.field(scheme),
-        Token::Own(_) => own.ok_or_else(|| missing("There is no token for this route."))?.field(scheme),
+        Token::Own(..) => own.ok_or_else(|| missing("There is no token for this route."))?.field(scheme),
         Token::Id => {
             let token = session.id_token.as_ref().and_then(|packed| packed.unpack());
             let token = token.ok_or_else(|| missing("The provider gave no ID token, which this route sends."))?;
@@ -155,16 +164,17 @@ pub fn credential(
 
 /// Whether the token of this route counts only with a proof of the session's key.
 pub fn is_bound(route: &Route, session: &Session) -> bool {
-    route.token == Token::Access && session.dpop.is_some()
+    matches!(route.token, Token::Access | Token::Own(_, Way::Refresh)) && session.dpop.is_some()
 }
 
 /// A proof for the request as it leaves us (RFC 9449 section 4.2): `target` is its path and query, `host` its `Host`.
-fn proof(state: &State, session: &Session, method: &str, origin: &str, target: &str) -> Option<HeaderValue> {
+fn proof(state: &State, used: &Used, method: &str, origin: &str, target: &str) -> Option<HeaderValue> {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let nonce = state.nonces.get(origin);
-    let key = session.dpop.as_ref()?;
+    let key = used.session.dpop.as_ref()?;
+    let token = used.own.as_ref().unwrap_or(&used.session.access_token);
     let htu = format!("{origin}{path}");
-    let proof = key.proof(method, &htu, Some(&session.access_token), nonce.as_deref(), state.clock.now())?;
+    let proof = key.proof(method, &htu, Some(token), nonce.as_deref(), state.clock.now())?;
     let mut proof = HeaderValue::try_from(proof).ok()?;
     proof.set_sensitive(true);
     Some(proof)
@@ -185,6 +195,14 @@ pub fn wants_another_proof(state: &State, forward: &Forward, response: &Response
     let news = nonce.is_some_and(|nonce| state.nonces.put(origin, &nonce));
     let mut challenges = response.headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(text);
     news && response.status == StatusCode::UNAUTHORIZED && challenges.any(|value| dpop::demands_nonce(&value))
+}
+
+/// A claim as text.
+pub fn claim_text(session: &Session, name: &str) -> Option<String> {
+    match name {
+        "sub" => Some(session.subject.clone()),
+        _ => session.claims.get(name)?.as_str().map(str::to_owned),
+    }
 }
 
 /// The claim behind an identity header.
@@ -222,7 +240,8 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
         cookies::Stripped::Changed(None) => drop(fields.remove(header::COOKIE)),
     }
 
-    let path = self::target(&forward.route.settings, &target.base_path, &forward.path, forward.query.as_deref());
+    let query = placement::query(state, forward);
+    let path = self::target(&forward.route.settings, &target.base_path, &forward.path, query.as_deref());
     let public = &state.settings.public;
     if !forward.route.settings.preserve_host {
         fields.insert(header::HOST, target.authority.clone());
@@ -248,7 +267,7 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
     if let Some(used) = forward.session.as_ref().filter(|used| is_bound(route, &used.session)) {
         let failed = || Error::new_in(ErrorType::InternalError);
         let origin = origin(target.tls, &fields).ok_or_else(failed)?;
-        let proof = proof(state, &used.session, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
+        let proof = proof(state, used, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
         fields.insert(DPOP, proof);
         forward.proven_for = Some(origin);
     }

@@ -29,6 +29,25 @@ pub struct Dialect {
     pub claims: Vec<(String, Pick)>,
     pub revocation: Revocation,
     pub user_agent: Option<String>,
+    /// Where the provider's own API takes the token, if not in a header.
+    pub placement: Option<Placement>,
+}
+
+/// A token in the query of requests to the upstream (RFC 6750 section 2.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The parameter.
+    pub param: String,
+    /// Parameters that go with it.
+    pub extra: Vec<(String, Extra)>,
+}
+
+/// What a parameter says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extra {
+    Text(String),
+    /// A claim of the session; left out when it is not there.
+    Claim(String),
 }
 
 impl Default for Dialect {
@@ -44,6 +63,7 @@ impl Default for Dialect {
             claims: Vec::new(),
             revocation: Revocation::Standard,
             user_agent: None,
+            placement: None,
         }
     }
 }

@@ -291,6 +291,15 @@ pub fn peek_issuer(token: &str) -> Option<String> {
     peek(token)?.get("iss")?.as_str().map(str::to_owned)
 }
 
+/// The `aud` of a token that we only pass on; empty when it does not say.
+pub fn peek_audience(token: &str) -> Vec<String> {
+    match peek(token).as_ref().and_then(|claims| claims.get("aud")) {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
 fn peek(token: &str) -> Option<Claims> {
     let mut parts = token.split('.');
     let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {

@@ -26,6 +26,8 @@ pub struct ProviderMetadata {
     pub end_session: Option<Url>,
     /// RFC 7009.
     pub revocation: Option<Url>,
+    /// RFC 7662.
+    pub introspection: Option<Url>,
     /// RFC 9126.
     pub pushed_authorization_request: Option<Url>,
     /// Authorization answers carry `iss` (RFC 9207).
@@ -52,6 +54,10 @@ pub struct ProviderMetadata {
     pub response_modes: Option<Vec<String>>,
     /// Tokens are bound to the client's certificate (RFC 8705 section 3.3).
     pub certificate_bound: bool,
+    /// It sends logout tokens.
+    pub backchannel_logout: bool,
+    /// Its logout page frames ours.
+    pub frontchannel_logout: bool,
 }
 
 impl ProviderMetadata {
@@ -90,6 +96,7 @@ impl ProviderMetadata {
             userinfo: back("userinfo_endpoint", &own.userinfo),
             end_session: front("end_session_endpoint", &own.end_session),
             revocation: back("revocation_endpoint", &own.revocation),
+            introspection: back("introspection_endpoint", &own.introspection),
             pushed_authorization_request: back(
                 "pushed_authorization_request_endpoint",
                 &own.pushed_authorization_request,
@@ -98,6 +105,8 @@ impl ProviderMetadata {
             par_required: says("require_pushed_authorization_requests"),
             request_object_required: says("require_signed_request_object"),
             certificate_bound: says("tls_client_certificate_bound_access_tokens"),
+            backchannel_logout: says("backchannel_logout_supported"),
+            frontchannel_logout: says("frontchannel_logout_supported"),
             scopes: words(&document, "scopes_supported"),
             id_token_algs: words(&document, "id_token_signing_alg_values_supported"),
             challenge_methods: words(&document, "code_challenge_methods_supported"),
@@ -125,11 +134,14 @@ impl ProviderMetadata {
             userinfo: own.userinfo.clone(),
             end_session: own.end_session.clone(),
             revocation: own.revocation.clone(),
+            introspection: own.introspection.clone(),
             pushed_authorization_request: own.pushed_authorization_request.clone(),
             iss_parameter: false,
             par_required: false,
             request_object_required: false,
             certificate_bound: false,
+            backchannel_logout: false,
+            frontchannel_logout: false,
             scopes: None,
             id_token_algs: None,
             challenge_methods: None,

@@ -7,6 +7,7 @@ pub mod dpop;
 pub mod error;
 pub mod id_token;
 pub mod json;
+pub mod jwe;
 pub mod jwks;
 pub mod jwt;
 pub mod logout;

@@ -40,6 +40,10 @@ const BACKOFF_LAST: Duration = Duration::from_secs(5);
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
 const RENEW_AGAIN: Duration = Duration::from_secs(60);
 
+/// The most time for an introspection, and what must be left for everything else.
+const INTROSPECTION_MAX: Duration = Duration::from_secs(2);
+const INTROSPECTION_SLACK: Duration = Duration::from_millis(500);
+
 /// What an ID token in a refresh answer must agree with (OpenID Connect Core section 12.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefreshExpectation {
@@ -58,13 +62,15 @@ pub struct RefreshExpectation {
 /// The refresh grant (RFC 6749 section 6), as a trait so that the refresh engine's tests pass a double.
 #[async_trait]
 pub trait Grant: Send + Sync {
-    /// Spends `token` once. One call is one try: retries are the caller's business.
+    /// Spends `token` once, for the session's own tokens or for those of a target. One call is one try: retries are the
+    /// caller's business.
     ///
     /// # Errors
     /// By who is to blame; `Invalid` when the answer's ID token does not belong to the session.
     async fn refresh(
         &self,
         token: &RefreshToken,
+        target: Option<&TokenTarget>,
         expect: &RefreshExpectation,
         now: Timestamp,
     ) -> Result<TokenSet, ProviderError>;
@@ -362,19 +368,22 @@ impl Provider {
         let dpop = login.dpop.clone().or_else(|| self.new_dpop_key());
         let form = token::code_form(&self.settings, code, &login.verifier);
         let dialect = &self.settings.dialect;
+        let began = Instant::now();
         let answer = self.client.post_as("token", &metadata.token, &form, dpop.as_ref(), &dialect.token).await;
         let answer = answer.map_err(CallError::of_grant)?;
         let token_type = TokenType::bound(dpop.is_some());
-        let mut answer = token::decode(&answer, token_type, dialect, self.settings.default_expires_in, login.now)?;
+        let mut answer = token::decode(&answer, token_type, dialect, self.default_life(), login.now)?;
         self.require_scopes(&answer)?;
+        self.learn_expiry(&metadata, &mut answer, began, login.now).await;
         if !self.settings.openid {
             let identity = self.identify(&metadata, &answer, dpop.as_ref()).await?;
             // Not verified, so it is no hint for anybody.
             answer.id_token = None;
             return Ok(Login { tokens: token_set(answer), identity, dpop });
         }
-        let raw = answer.id_token.as_deref().ok_or(Fault("id_token_missing"))?;
-        let verified = self.verify(&metadata, raw).await?;
+        let raw = self.decrypted(answer.id_token.take().ok_or(Fault("id_token_missing"))?)?;
+        let verified = self.verify(&metadata, &raw).await?;
+        answer.id_token = Some(raw);
         let expect = LoginExpectation {
             nonce: &login.nonce,
             code,
@@ -398,6 +407,72 @@ impl Provider {
             );
         }
         Ok(Login { tokens: token_set(answer), identity, dpop })
+    }
+
+    /// The signed token, out of its envelope where ID tokens have one. What is kept of it is a hint and goes to apps, and
+    /// must be readable there (OpenID Connect Core section 3.1.2.1).
+    fn decrypted(&self, token: String) -> Result<String, Fault> {
+        match &self.settings.id_token_decryption {
+            Some(decryption) => decryption.open(&token),
+            None => Ok(token),
+        }
+    }
+
+    /// For a token of which nothing else is known. Comes last where the provider is asked first.
+    fn default_life(&self) -> Option<Duration> {
+        self.settings.default_expires_in.filter(|_| self.settings.introspection.is_none())
+    }
+
+    /// Where neither the answer nor the token says when it ends, the provider is asked, once for each token. What cannot be
+    /// learnt is no failure: for want of it no refresh that the provider has made is lost. `began`: when the token was
+    /// asked for, since whoever waits for it waits no longer than for an answer.
+    async fn learn_expiry(
+        &self,
+        metadata: &ProviderMetadata,
+        answer: &mut TokenAnswer,
+        began: Instant,
+        now: Timestamp,
+    ) {
+        let (Some(patience), None) = (self.settings.introspection, answer.access_expires) else { return };
+        let left = patience.saturating_sub(began.elapsed()).saturating_sub(INTROSPECTION_SLACK);
+        let asked = self.introspect(metadata, &answer.access_token, now);
+        let told = match tokio::time::timeout(left.min(INTROSPECTION_MAX), asked).await {
+            Ok(told) => told,
+            Err(_) => Err("timeout"),
+        };
+        let default = || self.settings.default_expires_in.map(|life| now + life);
+        answer.access_expires = match told {
+            Ok(expires) => expires.or_else(default),
+            Err(reason) => {
+                tracing::warn!(event = "introspection", reason, "the provider did not say when an access token ends");
+                default()
+            }
+        };
+    }
+
+    /// Token introspection (RFC 7662): when the token ends, if the provider says it.
+    async fn introspect(
+        &self,
+        metadata: &ProviderMetadata,
+        token: &AccessToken,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, &'static str> {
+        let url = metadata.introspection.as_ref().ok_or("introspection_endpoint")?;
+        let mut form = Form::default();
+        form.set("token", token.expose());
+        form.set("token_type_hint", "access_token");
+        let answer = self.client.post("introspection", url, &form, None).await;
+        let answer = answer.map_err(|error| error.of_read().reason())?;
+        if answer.status != 200 {
+            return Err("status");
+        }
+        let members = json::object(&answer.body).map_err(|_| "unreadable")?;
+        if members.get("active") != Some(&Value::Bool(true)) {
+            return Err("inactive");
+        }
+        let latest = now + Duration::from_secs(token::MAX_LIFE_SECS);
+        let expires = members.get("exp").and_then(numeric_date).map(Timestamp::from_millis);
+        Ok(expires.map(|expires| expires.min(latest)))
     }
 
     /// TOK-04: an answer that does not name its scope grants all that was asked for (RFC 6749 section 5.1).
@@ -444,6 +519,8 @@ impl Provider {
                 _ => std::collections::BTreeMap::new(),
             },
         };
+        // As an ID token has it: a subject is unique at its issuer only. Nobody else may say it.
+        identity.claims.insert("iss".to_owned(), self.settings.issuer.as_str().into());
         self.add_claims(answer, &mut identity);
         Ok(identity)
     }
@@ -528,13 +605,37 @@ impl Provider {
         let metadata = self.metadata().await?;
         let form = token::exchange_form(&self.settings, subject, target);
         let dialect = &self.settings.dialect;
+        let began = Instant::now();
         let answer = self.client.post_as("token", &metadata.token, &form, None, &dialect.token).await;
         let answer = answer.map_err(CallError::of_grant)?;
-        let answer = token::decode(&answer, TokenType::bound(false), dialect, self.settings.default_expires_in, now)?;
-        let lacks = |scope: &str| !target.scopes.iter().all(|one| scope.split(' ').any(|given| given == one));
-        if answer.scope.as_deref().is_some_and(lacks) {
+        let mut answer = token::decode(&answer, TokenType::bound(false), dialect, self.default_life(), now)?;
+        self.learn_expiry(&metadata, &mut answer, began, now).await;
+        let given = token_set(answer);
+        token::judge_target(target, &given, subject)?;
+        Ok((given.access_token, given.access_expires))
+    }
+
+    /// A token of the client's own (RFC 6749 section 4.4), for no user, and when it ends if anybody knows. One call is one
+    /// try.
+    ///
+    /// # Errors
+    /// As [`Provider::exchange`].
+    pub async fn client_token(
+        &self,
+        target: &TokenTarget,
+        now: Timestamp,
+    ) -> Result<(AccessToken, Option<Timestamp>), ProviderError> {
+        let metadata = self.metadata().await?;
+        let form = token::client_form(&self.settings, target);
+        let dialect = &self.settings.dialect;
+        let began = Instant::now();
+        let answer = self.client.post_as("token", &metadata.token, &form, None, &dialect.token).await;
+        let answer = answer.map_err(CallError::of_grant)?;
+        let mut answer = token::decode(&answer, TokenType::bound(false), dialect, self.default_life(), now)?;
+        if answer.scope.as_deref().is_some_and(|scope| target.is_denied(scope)) {
             return Err(ProviderError::Refused { reason: "invalid_scope" });
         }
+        self.learn_expiry(&metadata, &mut answer, began, now).await;
         Ok((answer.access_token, answer.access_expires))
     }
 
@@ -723,6 +824,32 @@ impl Provider {
                     .to_owned(),
             );
         }
+        if settings.name.is_some() && settings.own_callback.is_none() && !metadata.iss_parameter {
+            warn(
+                "provider.callback",
+                "the provider does not announce iss in its authorization answers (RFC 9207): beside other providers, set \
+                 callback = \"own\" and register that redirect URI there, so that its answers cannot be taken for another's"
+                    .to_owned(),
+            );
+        }
+        if settings.backchannel_logout && !metadata.backchannel_logout {
+            warn(
+                "logout.backchannel",
+                "the provider does not announce back-channel logout: its logouts may not be heard of".to_owned(),
+            );
+        }
+        if settings.frontchannel_logout && !metadata.frontchannel_logout {
+            warn(
+                "logout.frontchannel",
+                "the provider does not announce front-channel logout: its logouts may not be heard of".to_owned(),
+            );
+        }
+        if settings.introspection.is_some() && metadata.introspection.is_none() {
+            warn(
+                "provider.introspection",
+                "the provider has no usable introspection endpoint: nobody learns there when a token ends".to_owned(),
+            );
+        }
         if settings.userinfo && metadata.userinfo.is_none() {
             warn("provider.userinfo", "the provider has no usable userinfo endpoint: logins will fail".to_owned());
         }
@@ -735,6 +862,7 @@ impl Grant for Provider {
     async fn refresh(
         &self,
         token: &RefreshToken,
+        target: Option<&TokenTarget>,
         expect: &RefreshExpectation,
         now: Timestamp,
     ) -> Result<TokenSet, ProviderError> {
@@ -747,20 +875,24 @@ impl Grant for Provider {
         // An answer that cannot be verified would cost the refresh token.
         self.load_keys(&metadata).await?;
         let dialect = &self.settings.dialect;
-        let form = token::refresh_form(&self.settings, token);
+        let form = token::refresh_form(&self.settings, token, target);
+        let began = Instant::now();
         let answer =
             self.client.post_as("token", &metadata.refresh, &form, expect.dpop.as_ref(), &dialect.refresh).await;
         let answer = answer.map_err(|error| not_ours(error.of_grant()))?;
         let token_type = TokenType::bound(expect.dpop.is_some());
-        let answer = token::decode(&answer, token_type, dialect, self.settings.default_expires_in, now);
+        let answer = token::decode(&answer, token_type, dialect, self.default_life(), now);
         let mut answer = answer.map_err(not_ours)?;
         if !self.settings.openid {
             answer.id_token = None;
         }
-        if let Some(raw) = &answer.id_token {
-            let verified = self.verify(&metadata, raw).await?;
+        if let Some(raw) = answer.id_token.take() {
+            let raw = self.decrypted(raw)?;
+            let verified = self.verify(&metadata, &raw).await?;
             id_token::check_refresh(&verified, &self.settings, expect, &answer.access_token, self.after(now))?;
+            answer.id_token = Some(raw);
         }
+        self.learn_expiry(&metadata, &mut answer, began, now).await;
         Ok(token_set(answer))
     }
 }

@@ -121,7 +121,7 @@ impl Rig {
             nonce_hash: Some(hash.as_ref()[..16].try_into().unwrap()),
             dpop: None,
         };
-        self.provider.refresh(&RefreshToken::new("rt-1"), &expect, NOW).await
+        self.provider.refresh(&RefreshToken::new("rt-1"), None, &expect, NOW).await
     }
 
     fn set(&self, change: impl FnOnce(&mut Script)) {
@@ -470,6 +470,25 @@ async fn judging_online() {
             "{key} {word}: {findings:?}"
         );
     }
+
+    // What is switched on and not announced there.
+    let mut more = settings(&rig.server.origin);
+    (more.backchannel_logout, more.frontchannel_logout) = (true, true);
+    more.introspection = Some(more.timeout);
+    more.name = Some("one of several".to_owned());
+    let wishes = ["logout.backchannel", "logout.frontchannel", "provider.introspection", "provider.callback"];
+    let judged = |settings| async { rig.provider.renewed(settings).unwrap().judge_online().await };
+    let findings = judged(more.clone()).await;
+    assert!(wishes.iter().all(|key| findings.iter().any(|finding| finding.key == *key)), "{findings:?}");
+    rig.set(|script| {
+        script.metadata = json!({
+            "backchannel_logout_supported": true, "frontchannel_logout_supported": true,
+            "introspection_endpoint": "https://op.example/introspect",
+        });
+    });
+    more.own_callback = more.name.clone();
+    let findings = judged(more).await;
+    assert!(wishes.iter().all(|key| findings.iter().all(|finding| finding.key != *key)), "{findings:?}");
 
     let answers: [Answerer; 3] = [
         || Reply::Drop,

@@ -9,6 +9,7 @@ use ring::digest;
 use url::Url;
 
 use super::dialect::Dialect;
+use super::jwe::Decryption;
 use super::jwt::Algorithm;
 use super::signing::SigningKey;
 use super::types::ProviderKey;
@@ -43,6 +44,16 @@ impl ClientAuth {
             Self::PrivateKeyJwt(_) => "private_key_jwt",
             Self::Tls => "tls_client_auth",
             Self::None => "none",
+        }
+    }
+
+    /// The client secret, where there is one.
+    pub fn secret(&self) -> Option<&str> {
+        match self {
+            Self::Basic(secret) | Self::BasicRaw(secret) | Self::Post(secret) | Self::SecretJwt(secret) => {
+                Some(secret.expose())
+            }
+            Self::PrivateKeyJwt(_) | Self::Tls | Self::None => None,
         }
     }
 }
@@ -87,6 +98,7 @@ pub struct Endpoints {
     pub userinfo: Option<Url>,
     pub end_session: Option<Url>,
     pub revocation: Option<Url>,
+    pub introspection: Option<Url>,
     pub pushed_authorization_request: Option<Url>,
 }
 
@@ -109,6 +121,8 @@ pub enum LogoutStyle {
 pub struct Settings {
     /// What links call it; none when it is the only one.
     pub name: Option<String>,
+    /// The last segment of `redirect_uri`, where its answers come to a callback of its own.
+    pub own_callback: Option<String>,
     /// Compared byte for byte with `issuer` and `iss`; `{tenantid}` in it stands for the tenant of a token. A provider
     /// without an issuer is named by its token endpoint.
     pub issuer: String,
@@ -150,6 +164,8 @@ pub struct Settings {
     pub login_params: Vec<String>,
     /// The one accepted signature algorithm.
     pub id_token_alg: Algorithm,
+    /// ID tokens are encrypted; else they must not be.
+    pub id_token_decryption: Option<Arc<Decryption>>,
     pub trusted_audiences: Vec<String>,
     pub userinfo: bool,
     pub endpoints: Endpoints,
@@ -158,14 +174,21 @@ pub struct Settings {
     pub clock_skew: Duration,
     /// `http://host:port` for all calls to the provider.
     pub proxy: Option<Url>,
+    /// The provider is asked when a token ends that nothing else is known of (RFC 7662), if the call that brought the token
+    /// took less than this.
+    pub introspection: Option<Duration>,
     /// Life of an access token when the provider tells nothing.
     pub default_expires_in: Option<Duration>,
-    /// `<public_url><prefix>/callback`.
+    /// `<public_url><prefix>/callback`, or the provider's own below it.
     pub redirect_uri: String,
     /// `<public_url><prefix>/logout/return`.
     pub post_logout_redirect_uri: String,
     /// Try RP-initiated logout.
     pub logout_at_provider: bool,
+    /// Its logout tokens are taken (OpenID Connect Back-Channel Logout).
+    pub backchannel_logout: bool,
+    /// Its pages may end sessions (OpenID Connect Front-Channel Logout).
+    pub frontchannel_logout: bool,
     pub logout_style: LogoutStyle,
     /// Revoke tokens at logout (RFC 7009).
     pub revoke: bool,

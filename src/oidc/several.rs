@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::error::ProviderError;
 use super::provider::{Grant, Provider, RefreshExpectation};
-use super::types::{ProviderKey, RefreshToken, TokenSet};
+use super::types::{ProviderKey, RefreshToken, TokenSet, TokenTarget};
 use crate::clock::Timestamp;
 
 /// Never empty.
@@ -43,9 +43,10 @@ impl Providers {
         self.iter().find(|provider| provider.settings().name.as_deref() == Some(name))
     }
 
-    /// The one with this issuer.
+    /// The one with this issuer: the one that is called so before one whose tenants are left open.
     pub fn of_issuer(&self, issuer: &str) -> Option<&Arc<Provider>> {
-        self.iter().find(|provider| provider.settings().issuer == issuer)
+        let named = self.iter().find(|provider| provider.settings().issuer == issuer);
+        named.or_else(|| self.iter().find(|provider| provider.settings().is_issuer(issuer, None)))
     }
 }
 
@@ -54,11 +55,12 @@ impl Grant for Providers {
     async fn refresh(
         &self,
         token: &RefreshToken,
+        target: Option<&TokenTarget>,
         expect: &RefreshExpectation,
         now: Timestamp,
     ) -> Result<TokenSet, ProviderError> {
         // A token is shown to whoever gave it, and to nobody else.
         let provider = self.of_key(expect.provider).ok_or(ProviderError::Refused { reason: "provider_gone" })?;
-        provider.refresh(token, expect, now).await
+        provider.refresh(token, target, expect, now).await
     }
 }

@@ -12,11 +12,11 @@ use super::error::{Fault, ProviderError};
 use super::json::{self, JsonError};
 use super::jwt;
 use super::settings::Settings;
-use super::types::{AccessToken, Code, PkceVerifier, RefreshToken, TokenTarget};
+use super::types::{AccessToken, Code, PkceVerifier, RefreshToken, TokenSet, TokenTarget};
 use crate::clock::Timestamp;
 
 /// The longest life that is believed. More is a mistake of the provider, or an attempt at overflow.
-const MAX_LIFE_SECS: u64 = 366 * 24 * 3600;
+pub(super) const MAX_LIFE_SECS: u64 = 366 * 24 * 3600;
 
 /// A longer subject is not one (OpenID Connect Core section 2).
 const MAX_SUBJECT_BYTES: usize = 255;
@@ -103,12 +103,15 @@ pub fn code_form(settings: &Settings, code: &Code, verifier: &PkceVerifier) -> F
     extras(form, settings)
 }
 
-/// The refresh grant (RFC 6749 section 6). `scope` is not sent: what was granted stays.
-pub fn refresh_form(settings: &Settings, token: &RefreshToken) -> Form {
+/// The refresh grant (RFC 6749 section 6). For the session's own tokens `scope` is not sent: what was granted stays. A target
+/// of another audience or resource (RFC 8707 section 2.2) replaces the provider's `resource`.
+pub fn refresh_form(settings: &Settings, token: &RefreshToken, target: Option<&TokenTarget>) -> Form {
     let mut form = Form::default();
     form.set("grant_type", "refresh_token");
     form.set("refresh_token", token.expose());
-    extras(form, settings)
+    let Some(target) = target else { return extras(form, settings) };
+    aim(&mut form, target);
+    if target.audience.is_none() && target.resource.is_empty() { extras(form, settings) } else { fixed(form, settings) }
 }
 
 /// Token exchange (RFC 8693 section 2.1): an access token for an access token. `resource` and `audience` of the provider
@@ -120,6 +123,19 @@ pub fn exchange_form(settings: &Settings, subject: &AccessToken, target: &TokenT
     form.set("subject_token", subject.expose());
     form.set("subject_token_type", ACCESS_TOKEN);
     form.set("requested_token_type", ACCESS_TOKEN);
+    aim(&mut form, target);
+    fixed(form, settings)
+}
+
+/// The client credentials grant (RFC 6749 section 4.4).
+pub fn client_form(settings: &Settings, target: &TokenTarget) -> Form {
+    let mut form = Form::default();
+    form.set("grant_type", "client_credentials");
+    aim(&mut form, target);
+    fixed(form, settings)
+}
+
+fn aim(form: &mut Form, target: &TokenTarget) {
     if let Some(audience) = &target.audience {
         form.set("audience", audience);
     }
@@ -129,7 +145,28 @@ pub fn exchange_form(settings: &Settings, subject: &AccessToken, target: &TokenT
     if !target.scopes.is_empty() {
         form.set("scope", &target.scopes.join(" "));
     }
-    fixed(form, settings)
+}
+
+/// Whether a token that was asked for a target may go to that target's upstream, as far as can be seen: a provider may
+/// leave out of consideration what it does not know. `own`: the session's access token.
+///
+/// # Errors
+/// `Refused` with `invalid_scope` when the answer says that there is less scope, with `target_ignored` when the token is
+/// one for the session's own audience.
+pub fn judge_target(target: &TokenTarget, given: &TokenSet, own: &AccessToken) -> Result<(), ProviderError> {
+    if given.scope.as_deref().is_some_and(|scope| target.is_denied(scope)) {
+        return Err(ProviderError::Refused { reason: "invalid_scope" });
+    }
+    let elsewhere = target.audience.is_some() || !target.resource.is_empty();
+    let same = || {
+        let (audience, before) = (jwt::peek_audience(given.access_token.expose()), jwt::peek_audience(own.expose()));
+        let named = |one: &String| target.audience.as_ref() == Some(one) || target.resource.contains(one);
+        !audience.is_empty() && audience == before && !audience.iter().any(named)
+    };
+    if given.access_token.expose() == own.expose() || elsewhere && same() {
+        return Err(ProviderError::Refused { reason: "target_ignored" });
+    }
+    Ok(())
 }
 
 fn extras(mut form: Form, settings: &Settings) -> Form {

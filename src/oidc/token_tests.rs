@@ -61,7 +61,7 @@ fn a_code_is_redeemed_with_its_verifier() {
 #[test]
 fn a_refresh_token_is_form_encoded() {
     let token = r#"a+&=%"\; b/?#:@!$'()*,[]~"#;
-    let form = refresh_form(&settings("https://op.example"), &RefreshToken::new(token));
+    let form = refresh_form(&settings("https://op.example"), &RefreshToken::new(token), None);
     let pairs: Vec<_> = form_urlencoded::parse(form.encoded().as_bytes()).into_owned().collect();
     assert_eq!(
         pairs,

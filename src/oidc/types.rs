@@ -122,12 +122,21 @@ impl TokenTarget {
     }
 
     /// Whether it asks for more than this scope, where that can be told: what another audience or resource grants is for
-    /// the provider to say.
+    /// the provider to say, and so is a scope that is a URI, which at some providers is that of another API.
     pub fn is_beyond(&self, granted: &str) -> bool {
-        self.audience.is_none()
-            && self.resource.is_empty()
-            && !self.scopes.iter().all(|scope| granted.split(' ').any(|one| one == scope))
+        let plain = self.scopes.iter().filter(|scope| !scope.contains("://"));
+        self.audience.is_none() && self.resource.is_empty() && !covers(granted, plain)
     }
+
+    /// Whether a token of this scope is less than was asked for. `offline_access` is never in a token: it is asked for where
+    /// a provider takes no refresh without it.
+    pub fn is_denied(&self, scope: &str) -> bool {
+        !covers(scope, self.scopes.iter())
+    }
+}
+
+fn covers<'a>(given: &str, mut wanted: impl Iterator<Item = &'a String>) -> bool {
+    wanted.all(|wanted| wanted == "offline_access" || given.split(' ').any(|one| one == wanted))
 }
 
 /// Who the user is: from the verified ID token, completed by userinfo.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::breaker::{Breaker, Turn};
@@ -24,7 +24,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::crypto::random;
 use crate::oidc::ProviderError;
 use crate::oidc::provider::{Grant, RefreshExpectation};
-use crate::oidc::types::{RefreshToken, TokenSet};
+use crate::oidc::token;
+use crate::oidc::types::{AccessToken, RefreshToken, TokenSet, TokenTarget};
 use crate::session::model::{Handle, Session, SessionId};
 use crate::session::vault::Keeping;
 
@@ -37,8 +38,9 @@ const SHARD_MIN: usize = 64 * 1024;
 const TOMBSTONES: usize = 128 * 1024;
 /// Token requests at once.
 const TRIES_AT_ONCE: usize = 256;
-/// Generations that a cookie may be behind in what other replicas hold: each is a conversation with the store.
-const HOPS: usize = 4;
+/// Generations that a cookie may be behind in what other replicas hold: each is a conversation with the store. Where routes
+/// have tokens of their own, every replica adds one for each of them while an access token lives.
+const HOPS: usize = 32;
 /// The reason of a result that another replica came by.
 const ADOPTED: &str = "adopted";
 /// Changes that a listener may be behind.
@@ -116,6 +118,28 @@ pub enum Freshened {
     Unavailable { retry_after: Duration },
     /// The provider refuses our client. The session is kept.
     Refused,
+}
+
+/// What becomes of asking for a token that is not the session's own.
+#[derive(Clone, Debug)]
+pub enum Obtained {
+    /// The token, and when it ends if anybody knows.
+    Token(AccessToken, Option<Timestamp>),
+    /// The provider gives none. The session is kept.
+    Failed(ProviderError),
+    /// The session is over.
+    Over(EndReason),
+    /// Nothing can be refreshed any more, or not from here; the session goes on until its access token ends.
+    Exhausted,
+}
+
+type Given = Result<(AccessToken, Option<Timestamp>), ProviderError>;
+
+/// What a flight is for when it is not for the session itself.
+struct Aside {
+    target: TokenTarget,
+    given: Mutex<Option<Given>>,
+    sender: oneshot::Sender<Given>,
 }
 
 /// Something that a page with this session wants to know at once.
@@ -251,7 +275,7 @@ impl Coordinator {
         // What another replica made of the token may have been spent in its turn: on, as the browser's cookie leads.
         for _ in 1..HOPS {
             match &answer {
-                Freshened::Use { session: next, changed: true } if self.falls_short(next, demand) => {}
+                Freshened::Use { session: next, changed: true } if self.falls_short(next, &session, demand) => {}
                 _ => break,
             }
             answer = self.freshen_once(&session, &facts, demand, &mut deadline, false).await;
@@ -259,11 +283,52 @@ impl Coordinator {
         answer
     }
 
+    /// A token that is not the session's own, by its refresh token: for another audience or resource, or with less scope.
+    /// What the provider gives in the place of that token becomes the session's, while its access token stays. So all
+    /// that may spend a session's refresh token stands in one line: a refresh waits for this, and this for a refresh.
+    ///
+    /// `session` is what the browser showed, not what is known to have come of it. Waits at most `wait`. To drop the future
+    /// stops nothing.
+    pub async fn obtain(self: &Arc<Self>, session: Arc<Session>, target: &TokenTarget) -> Obtained {
+        let unavailable = |reason, until: Option<Timestamp>| {
+            let retry_after = until.map_or(AGAIN, |until| until.since(self.clock.now()).max(AGAIN));
+            Obtained::Failed(ProviderError::Unavailable { reason, retry_after: Some(retry_after) })
+        };
+        let facts = Facts::of(&session);
+        let deadline = Instant::now() + self.terms.load().settings.wait;
+        while Instant::now() < deadline {
+            let (sender, answer) = oneshot::channel();
+            let aside = Aside { target: target.clone(), given: Mutex::default(), sender };
+            let (advice, landing) = self.advise(&session, &facts, Demand::Aside, Some(aside));
+            match advice.step {
+                Step::Over(reason) => return Obtained::Over(reason),
+                Step::Config => return Obtained::Failed(ProviderError::Refused { reason: "client_refused" }),
+                Step::BackOff { until } => return unavailable("back_off", Some(until)),
+                Step::Forward | Step::Exhausted(_) | Step::Bring => return Obtained::Exhausted,
+                Step::Start(_) | Step::Join(_) => {}
+            }
+            let Some(landing) = self.land(landing, deadline).await else { break };
+            // Sent before the flight lands, unless it was another one's.
+            match (landing, answer.await) {
+                (Landing::Over(reason), _) => return Obtained::Over(reason),
+                (_, Ok(Ok((token, expires)))) => return Obtained::Token(token, expires),
+                (_, Ok(Err(error))) => return Obtained::Failed(error),
+                (Landing::Renewed(_) | Landing::Unspent, Err(_)) => {}
+                (Landing::Unavailable { until }, Err(_)) => return unavailable("back_off", Some(until)),
+                (Landing::Refused, Err(_)) => {
+                    return Obtained::Failed(ProviderError::Refused { reason: "client_refused" });
+                }
+            }
+        }
+        unavailable("slow", None)
+    }
+
     /// Whether a newer generation is still not what the request needs, and there may be a newer one.
-    fn falls_short(&self, session: &Session, demand: Demand) -> bool {
+    fn falls_short(&self, session: &Session, presented: &Session, demand: Demand) -> bool {
         let (facts, now) = (Facts::of(session), self.clock.now());
         let old = match demand {
-            Demand::IfDue | Demand::Now => false,
+            Demand::IfDue | Demand::Aside => false,
+            Demand::Now => session.shares_access(presented),
             Demand::OlderThan(limit) => now.since(facts.issued) > limit,
         };
         let terms = self.terms.load();
@@ -279,29 +344,36 @@ impl Coordinator {
         deadline: &mut Option<Instant>,
         first: bool,
     ) -> Freshened {
-        let (advice, landing) = self.advise(session, facts, demand);
+        let (mut advice, mut landing) = self.advise(session, facts, demand, None);
         if first && advice.successor.is_some() {
             self.observer().stale_cookie();
         }
         if first && advice.forked {
             self.observer().cookie_reuse();
         }
-        let changed = advice.successor.is_some();
-        let session = advice.successor.unwrap_or_else(|| Arc::clone(session));
-        let landing = match advice.step {
-            Step::Forward => return Freshened::Use { session, changed },
-            Step::Over(reason) => return Freshened::Over { reason },
-            Step::Exhausted(reason) => return Freshened::Exhausted { session, reason },
-            Step::Bring => return Freshened::Bring,
-            Step::Config => Some(Landing::Refused),
-            Step::BackOff { until } => Some(Landing::Unavailable { until }),
-            Step::Start(_) | Step::Join(_) => {
-                if matches!(advice.step, Step::Join(_)) {
-                    self.observer().joined();
+        let (changed, session, landing) = loop {
+            let changed = advice.successor.is_some();
+            let newest = advice.successor.take().unwrap_or_else(|| Arc::clone(session));
+            let landed = match advice.step {
+                Step::Forward => return Freshened::Use { session: newest, changed },
+                Step::Over(reason) => return Freshened::Over { reason },
+                Step::Exhausted(reason) => return Freshened::Exhausted { session: newest, reason },
+                Step::Bring => return Freshened::Bring,
+                Step::Config => Some(Landing::Refused),
+                Step::BackOff { until } => Some(Landing::Unavailable { until }),
+                Step::Start(_) | Step::Join(_) => {
+                    if matches!(advice.step, Step::Join(_)) {
+                        self.observer().joined();
+                    }
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.terms.load().settings.wait);
+                    self.land(landing, deadline).await
                 }
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.terms.load().settings.wait);
-                self.land(landing, deadline).await
+            };
+            if !matches!(landed, Some(Landing::Unspent)) {
+                break (changed, newest, landed);
             }
+            // That flight was for something else: now it is our turn.
+            (advice, landing) = self.advise(session, facts, demand, None);
         };
         let now = self.clock.now();
         match landing {
@@ -317,7 +389,7 @@ impl Coordinator {
             }
             Some(Landing::Refused) => Freshened::Refused,
             Some(Landing::Unavailable { until }) => Freshened::Unavailable { retry_after: until.since(now).max(AGAIN) },
-            None => Freshened::Unavailable { retry_after: AGAIN },
+            Some(Landing::Unspent) | None => Freshened::Unavailable { retry_after: AGAIN },
         }
     }
 
@@ -456,6 +528,7 @@ impl Coordinator {
         session: &Arc<Session>,
         facts: &Facts,
         demand: Demand,
+        aside: Option<Aside>,
     ) -> (Advice, Option<watch::Receiver<Option<Landing>>>) {
         let forward = Advice { successor: None, forked: false, insists: false, step: Step::Forward };
         let Some(shard) = self.shard(session.id) else { return (forward, None) };
@@ -508,6 +581,7 @@ impl Coordinator {
                 terms: self.terms.load_full(),
                 flight,
                 session,
+                aside,
                 began: Instant::now(),
                 sender: Some(sender),
             };
@@ -599,6 +673,8 @@ struct Aloft {
     flight: FlightId,
     /// Whose refresh token is spent.
     session: Arc<Session>,
+    /// For what, if not for the session.
+    aside: Option<Aside>,
     began: Instant,
     sender: Option<watch::Sender<Option<Landing>>>,
 }
@@ -673,13 +749,20 @@ impl Aloft {
                 if let Some(outcome) = shared::doubt(shared, handle).await.and_then(|sealed| self.adopt(&sealed)) {
                     return (outcome, ADOPTED);
                 }
-                let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
+                // To another token the provider may say so of what the user did not grant it.
+                match (&self.aside, owner) {
+                    (None, _) => {
+                        let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
+                    }
+                    (Some(_), Some(owner)) => shared.unlock(handle, owner).await,
+                    (Some(_), None) => {}
+                }
             }
             // Another replica would hear the same, but has no business believing us: its own answer ends its own.
             Outcome::Mismatch(_) | Outcome::Ended => {
                 let _ = shared.settle(handle, Rung::Dead, shared::DEAD_FOR).await;
             }
-            Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Config => {
+            Outcome::Unspent | Outcome::Retry { .. } | Outcome::Ambiguous | Outcome::Config => {
                 if let Some(owner) = owner {
                     shared.unlock(handle, owner).await;
                 }
@@ -716,7 +799,8 @@ impl Aloft {
         let next = Session { ticket: self.session.ticket.clone(), ..next };
         let handle = handle(handles, &next);
         let weight = rounded(weight(&next) + sealed.len());
-        Some(Outcome::Renewed { next: Arc::new(next), handle, weight })
+        let fresh = !next.shares_access(&self.session);
+        Some(Outcome::Renewed { next: Arc::new(next), handle, weight, fresh })
     }
 
     /// Spends the refresh token. Only a try of which the provider knows nothing is made again at leisure; one whose
@@ -734,6 +818,7 @@ impl Aloft {
             nonce_hash: self.session.nonce_hash,
             dpop: self.session.dpop.clone(),
         };
+        let target = self.aside.as_ref().map(|aside| &aside.target);
         let deadline = Instant::now() + settings.wait;
         let mut retries = 0;
         let mut doubts = 0;
@@ -757,7 +842,7 @@ impl Aloft {
             }
             let now = self.coordinator.clock.now();
             let sent = *first_sent.get_or_insert_with(Instant::now);
-            let answer = timeout(settings.timeout, self.terms.grant.refresh(&token, &expect, now)).await;
+            let answer = timeout(settings.timeout, self.terms.grant.refresh(&token, target, &expect, now)).await;
             drop(permit);
             let answer = answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" }));
             self.report(&answer);
@@ -818,18 +903,53 @@ impl Aloft {
 
     async fn renewed(&self, tokens: TokenSet, spent: &RefreshToken) -> Outcome {
         let (handles, clock) = (&*self.terms.handles, &self.coordinator.clock);
+        if let Some(aside) = &self.aside {
+            let judged = token::judge_target(&aside.target, &tokens, &self.session.access_token);
+            *aside.given.lock() = Some(match judged {
+                Ok(()) => Ok((tokens.access_token.clone(), tokens.access_expires)),
+                Err(error) => Err(error),
+            });
+            if tokens.refresh_token.as_ref().is_none_or(|next| next.expose() == spent.expose()) {
+                return Outcome::Unspent;
+            }
+        }
         let longest = |token: Option<&str>, old: usize| token.map_or(old, str::len);
         let id_token = longest(tokens.id_token.as_ref().map(|token| token.expose()), self.kept_id_token());
         let refresh_token = longest(tokens.refresh_token.as_ref().map(|token| token.expose()), spent.expose().len());
         let now = clock.now();
-        let next = self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now);
+        let next = match self.aside {
+            None => self.session.refreshed(tokens, self.flight.handle(), handles.index_key(now), now),
+            Some(_) => self.session.rotated(&tokens, self.flight.handle(), handles.index_key(now)),
+        };
         let next = match handles.keep(next).await {
             Keeping::Kept(next) | Keeping::Newer(next) => *next,
             Keeping::Gone => return Outcome::Ended,
         };
         let weight = rounded(weight(&next) + id_token + refresh_token);
         let handle = handle(handles, &next);
-        Outcome::Renewed { next: Arc::new(next), handle, weight }
+        Outcome::Renewed { next: Arc::new(next), handle, weight, fresh: self.aside.is_none() }
+    }
+
+    /// What a flight for something else came to: for the session, and for who asked. What the provider says there is said
+    /// of the other token; only that nobody knows whether the refresh token is spent, and that an answer was somebody
+    /// else's, concerns the session.
+    fn told_aside(
+        &mut self,
+        outcome: Outcome,
+        reason: &'static str,
+    ) -> (Outcome, Option<(oneshot::Sender<Given>, Option<Given>)>) {
+        let Some(Aside { given, sender, .. }) = self.aside.take() else { return (outcome, None) };
+        let given = given.into_inner();
+        let failed = match &outcome {
+            Outcome::Dead(_) => Some(ProviderError::Dead { reason }),
+            Outcome::Config => Some(ProviderError::Refused { reason }),
+            Outcome::Retry { after } => Some(ProviderError::Unavailable { reason, retry_after: *after }),
+            _ => None,
+        };
+        match failed {
+            Some(error) => (Outcome::Unspent, Some((sender, Some(Err(error))))),
+            None => (outcome, Some((sender, given))),
+        }
     }
 
     /// A guess: to unpack a token only to measure it is not worth it.
@@ -841,12 +961,13 @@ impl Aloft {
     fn land(&mut self, outcome: Outcome, reason: &'static str) {
         let Some(sender) = self.sender.take() else { return };
         let word = match &outcome {
-            Outcome::Renewed { .. } | Outcome::Ended => "ok",
+            Outcome::Renewed { .. } | Outcome::Unspent | Outcome::Ended => "ok",
             Outcome::Dead(_) | Outcome::Mismatch(_) => "dead",
             Outcome::Retry { .. } => "retry",
             Outcome::Ambiguous => "ambiguous",
             Outcome::Config => "config",
         };
+        let (outcome, given) = self.told_aside(outcome, reason);
         let observer = Arc::clone(&self.terms.observer);
         let Some(shard) = self.coordinator.shard(self.flight.session()) else { return };
         let (landing, told) = {
@@ -859,7 +980,7 @@ impl Aloft {
         // What another replica refreshed is counted there.
         if reason == ADOPTED {
             observer.joined();
-        } else {
+        } else if given.is_none() {
             observer.refreshed(&self.session, word, reason, self.began.elapsed());
         }
         match &landing {
@@ -869,6 +990,10 @@ impl Aloft {
         }
         if let (true, Landing::Over(reason)) = (told, &landing) {
             observer.session_ended(&self.session, *reason);
+        }
+        if let (Some((sender, Some(given))), false) = (given, matches!(landing, Landing::Over(_))) {
+            // Fails when nobody waits any more.
+            let _ = sender.send(given);
         }
         sender.send_replace(Some(landing));
         self.coordinator.aloft.send_modify(|flights| *flights = flights.saturating_sub(1));

@@ -6,6 +6,7 @@
 //! ```text
 //! (nothing) => Flying                                    present: the caller spends the token
 //! Flying    => Renewed | Dead | BackOff | Config         settled
+//! Flying    => (nothing)                                 settled, and the token was not spent
 //! Renewed   => Renewed, acknowledged                     present of the next generation: delivered
 //! acknowledged => Spent                                  after `grace`: all that is left is that it was spent
 //! BackOff   => Flying                                    present, after the pause
@@ -114,7 +115,11 @@ pub enum Outcome {
         handle: Handle,
         /// What it occupies, in bytes.
         weight: usize,
+        /// Its access token is a new one; else the refresh token was spent for something else.
+        fresh: bool,
     },
+    /// The refresh token was used for something else, and is as good as before.
+    Unspent,
     /// The provider says that the token is spent or revoked.
     Dead(&'static str),
     /// The answer was of another user or another login: its tokens must not be used, nor the session go on.
@@ -136,6 +141,8 @@ pub enum Landing {
     Renewed(Arc<Session>),
     /// The session is over.
     Over(EndReason),
+    /// Nothing came of it for the session, and nothing has changed: ask again at once.
+    Unspent,
     /// No result; ask again from then on.
     Unavailable { until: Timestamp },
     /// Our client is misconfigured at the provider.
@@ -262,7 +269,7 @@ impl Engine {
         }
         let wanted = match demand {
             Demand::IfDue => false,
-            Demand::Now => true,
+            Demand::Now | Demand::Aside => true,
             Demand::OlderThan(limit) => now.since(facts.issued) > limit,
         };
         let idle = !wanted && policy::due(facts, &self.settings, now) == Due::Not;
@@ -324,7 +331,8 @@ impl Engine {
         let (facts, handle) = found.as_ref().map_or((*facts, handle), |found| (Facts::of(&found.next), found.handle));
         let insists = match demand {
             Demand::IfDue => false,
-            Demand::Now => found.is_none(),
+            Demand::Now => found.as_ref().is_none_or(|found| !found.fresh),
+            Demand::Aside => true,
             Demand::OlderThan(limit) => now.since(facts.issued) > limit,
         };
         let step = self.step(&facts, handle, insists, may_start, now);
@@ -406,13 +414,17 @@ impl Engine {
             return Landing::Renewed(newer.clone());
         }
         let (state, until, weight, landing) = match outcome {
-            Outcome::Renewed { next, handle, weight } if next.generation > generation => {
+            Outcome::Unspent => {
+                self.prune(flight.session, now);
+                return Landing::Unspent;
+            }
+            Outcome::Renewed { next, handle, weight, fresh } if next.generation > generation => {
                 let landing = Landing::Renewed(next.clone());
                 // Of no use to anybody when both of its tokens are over.
                 let life = next.refresh_expires.zip(next.access_expires).map(|(refresh, access)| refresh.max(access));
                 let until = now + self.settings.recovery;
                 let until = life.map_or(until, |life| until.min(life));
-                (State::Renewed { next, handle, acknowledged: false }, until, weight, landing)
+                (State::Renewed { next, handle, fresh, acknowledged: false }, until, weight, landing)
             }
             Outcome::Dead(reason) => {
                 (State::Dead { reason }, now + DEAD_FOR, 0, Landing::Over(EndReason::Dead(reason)))
@@ -598,6 +610,8 @@ enum State {
         next: Arc<Session>,
         /// Of `next`.
         handle: Handle,
+        /// With a new access token.
+        fresh: bool,
         acknowledged: bool,
     },
     /// Spent long ago; kept to know a reuse by.
@@ -630,6 +644,8 @@ struct Found {
     next: Arc<Session>,
     handle: Handle,
     unknown: bool,
+    /// Its access token is newer than the presented one.
+    fresh: bool,
 }
 
 impl Entry {
@@ -641,6 +657,11 @@ impl Entry {
     fn is_past(&self, now: Timestamp) -> bool {
         let failed = !matches!(self.state, State::Flying { .. } | State::Renewed { .. } | State::Spent);
         self.until <= now || failed && now < self.since
+    }
+
+    /// A result with a new access token.
+    fn is_fresh(&self) -> bool {
+        matches!(self.state, State::Renewed { fresh: true, .. })
     }
 
     fn result(&self) -> Option<(&Arc<Session>, Handle)> {
@@ -695,8 +716,10 @@ impl Line {
         let mut at = handle;
         // Every hop is one generation up; the bound only guards against a handle that comes twice.
         for _ in &self.entries {
-            let Some((next, handle)) = self.find(at).and_then(Entry::result) else { break };
-            found = Some(Found { next: next.clone(), handle, unknown: false });
+            let Some(entry) = self.find(at) else { break };
+            let Some((next, handle)) = entry.result() else { break };
+            let fresh = entry.is_fresh() || found.as_ref().is_some_and(|found: &Found| found.fresh);
+            found = Some(Found { next: next.clone(), handle, unknown: false, fresh });
             at = handle;
         }
         if found.is_some() || self.find(handle).is_some_and(Entry::is_flying) {
@@ -705,7 +728,8 @@ impl Line {
         let results = self.entries.iter().filter_map(Entry::result);
         let (next, handle) = results.max_by_key(|(next, _)| next.generation)?;
         let behind = next.generation > facts.generation;
-        behind.then(|| Found { next: next.clone(), handle, unknown: true })
+        let fresh = || self.entries.iter().any(|entry| entry.generation >= facts.generation && entry.is_fresh());
+        behind.then(|| Found { next: next.clone(), handle, unknown: true, fresh: fresh() })
     }
 
     /// The presented session proves the delivery of the generation that it is, and of all before it.

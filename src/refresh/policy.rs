@@ -22,6 +22,8 @@ pub enum Demand {
     Now,
     /// A token that was issued at most this long ago.
     OlderThan(Duration),
+    /// None of the session's: the refresh token has to be spent for something else.
+    Aside,
 }
 
 /// Why a session is over. `word` is the bounded label for log and metric.

@@ -152,6 +152,26 @@ impl Session {
         }
     }
 
+    /// The next generation after the refresh token was spent for something else: what this session sends stays.
+    pub fn rotated(&self, tokens: &TokenSet, own: Handle, index_key: u16) -> Self {
+        let next = tokens.refresh_token.as_ref().map(|token| PackedToken::pack(token.expose()));
+        Self {
+            generation: self.generation.saturating_add(1),
+            index_key,
+            previous: Some(own),
+            refresh_expires: if next.is_some() { tokens.refresh_expires } else { self.refresh_expires },
+            refresh_token: next.or_else(|| self.refresh_token.clone()),
+            elsewhere: None,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it sends the same access token as `other`, a generation of the same session.
+    pub fn shares_access(&self, other: &Self) -> bool {
+        (self.issued, self.access_expires) == (other.issued, other.access_expires)
+            && self.access_token.expose() == other.access_token.expose()
+    }
+
     /// There is a refresh token, here or in its own cookie.
     pub fn has_refresh_token(&self) -> bool {
         self.refresh_token.is_some() || self.elsewhere.is_some()

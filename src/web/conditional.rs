@@ -86,15 +86,15 @@ fn part(range: &str, length: u64) -> Selected {
     }
 }
 
-/// Whether the client takes this content coding.
-pub fn accepts_encoding(headers: &HeaderMap, coding: &str) -> bool {
+/// How much the client wants this content coding, in thousandths; 0: not at all (RFC 9110 section 12.5.3).
+pub fn encoding_quality(headers: &HeaderMap, coding: &str) -> u16 {
     let mut any = None;
     for item in headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()) {
         for item in item.split(',') {
             let mut parts = item.split(';').map(str::trim);
             let name = parts.next().unwrap_or_default();
             let quality = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-            let wanted = quality.is_none_or(|quality| quality.parse::<f32>().is_ok_and(|quality| quality > 0.0));
+            let wanted = quality.map_or(1000, thousandths);
             if name.eq_ignore_ascii_case(coding) {
                 return wanted;
             }
@@ -103,7 +103,18 @@ pub fn accepts_encoding(headers: &HeaderMap, coding: &str) -> bool {
             }
         }
     }
-    any.unwrap_or(false)
+    any.unwrap_or(0)
+}
+
+/// `0.5` => 500; 0 for what is no weight.
+fn thousandths(quality: &str) -> u16 {
+    let (whole, part) = quality.split_once('.').unwrap_or((quality, ""));
+    let digits = part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit());
+    match (whole, format!("{part:0<3}").parse::<u16>()) {
+        ("0", Ok(part)) if digits => part,
+        ("1", Ok(0)) if digits => 1000,
+        _ => 0,
+    }
 }
 
 #[cfg(test)]
@@ -185,20 +196,23 @@ mod tests {
     #[test]
     fn encodings() {
         for (field, br, gzip) in [
-            ("br, gzip", true, true),
-            ("gzip, deflate", false, true),
-            ("BR;q=0.5", true, false),
-            ("br;q=0, gzip;q=1.0", false, true),
-            ("br; q=0.000, *", false, true),
-            ("*", true, true),
-            ("*;q=0", false, false),
-            ("identity", false, false),
-            ("brotli", false, false),
-            ("", false, false),
+            ("br, gzip", 1000, 1000),
+            ("gzip, deflate", 0, 1000),
+            ("BR;q=0.5", 500, 0),
+            ("br;q=0, gzip;q=1.0", 0, 1000),
+            ("br; q=0.000, *", 0, 1000),
+            ("br;q=0.05, gzip;q=0.125", 50, 125),
+            ("br;q=1.5, gzip;q=x", 0, 0),
+            ("br;q=0.1234, gzip;q=", 0, 0),
+            ("*", 1000, 1000),
+            ("*;q=0", 0, 0),
+            ("identity", 0, 0),
+            ("brotli", 0, 0),
+            ("", 0, 0),
         ] {
             let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(field))]);
-            assert_eq!((accepts_encoding(&headers, "br"), accepts_encoding(&headers, "gzip")), (br, gzip), "{field}");
+            assert_eq!((encoding_quality(&headers, "br"), encoding_quality(&headers, "gzip")), (br, gzip), "{field}");
         }
-        assert!(!accepts_encoding(&HeaderMap::new(), "gzip"));
+        assert_eq!(encoding_quality(&HeaderMap::new(), "gzip"), 0);
     }
 }

@@ -105,6 +105,25 @@ fn several_tabs() {
     all("B, 3 replicas", Plan { spread: 5000, requests: 20, ..B }, nothing_by_one_call);
 }
 
+/// RFR-01, RFR-02: whatever the refresh token is spent for, it is spent once.
+#[test]
+fn tokens_for_something_else_in_between() {
+    // Nothing is kept here, so that every request asks: where all do, some wait in vain, and are told to come again.
+    let cases: [(&str, f64, fn(&Report) -> Option<&'static str>); 2] =
+        [("a few", 0.2, nothing), ("all", 1.0, no_login)];
+    for (case, own, judge) in cases {
+        let plan = |plan| Plan { own, ..plan };
+        all(&format!("A, 1 replica, {case}"), plan(A), judge);
+        all(&format!("A, 1 replica, no rotation, {case}"), Plan { rules: Rules::NO_ROTATION, ..plan(A) }, judge);
+        all(&format!("B, 3 replicas, {case}"), plan(B), judge);
+        all(&format!("A, 1 replica, the tab is closed, {case}"), Plan { aborts: 0.7, ..plan(A) }, judge);
+        all(&format!("B, 3 replicas, the tab is closed, {case}"), Plan { aborts: 0.7, ..plan(B) }, judge);
+        all(&format!("A, 1 replica, lost responses, {case}"), Plan { lost: 0.6, requests: 4, ..plan(A) }, judge);
+        all(&format!("B, 3 replicas, lost responses, {case}"), Plan { lost: 0.6, requests: 4, ..plan(B) }, judge);
+        all(&format!("B, 3 replicas, early, {case}"), Plan { gap: (30, 400), bursts: 12, ..plan(B) }, judge);
+    }
+}
+
 /// RFR-09: the token is still good when it is refreshed.
 #[test]
 fn early_refreshes_in_between() {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use sidegate::clock::{Clock, Timestamp};
 use sidegate::oidc::ProviderError;
 use sidegate::oidc::provider::{Grant, RefreshExpectation};
-use sidegate::oidc::types::{AccessToken, RefreshToken, TokenSet};
+use sidegate::oidc::types::{AccessToken, RefreshToken, TokenSet, TokenTarget};
 use tokio::time::{Instant, sleep};
 
 use crate::dice::Dice;
@@ -222,6 +222,7 @@ impl Grant for Line {
     async fn refresh(
         &self,
         token: &RefreshToken,
+        _: Option<&TokenTarget>,
         _: &RefreshExpectation,
         _: Timestamp,
     ) -> Result<TokenSet, ProviderError> {

@@ -14,8 +14,9 @@ use sidegate::clock::{Clock, Timestamp};
 use sidegate::crypto::keyring::{Key, Keyring};
 use sidegate::gateway::settings::Verify;
 use sidegate::gateway::verify::{self, Verdict};
-use sidegate::oidc::types::{Identity, Login};
-use sidegate::refresh::coordinator::{Freshened, Handles};
+use sidegate::oidc::ProviderError;
+use sidegate::oidc::types::{Identity, Login, TokenTarget};
+use sidegate::refresh::coordinator::{Freshened, Handles, Obtained};
 use sidegate::refresh::engine::Recognised;
 use sidegate::refresh::shared::{OnError, Shared};
 use sidegate::refresh::{Coordinator, Demand, EndReason, Observer, OnReuse, Rotation, Settings};
@@ -54,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) lost: f64,
     /// The longest that a response is on its way, in milliseconds: far above its fellows', they overtake each other.
     pub(crate) down: u64,
+    /// Share of requests that also want a token for something else, which the session's refresh token has to bring.
+    pub(crate) own: f64,
     /// Share of bursts with one request that the upstream answers only after the next expiry.
     pub(crate) slow: f64,
     /// Share of bursts in which a replica dies; another one takes its place a second later.
@@ -90,6 +93,7 @@ impl Plan {
         away: 120,
         lost: 0.0,
         down: 80,
+        own: 0.0,
         slow: 0.0,
         crashes: 0.0,
         jump: 0,
@@ -476,6 +480,13 @@ impl World {
             }
             Freshened::Refused => return Answer::of(Status::Refused),
         };
+        if self.plan.own > 0.0 && self.dice.chance(self.plan.own) {
+            match self.own_token(replica, &came).await {
+                None => {}
+                Some(Status::Doubted) => return self.doubt(replica, &came, marker, kind).await,
+                Some(status) => return Answer::of(status),
+            }
+        }
         let accepted = self.provider.accepts(&used.access_token);
         match kind {
             Kind::Slow(seconds) => sleep(Duration::from_secs(seconds)).await,
@@ -485,6 +496,27 @@ impl World {
         let newest = replica.coordinator.outgoing(&used, asked.elapsed());
         let newest = newest.filter(|newest| newest.generation > came.generation);
         Answer { cookie: newest.map_or(SetCookie::Nothing, SetCookie::Session), ..Answer::of(status) }
+    }
+
+    /// As `gateway::own_token`, without its memory: every request asks. What is wrong, if anything is.
+    async fn own_token(&self, replica: &Replica, came: &Arc<Session>) -> Option<Status> {
+        let target = TokenTarget { audience: Some("orders".into()), ..TokenTarget::default() };
+        let over = |reason| if matches!(reason, EndReason::Dead(_)) { Status::Doubted } else { Status::Login };
+        match replica.coordinator.obtain(Arc::clone(came), &target).await {
+            Obtained::Token(token, _) => {
+                assert_ne!(token.expose(), came.access_token.expose(), "a token of its own");
+                None
+            }
+            Obtained::Over(reason) => Some(over(reason)),
+            Obtained::Failed(ProviderError::Dead { .. }) => {
+                match replica.coordinator.freshen(Arc::clone(came), Demand::Now).await {
+                    Freshened::Over { reason } => Some(over(reason)),
+                    _ => Some(Status::Refused),
+                }
+            }
+            Obtained::Failed(ProviderError::Refused { .. }) | Obtained::Exhausted => Some(Status::Refused),
+            Obtained::Failed(_) => Some(Status::Unavailable),
+        }
     }
 
     async fn doubt(

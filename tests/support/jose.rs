@@ -400,3 +400,47 @@ fn power(base: &[u8], exponent: &[u8], modulus: &[u8]) -> Vec<u8> {
     }
     multiply(&result, &one).iter().rev().flat_map(|limb| limb.to_be_bytes()).collect()
 }
+
+// -- Encryption ----------------------------------------------------------------------------------------------------
+
+/// A JWE by ECDH-ES and A256GCM to this public key (RFC 7518 section 4.6).
+pub fn encrypted(text: &str, jwk: &Value) -> String {
+    use ring::agreement::{self, ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey};
+    let random = SystemRandom::new();
+    let own = EphemeralPrivateKey::generate(&ECDH_P256, &random).expect("a key");
+    let public = own.compute_public_key().expect("its public half");
+    let (x, y) = public.as_ref()[1..].split_at(32);
+    let half = |name: &str| jwk[name].as_str().and_then(unb64u).expect("a part of the key");
+    let theirs = UnparsedPublicKey::new(&ECDH_P256, [&[4], half("x").as_slice(), &half("y")].concat());
+    let key = agreement::agree_ephemeral(own, &theirs, |shared| {
+        let mut info = 1_u32.to_be_bytes().to_vec();
+        info.extend_from_slice(shared);
+        for part in ["A256GCM", "us", "them"] {
+            info.extend_from_slice(&u32::try_from(part.len()).expect("short").to_be_bytes());
+            info.extend_from_slice(part.as_bytes());
+        }
+        info.extend_from_slice(&256_u32.to_be_bytes());
+        sha256(&info)
+    });
+    let header = json!({
+        "alg": "ECDH-ES", "enc": "A256GCM", "cty": "JWT", "apu": b64u("us"), "apv": b64u("them"),
+        "epk": {"kty": "EC", "crv": "P-256", "x": b64u(x), "y": b64u(y)},
+    });
+    sealed(text, &header, &key.expect("on the curve"))
+}
+
+/// A JWE by the client secret (OpenID Connect Core section 10.2).
+pub fn encrypted_by_secret(text: &str, secret: &str) -> String {
+    sealed(text, &json!({"alg": "dir", "enc": "A256GCM", "cty": "JWT"}), &sha256(secret.as_bytes()))
+}
+
+fn sealed(text: &str, header: &Value, key: &[u8]) -> String {
+    use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+    let header = b64u(header.to_string());
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("256 bits"));
+    let nonce: [u8; 12] = super::text::random(12).try_into().expect("twelve");
+    let mut content = text.as_bytes().to_vec();
+    let aad = Aad::from(header.as_bytes());
+    let sealed = key.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), aad, &mut content);
+    format!("{header}..{}.{}.{}", b64u(nonce), b64u(&content), b64u(sealed.expect("short").as_ref()))
+}

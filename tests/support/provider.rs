@@ -633,6 +633,7 @@ impl Inner {
             Endpoint::Token => "/token",
             Endpoint::Userinfo => "/userinfo",
             Endpoint::Revocation => "/revoke",
+            Endpoint::Introspection => "/introspect",
             Endpoint::EndSession => "/end-session",
             Endpoint::Other => "/elsewhere",
         }
@@ -647,6 +648,7 @@ impl Inner {
             Endpoint::Token,
             Endpoint::Userinfo,
             Endpoint::Revocation,
+            Endpoint::Introspection,
             Endpoint::EndSession,
         ];
         all.into_iter().find(|e| self.path(*e) == path).unwrap_or(Endpoint::Other)
@@ -828,6 +830,7 @@ impl Inner {
             Endpoint::Token => self.token(request, form),
             Endpoint::Userinfo => self.userinfo(request),
             Endpoint::Revocation => self.revoke(request, form),
+            Endpoint::Introspection => self.introspect(request, form),
             Endpoint::EndSession => self.end_session(request, form),
             Endpoint::Other => Ok(Answer::new(404, "text/plain", "no such endpoint\n")),
         };
@@ -860,6 +863,7 @@ impl Inner {
             "jwks_uri": self.url(Endpoint::Jwks),
             "userinfo_endpoint": self.url(Endpoint::Userinfo),
             "revocation_endpoint": self.url(Endpoint::Revocation),
+            "introspection_endpoint": self.url(Endpoint::Introspection),
             "end_session_endpoint": self.url(Endpoint::EndSession),
             "response_types_supported": ["code"],
             "response_modes_supported": ["query", "form_post"],
@@ -1268,8 +1272,20 @@ impl Inner {
             Some("authorization_code") => self.exchange(form, jkt),
             Some("refresh_token") => self.refresh(form, jkt),
             Some("urn:ietf:params:oauth:grant-type:token-exchange") => self.exchange_token(form),
+            Some("client_credentials") => self.client_token(form),
             other => refuse("unsupported_grant_type", format!("{other:?}")),
         }
+    }
+
+    /// RFC 6749 section 4.4. There is a user's session already, in whose place the token is kept here.
+    fn client_token(&self, form: &Pairs) -> Result<Answer, Refusal> {
+        if get(form, "scope").is_some_and(|scope| scope.split(' ').any(|scope| scope == "admin")) {
+            return refuse("invalid_scope", "admin");
+        }
+        let switches = self.switches.lock().clone();
+        let token = self.new_access_token(&switches, 0);
+        let answer = json!({"access_token": token, "token_type": "Bearer", "expires_in": switches.access_lifetime});
+        Ok(Answer::new(200, "application/json", answer.to_string()))
     }
 
     /// RFC 8693. Knows no scope `admin` and no audience `unknown`; with `broken` it is out of order.
@@ -1356,6 +1372,13 @@ impl Inner {
             }
             if refresh.expires.is_some_and(|at| at <= now) {
                 return refuse("invalid_grant", "refresh token expired");
+            }
+            // As at an exchange, and before anything is spent.
+            match get(form, "audience") {
+                Some("unknown") => return refuse("invalid_target", "unknown"),
+                Some("consent") => return refuse("invalid_grant", "the user has not consented to this"),
+                Some("broken") => return Ok(Answer::new(503, "text/plain", "")),
+                _ => {}
             }
             let within = |scope: &str| scope.split(' ').all(|s| session.scope.split(' ').any(|have| have == s));
             if get(form, "scope").is_some_and(|scope| !within(scope)) {
@@ -1515,7 +1538,11 @@ impl Inner {
         };
         state.canaries.add("id token", &token);
         state.sessions[session].id_tokens.push(token.clone());
-        token
+        match &switches.id_token_encryption {
+            Some(Some(jwk)) => jose::encrypted(&token, jwk),
+            Some(None) => jose::encrypted_by_secret(&token, &switches.client_secret),
+            None => token,
+        }
     }
 
     // -- The rest --------------------------------------------------------------------------------------------------
@@ -1610,6 +1637,20 @@ impl Inner {
                 Answer::json(200, claims.to_string())
             }
         })
+    }
+
+    /// RFC 7662.
+    fn introspect(&self, request: &Request, form: &Pairs) -> Result<Answer, Refusal> {
+        self.check_form(request, form)?;
+        self.check_client(request, form)?;
+        let token = get(form, "token").unwrap_or_default();
+        let answer = match self.state.lock().access.get(token) {
+            Some(access) if access.alive && access.expires > self.now() => {
+                json!({"active": true, "exp": access.expires, "token_type": "Bearer"})
+            }
+            _ => json!({"active": false}),
+        };
+        Ok(Answer::json(200, answer.to_string()))
     }
 
     /// RFC 7009: a refresh token takes its session's tokens along; an unknown token is no error.

@@ -55,8 +55,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>) -> Answ
 /// The token, and the issuer that it is of. What it says of its issuer only chooses whose keys judge it.
 async fn verify<'s>(state: &'s State, token: &str) -> Result<(&'s str, LogoutToken), ProviderError> {
     let says = peek_issuer(token);
-    let said =
-        says.as_deref().and_then(|issuer| state.providers.iter().find(|it| it.settings().is_issuer(issuer, None)));
+    let said = says.as_deref().and_then(|issuer| state.providers.of_issuer(issuer));
     let provider = state.providers.only().or(said).ok_or(ProviderError::Invalid { reason: "iss" })?;
     let token = provider.verify_logout_token(token).await?;
     Ok((provider.settings().issuer.as_str(), token))

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::login::MAX_RESTARTS;
-use super::{Answer, Visitor, origin, provider_problem, set_location, store_unavailable, to_page, without_fragment};
+use super::{
+    Answer, Visitor, origin, own_callback, provider_problem, set_location, store_unavailable, to_page, without_fragment,
+};
 use crate::crypto::random;
 use crate::gateway::attempts::Taken;
 use crate::gateway::routes::Matched;
@@ -51,6 +53,12 @@ enum Callback<'a> {
 
 /// Finishes a login, or says why not.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+    // RFC 9700 section 4.4.2.2: where the answer comes to says whose it is.
+    let came_to = request.path.as_str().strip_prefix(state.settings.prefix.as_str()).and_then(own_callback);
+    let is_here = |provider: &Arc<Provider>| provider.settings().own_callback.as_deref() == came_to;
+    if !state.providers.iter().any(is_here) {
+        return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
+    }
     let params = if request.method == Method::POST {
         // What a form brings is all that counts: the URL of the callback has no query of ours.
         if !has_form(request) {
@@ -86,7 +94,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         let other = state.providers.of_issuer(iss);
         other.is_some_and(|other| other.settings().key() != attempt.provider)
     });
-    if others || provider.check_callback_iss(issuer).is_err() {
+    if !is_here(&provider) || others || provider.check_callback_iss(issuer).is_err() {
         // RFC9207-03: a mix-up ends the attempt, so that the same state opens nothing later.
         let mixed_up = || async { Err(Failure::Provider(ProviderError::Invalid { reason: "iss" })) };
         state.attempts.once(attempt.id, request.now, mixed_up).await;
@@ -211,6 +219,7 @@ async fn redeem(
         Taken::Outcome(Err(Failure::StoreAway)) => Answer::Refuse(store_unavailable(), clear),
         Taken::Outcome(Ok(session)) => match state.jar.seal(&session, &visitor.presented, request.now) {
             Ok(cookies) => {
+                state.weigh(&cookies);
                 // A browser that says `none` over the whole chain withholds the Strict cookie from the page behind
                 // this redirect: leave a short-lived trace of the attempt, by which that page is answered with a hop.
                 let typed = request.headers.get("sec-fetch-site").is_some_and(|site| site == "none");

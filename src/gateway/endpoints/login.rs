@@ -51,7 +51,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Ok(None) => {}
         Ok(Some(issuer)) if state.providers.of_issuer(issuer).is_some() => {
             let meant = state.providers.of_issuer(issuer);
-            if chosen.is_some_and(|chosen| chosen.settings().issuer != issuer) {
+            if chosen.zip(meant).is_some_and(|(chosen, meant)| !Arc::ptr_eq(chosen, meant)) {
                 return Problem::new(Code::BadRequest, "The parameters provider and iss name two providers.").into();
             }
             chosen = meant;

@@ -107,6 +107,8 @@ impl Endpoint {
             "/events" => Some(Self::Events),
             "/hop" => Some(Self::Hop),
             "/renew" => Some(Self::Renew),
+            // A provider's own; whose, and whether there is one, the callback looks up.
+            _ if own_callback(rest).is_some() => Some(Self::Callback),
             _ => None,
         }
     }
@@ -165,6 +167,11 @@ impl Endpoint {
             Self::Renew => renew::serve(state, request, visitor).await,
         }
     }
+}
+
+/// The name of a provider's own callback, from what follows the prefix.
+fn own_callback(rest: &str) -> Option<&str> {
+    rest.strip_prefix("/callback/").filter(|name| !name.is_empty() && !name.contains('/'))
 }
 
 /// The request that an audit event belongs to.

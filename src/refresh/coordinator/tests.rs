@@ -22,6 +22,8 @@ enum Act {
     /// Rotates at once, answers so much later.
     Late(Duration),
     Fail(ProviderError),
+    /// Answers, a second later, without another refresh token: the one that came stays.
+    Keep,
     /// Rotates, and the answer is lost.
     Lose,
     /// Never answers.
@@ -44,6 +46,7 @@ impl Grant for Rotating {
     async fn refresh(
         &self,
         token: &RefreshToken,
+        target: Option<&TokenTarget>,
         expect: &RefreshExpectation,
         _: Timestamp,
     ) -> Result<TokenSet, ProviderError> {
@@ -60,17 +63,22 @@ impl Grant for Rotating {
         if token.expose() != format!("rt-{current}") {
             return Err(ProviderError::Dead { reason: "invalid_grant" });
         }
-        self.current.store(current + 1, Ordering::SeqCst);
+        let keeps = matches!(act, Act::Keep);
+        if !keeps {
+            self.current.store(current + 1, Ordering::SeqCst);
+        }
         match act {
             Act::Late(by) => sleep(by).await,
+            Act::Keep => sleep(secs(1)).await,
             Act::Lose => return Err(ProviderError::Ambiguous { reason: "connection_lost" }),
             Act::Held(gate) => gate.notified().await,
             _ => {}
         }
+        let name = target.map_or("at", |_| "other");
         Ok(TokenSet {
-            access_token: AccessToken::new(format!("at-{}", current + 1)),
+            access_token: AccessToken::new(format!("{name}-{}", current + 1)),
             access_expires: Some(self.clock.now() + secs(300)),
-            refresh_token: Some(RefreshToken::new(format!("rt-{}", current + 1))),
+            refresh_token: (!keeps).then(|| RefreshToken::new(format!("rt-{}", current + 1))),
             refresh_expires: None,
             id_token: None,
             scope: None,
@@ -156,9 +164,24 @@ impl Rig {
         self.ask(&self.session, Demand::IfDue).await
     }
 
+    async fn obtain(&self) -> Obtained {
+        self.coordinator.obtain(self.session.clone(), &elsewhere("a")).await
+    }
+
     /// The access token that goes upstream, and whether the browser gets a cookie.
     async fn token(&self) -> (String, bool) {
         used(&self.get().await)
+    }
+}
+
+fn elsewhere(audience: &str) -> TokenTarget {
+    TokenTarget { audience: Some(audience.to_owned()), ..TokenTarget::default() }
+}
+
+fn given(obtained: &Obtained) -> String {
+    match obtained {
+        Obtained::Token(token, Some(_)) => token.expose().to_owned(),
+        other => panic!("no token, but {other:?}"),
     }
 }
 
@@ -550,4 +573,134 @@ async fn ten_thousand_wait_and_no_more() {
     assert_eq!(rig.coordinator.stats().flights, WAITERS);
     assert_eq!(rig.calls(), TRIES_AT_ONCE, "so many calls at once");
     waiting.shutdown().await;
+}
+
+// -- Tokens that are not the session's -----------------------------------------------------------------------------
+
+/// What a token for something else costs stays in the family: the session has the next refresh token, and its access token
+/// as before.
+#[tokio::test(start_paused = true)]
+async fn a_token_for_something_else_leaves_the_session_its_own() {
+    let rig = rig(secs(10), []);
+    assert_eq!(given(&rig.obtain().await), "other-1");
+    // The cookie of before still works, and is replaced.
+    assert_eq!(rig.token().await, ("at-0".to_owned(), true));
+    let newest = rig.coordinator.outgoing(&rig.session, secs(0)).unwrap();
+    assert_eq!((newest.generation, newest.refresh_token.as_ref().unwrap().unpack().unwrap().as_str()), (1, "rt-1"));
+    assert!(newest.shares_access(&rig.session));
+    // Nobody is told of a refresh that was none.
+    assert!(rig.told.refreshes.lock().is_empty());
+
+    rig.clock.advance(OVER);
+    assert_eq!(rig.token().await, ("at-2".to_owned(), true));
+    assert_eq!((rig.calls(), rig.told.ended.lock().len()), (2, 0));
+}
+
+/// RFR-01: a provider that rotates strictly is never shown a token twice, whatever it is asked for.
+#[tokio::test(start_paused = true)]
+async fn whatever_spends_the_refresh_token_stands_in_one_line() {
+    let rig = rig(OVER, [Act::Late(secs(1)), Act::Late(secs(1)), Act::Answer, Act::Late(secs(1))]);
+    let mut tasks = JoinSet::new();
+    for n in 0..40 {
+        let (coordinator, session) = (rig.coordinator.clone(), rig.session.clone());
+        tasks.spawn(async move {
+            match n % 4 {
+                0 => given(&coordinator.obtain(session, &elsewhere("a")).await),
+                1 if n < 10 => given(&coordinator.obtain(session, &elsewhere("b")).await),
+                2 => used(&coordinator.freshen(session, Demand::Now).await).0,
+                _ => used(&coordinator.freshen(session, Demand::IfDue).await).0,
+            }
+        });
+    }
+    let tokens = tasks.join_all().await;
+    let fresh = tokens.iter().filter(|token| token.starts_with("at-") && *token != "at-0").count();
+    assert_eq!((fresh, tokens.iter().filter(|token| token.starts_with("other-")).count()), (27, 13));
+    assert!(rig.told.ended.lock().is_empty());
+    assert_eq!(rig.told.refreshes.lock().as_slice(), ["ok"], "one refresh for the session");
+}
+
+/// Who wants a newer token and met a flight for something else gets one all the same.
+#[tokio::test(start_paused = true)]
+async fn a_demand_for_a_newer_token_is_not_met_by_another_one_s_flight() {
+    for act in [Act::Late(secs(1)), Act::Keep] {
+        let rig = rig(secs(10), [act]);
+        let (coordinator, session) = (rig.coordinator.clone(), rig.session.clone());
+        let other = tokio::spawn(async move { coordinator.obtain(session, &elsewhere("a")).await });
+        while rig.coordinator.stats().flights == 0 {
+            tokio::task::yield_now().await;
+        }
+        let (token, changed) = used(&rig.ask(&rig.session, Demand::Now).await);
+        assert!(changed && token.starts_with("at-") && token != "at-0", "{token}");
+        assert_eq!(given(&other.await.unwrap()), "other-1");
+        assert_eq!(rig.calls(), 2);
+    }
+}
+
+/// A provider that does not rotate: no new generation, so no cookie.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_costs_nothing_changes_nothing() {
+    let rig = rig(secs(10), [Act::Keep, Act::Keep]);
+    assert_eq!((given(&rig.obtain().await), given(&rig.obtain().await)), ("other-1".into(), "other-1".into()));
+    assert_eq!(rig.token().await, old());
+    assert_eq!((rig.coordinator.newest(ID), rig.coordinator.stats()), (None, Stats::default()));
+}
+
+/// What the provider says of another token is not said of the session.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_not_to_be_had_ends_no_session() {
+    for error in [
+        ProviderError::Dead { reason: "invalid_grant" },
+        ProviderError::Refused { reason: "invalid_target" },
+        ProviderError::Unavailable { reason: "server_error", retry_after: Some(secs(9)) },
+    ] {
+        let tries = if matches!(error, ProviderError::Unavailable { .. }) { 3 } else { 1 };
+        let rig = rig(OVER, std::iter::repeat_with(|| Act::Fail(error.clone())).take(tries));
+        let failed = rig.obtain().await;
+        assert!(matches!(&failed, Obtained::Failed(told) if told.reason() == error.reason()), "{failed:?}");
+        // At once, without a pause for what was not its failure.
+        assert_eq!(rig.token().await, new());
+        assert!(rig.told.ended.lock().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_somebody_else_ends_the_session_whatever_it_was_for() {
+    let rig = rig(secs(10), [Act::Fail(ProviderError::Invalid { reason: "sub" })]);
+    assert!(matches!(rig.obtain().await, Obtained::Over(EndReason::Dead("sub"))));
+    assert!(rig.coordinator.is_ended(ID));
+}
+
+/// The session is ended while the token is on its way: nobody gets it.
+#[tokio::test(start_paused = true)]
+async fn a_logout_stops_a_token_for_something_else() {
+    let gate = Arc::new(Notify::new());
+    let rig = rig(secs(10), [Act::Held(gate.clone())]);
+    let (coordinator, session) = (rig.coordinator.clone(), rig.session.clone());
+    let asked = tokio::spawn(async move { coordinator.obtain(session, &elsewhere("a")).await });
+    while rig.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    rig.coordinator.end(ID, rig.clock.now() + secs(3600));
+    gate.notify_one();
+    assert!(matches!(asked.await.unwrap(), Obtained::Over(EndReason::Ended)));
+}
+
+/// RFR-03: the browser leaves; what the token cost is not lost.
+#[tokio::test(start_paused = true)]
+async fn a_token_for_something_else_survives_the_browser_that_left() {
+    let gate = Arc::new(Notify::new());
+    let rig = rig(secs(10), [Act::Held(gate.clone())]);
+    assert!(timeout(secs(1), rig.obtain()).await.is_err(), "the request is dropped while it waits");
+    gate.notify_one();
+    rig.coordinator.drain().await;
+    rig.clock.advance(OVER);
+    assert_eq!(rig.token().await, ("at-2".to_owned(), true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_refresh_token_there_is_no_other_token() {
+    let rig = rig(secs(10), []);
+    let session = Arc::new(Session { refresh_token: None, ..Session::clone(&rig.session) });
+    assert!(matches!(rig.coordinator.obtain(session, &elsewhere("a")).await, Obtained::Exhausted));
+    assert_eq!(rig.calls(), 0);
 }

@@ -70,7 +70,7 @@ pub(crate) fn session(id: SessionId, generation: u64, issued: Timestamp) -> Arc<
 }
 
 fn renewed(next: &Arc<Session>) -> Outcome {
-    Outcome::Renewed { next: next.clone(), handle: name(next.id, next.generation), weight: 1024 }
+    Outcome::Renewed { next: next.clone(), handle: name(next.id, next.generation), weight: 1024, fresh: true }
 }
 
 fn present(engine: &mut Engine, session: &Session, demand: Demand, now: Timestamp) -> Advice {
@@ -509,7 +509,11 @@ fn when_memory_is_short_acknowledged_results_go_first_then_the_oldest() {
     // Whoever waits for a result gets it, however large.
     let flight = start(&mut engine, &session(id(5), 0, T0), now);
     let large = session(id(5), 1, now);
-    engine.settled(flight, Outcome::Renewed { next: large, handle: name(id(5), 1), weight: 100 * each }, now);
+    engine.settled(
+        flight,
+        Outcome::Renewed { next: large, handle: name(id(5), 1), weight: 100 * each, fresh: true },
+        now,
+    );
     assert_eq!(kept(&engine), [5]);
 }
 
@@ -597,7 +601,7 @@ proptest! {
                         1 => Outcome::Retry { after: None },
                         2 => Outcome::Ambiguous,
                         3 => Outcome::Config,
-                        4 => Outcome::Renewed { next: spent.clone(), handle: flight.handle, weight: 1 },
+                        4 => Outcome::Renewed { next: spent.clone(), handle: flight.handle, weight: 1, fresh: true },
                         _ => renewed(&next),
                     };
                     let failed = !matches!(outcome, Outcome::Renewed { .. });

@@ -19,6 +19,7 @@ pub enum Endpoint {
     Token,
     Userinfo,
     Revocation,
+    Introspection,
     EndSession,
     /// A path that the provider does not have.
     Other,
@@ -380,6 +381,9 @@ pub struct Switches {
     pub answer_style: AnswerStyle,
     pub error_style: ErrorStyle,
 
+    /// ID tokens are encrypted to the client: by `ECDH-ES` to this public key, without one by `dir`.
+    pub id_token_encryption: Option<Option<Value>>,
+
     // What is wrong with ID tokens.
     pub fault: Option<Fault>,
     /// The same for ID tokens of a refresh.
@@ -467,6 +471,7 @@ impl Default for Switches {
             token_more: Map::new(),
             answer_style: AnswerStyle::Json,
             error_style: ErrorStyle::Standard,
+            id_token_encryption: None,
             fault: None,
             refresh_fault: None,
             rotation: Rotation::None,
