@@ -178,6 +178,58 @@ async fn dos_22_a_slow_reader_holds_the_upstream_back() {
     }
 }
 
+/// An application that answers `/big` without end, and tells when its connection is gone.
+async fn unstoppable() -> (u16, oneshot::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let port = listener.local_addr().expect("an address").port();
+    let (told, gone) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut told = Some(told);
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let length = stream.read(&mut head).await.unwrap_or(0);
+            if !String::from_utf8_lossy(head.get(..length).unwrap_or_default()).contains("/big") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                continue;
+            }
+            let Some(told) = told.take() else { continue };
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n").await;
+            let piece = vec![b'x'; 64 * 1024];
+            while stream.write_all(&piece).await.is_ok() {}
+            let _ = told.send(());
+        }
+    });
+    (port, gone)
+}
+
+/// DOS-22: a client that takes nothing of its answer for `body_idle` is cut off, and so is what the app still sends.
+#[tokio::test]
+async fn dos_22_who_takes_nothing_is_cut_off() {
+    for http2 in [false, true] {
+        let (port, gone) = unstoppable().await;
+        let rig = Rig::start(|config, _| {
+            set(config, "server.h2c", "true");
+            set(config, "limits.body_idle", "'1s'");
+            routes(config, &route("/", &format!("http://127.0.0.1:{port}"), "access = 'public'"));
+        })
+        .await;
+        let fields = [(":method", "GET"), (":scheme", "http"), (":authority", rig.gateway.host()), (":path", "/big")];
+        let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
+        let (mut raw, mut conn);
+        if http2 {
+            raw = Raw::dial(rig.gateway.addr).await;
+            raw.send(&frame(1, 5, 1, &block)).await;
+        } else {
+            conn = rig.gateway.dial().await;
+            conn.send(&rig.gateway.bytes("GET", "/big", &[], None)).await.expect("sent");
+        }
+        tokio::time::timeout(Duration::from_secs(30), gone)
+            .await
+            .unwrap_or_else(|_| panic!("HTTP/2 {http2}: the connection to the app stays"))
+            .expect("told");
+    }
+}
+
 /// DOS-11, DOS-12: garbage in cookies and callbacks costs no call to the provider, and good requests go on.
 #[tokio::test]
 async fn dos_11_dos_12_garbage_asks_nobody() {

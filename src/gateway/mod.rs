@@ -107,9 +107,11 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel.
+        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel; on HTTP/2 streams share a
+        // connection that nobody else watches.
         session.set_read_timeout(None);
-        session.set_write_timeout(Some(ctx.state.settings.body_idle));
+        let within = session.is_http2().then_some(ctx.state.settings.body_idle);
+        session.set_write_timeout(within);
         part_if_leaving(session, ctx);
         Ok(())
     }
