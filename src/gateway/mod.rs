@@ -16,7 +16,6 @@ pub mod explain;
 mod files;
 mod forward;
 mod forward_auth;
-pub mod limiter;
 pub mod live;
 pub mod own_token;
 pub mod placement;
