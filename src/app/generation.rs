@@ -62,6 +62,7 @@ pub(super) fn first(
         sub_hasher,
         tracer: Tracer::new(clock.clone()),
         streams: Arc::default(),
+        leaving: Arc::default(),
         names: Arc::default(),
         limiters: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -81,6 +81,9 @@ pub struct Shared {
     pub tracer: Arc<Tracer>,
     /// Open event streams.
     pub streams: Arc<Streams>,
+    /// Set when the process is on its way out: no answer keeps its connection from then on, so that the next request
+    /// goes to another replica, and none is sent on a connection that closes at that moment.
+    pub leaving: Arc<AtomicBool>,
     /// What upstreams are reached by.
     pub names: Arc<Names>,
     /// What the routes have counted.
