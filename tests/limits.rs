@@ -4,16 +4,18 @@ mod support;
 
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use support::client::Ask;
-use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, route, routes};
+use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, cookie_of, route, routes};
 use support::gateway::{Gateway, set};
 use support::http2::{Raw, field, frame};
 use support::provider::{Endpoint, ProviderDouble};
 use support::upstream::Upstream;
+use support::wire::{Conn, request_bytes};
 
 /// DOS-16, ASVS-15.2.2: a route's `rate_limit` counts by session, else by address, and says when to come again.
 #[tokio::test]
@@ -274,4 +276,49 @@ async fn met_04_scrapes_hold_up_nothing() {
         assert_eq!((scrapes, answer.status), ((), 200));
     }
     assert_eq!(silent.len(), 20);
+}
+
+/// DOS-20: without a descriptor left those who are there are served on, on the connections that there are; those who come
+/// wait, and are served when others leave.
+#[tokio::test]
+async fn dos_20_without_descriptors_good_traffic_goes_on() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&provider, &upstream).await;
+    let browser = gateway.signed_in().await;
+    let host = gateway.public_url.trim_start_matches("http://").to_owned();
+    let cookie = cookie_of(&browser);
+    let fields = [&[("Host", host.as_str()), ("Cookie", cookie.as_str())], SCRIPT].concat();
+    let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let request = request_bytes("GET", "/api/x", &fields, None);
+    let mut conn = Conn::dial(gateway.addr).await.expect("a connection");
+    let mut served = async || {
+        conn.send(&request).await.expect("sent");
+        assert_eq!(answer(&mut conn, "GET").await.map(|reply| reply.status), Some(200));
+    };
+    served().await;
+
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.id())).expect("Linux").count() as u64;
+    let process = Pid::from_raw(i32::try_from(gateway.id()).expect("an id"));
+    let limit = Rlimit { current: Some(open + 10), maximum: Some(1024) };
+    prlimit(process, Resource::Nofile, limit).expect("our own child");
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        idle.push(TcpStream::connect(gateway.addr).await.expect("a place in the backlog"));
+    }
+    for _ in 0..1000 {
+        served().await;
+        if gateway.output().contains("cannot accept") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(gateway.output().contains("cannot accept"), "descriptors are left:\n{}", gateway.output());
+    for _ in 0..20 {
+        served().await;
+    }
+    let waits = browser.launch(&Ask::fetch("/api/x")).await;
+    drop(idle);
+    assert_eq!(waits.answer().await.status, 200);
+    served().await;
+    assert!(gateway.exit_status().is_none() && !gateway.output().contains("panicked"), "{}", gateway.output());
 }
