@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use targets::{Contender, Sizes, sidegate};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -117,17 +118,35 @@ fn main() -> ExitCode {
         return plain::serve(listen, upstream, bearer);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let rig = &options.rig;
+    runtime.block_on(async {
+        tokio::select! {
+            code = measure(&options.rig, figure) => code,
+            // What is measured is dropped, and with it the proxies end.
+            () = stopped() => ExitCode::FAILURE,
+        }
+    })
+}
+
+async fn measure(rig: &Rig, figure: Figure) -> ExitCode {
     match figure {
         Figure::PlainProxy { .. } => {}
-        Figure::Instructions(more) => return runtime.block_on(instructions::run(rig, &more)),
-        Figure::Cost(more) => runtime.block_on(cost::run(rig, &more)),
-        Figure::Latency(more) => runtime.block_on(latency::run(rig, &more)),
-        Figure::Memory(more) => runtime.block_on(memory::run(rig, &more)),
-        Figure::Growth(more) => runtime.block_on(growth::run(rig, &more)),
-        Figure::Stampede(more) => runtime.block_on(stampede::run(rig, &more)),
-        Figure::Storm(more) => runtime.block_on(storm::run(rig, &more)),
-        Figure::Start(more) => runtime.block_on(start::run(rig, &more)),
+        Figure::Instructions(more) => return instructions::run(rig, &more).await,
+        Figure::Cost(more) => cost::run(rig, &more).await,
+        Figure::Latency(more) => latency::run(rig, &more).await,
+        Figure::Memory(more) => memory::run(rig, &more).await,
+        Figure::Growth(more) => growth::run(rig, &more).await,
+        Figure::Stampede(more) => stampede::run(rig, &more).await,
+        Figure::Storm(more) => storm::run(rig, &more).await,
+        Figure::Start(more) => start::run(rig, &more).await,
     }
     ExitCode::SUCCESS
+}
+
+/// SIGINT or SIGTERM.
+async fn stopped() {
+    let mut term = signal(SignalKind::terminate()).expect("a signal handler");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
+    }
 }
