@@ -135,6 +135,9 @@ pub enum Obtained {
 
 type Given = Result<(AccessToken, Option<Timestamp>), ProviderError>;
 
+/// Whom to tell what came of his token; none when nobody knows.
+type Told = (oneshot::Sender<Given>, Option<Given>);
+
 /// What a flight is for when it is not for the session itself.
 struct Aside {
     target: TokenTarget,
@@ -945,11 +948,7 @@ impl Aloft {
     /// What a flight for something else came to: for the session, and for who asked. What the provider says there is said
     /// of the other token; only that nobody knows whether the refresh token is spent, and that an answer was somebody
     /// else's, concerns the session.
-    fn told_aside(
-        &mut self,
-        outcome: Outcome,
-        reason: &'static str,
-    ) -> (Outcome, Option<(oneshot::Sender<Given>, Option<Given>)>) {
+    fn told_aside(&mut self, outcome: Outcome, reason: &'static str) -> (Outcome, Option<Told>) {
         let Some(Aside { given, sender, .. }) = self.aside.take() else { return (outcome, None) };
         let given = given.into_inner();
         let failed = match &outcome {
