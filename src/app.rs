@@ -32,9 +32,8 @@ use crate::admin::{AdminService, AdminState};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat, Reading};
 use crate::gateway::Gateway;
-use crate::gateway::live::Streams;
 use crate::gateway::refusals::Wording;
-use crate::gateway::state::State;
+use crate::gateway::state::{Shared, State};
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
 use crate::net::accept::{AcceptService, Entrance, bind};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
@@ -283,7 +282,7 @@ impl Assembly {
         let names = Arc::clone(&self.state.load().names);
         let swept = Arc::clone(&self.state);
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
-        let streams = Arc::clone(&self.state.load().streams);
+        let shared = self.state.load().shared.clone();
         let reloader = Arc::clone(&self.reloader);
         // Before anybody is told that we serve: until then this signal ends the process.
         reload::expect_signal();
@@ -297,7 +296,7 @@ impl Assembly {
                 async move { names.keep_fresh().await }
             }),
             keep("sweep", move || sweep(Arc::clone(&swept))),
-            keep("drain", move || follow(phase.clone(), drain.clone(), Arc::clone(&streams), connections.clone())),
+            keep("drain", move || follow(phase.clone(), drain.clone(), shared.clone(), connections.clone())),
             keep("reload", move || Arc::clone(&reloader).watch()),
         ];
         if let Some(store) = self.reloader.store.clone() {
@@ -465,11 +464,14 @@ async fn sweep(state: Arc<ArcSwap<State>>) {
 async fn follow(
     mut phase: watch::Receiver<Phase>,
     drain: watch::Sender<bool>,
-    streams: Arc<Streams>,
+    shared: Shared,
     connections: Connections,
 ) {
+    if phase.wait_for(|phase| *phase >= Phase::Delaying).await.is_ok() {
+        shared.leaving.store(true, Ordering::Release);
+    }
     if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
-        streams.close();
+        shared.streams.close();
         drain.send_replace(true);
     }
     if phase.wait_for(|phase| *phase >= Phase::Stopped).await.is_ok() {

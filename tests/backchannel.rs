@@ -92,6 +92,25 @@ fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
     text::header(&reply.headers, name)
 }
 
+/// BCL-05: a session that the provider ends while its code is being exchanged is over before it has begun.
+#[tokio::test]
+async fn a_logout_during_the_exchange_counts() {
+    let rig = Rig::start().await;
+    let hold = rig.provider.hold_token_answers();
+    let browser = rig.gateway.browser();
+    let tab = browser.clone();
+    let login = tokio::spawn(async move { tab.login("/").await });
+    hold.wait_for(1).await;
+    rig.gateway.advance(&rig.provider, 1);
+    let reply = rig.send(&rig.provider.logout_token(Some("alice-4711"), None, None)).await;
+    assert!(matches!(reply.status, 200 | 204), "{reply:?}");
+    rig.gateway.advance(&rig.provider, 1);
+    hold.release();
+    login.await.unwrap();
+    assert!(!rig.alive(&browser).await);
+    assert!(rig.alive(&rig.signed_in().await.0).await, "a later login goes on");
+}
+
 /// oidcc-client-test-rp-backchannel-rpinitlogout, BCL-08, RPL-05: a logout token ends the session, for every copy of its
 /// cookie, and the answer is as the specification wants it.
 #[tokio::test]

@@ -592,12 +592,14 @@ fn presets_fill_in_and_give_way() {
 #[test]
 fn a_templated_upstream_needs_its_hosts() {
     let with = |upstream: &str| Desk::with("upstream = \"http://127.0.0.1:3000\"", upstream);
-    let good = with("upstream = \"{account.base_uri}\"\nallow_hosts = [\".example.net\"]");
+    let good = with("upstream = \"{account.base_uri}\"\nallow_hosts = [\".example.net\", \"a.example.net:8443\"]");
     assert!(good.config().session.claims.contains(&"account.base_uri".to_owned()));
     for (upstream, complaint) in [
         ("upstream = \"{account.base_uri}\"", "allow_hosts: is required with a template"),
         ("upstream = \"{a}\"\nallow_hosts = [\".net\"]", "allow_hosts[0]: must be a host"),
         ("upstream = \"{a}\"\nallow_hosts = [\"*\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}\"\nallow_hosts = [\"a.net:0\"]", "allow_hosts[0]: must be a host"),
+        ("upstream = \"{a}\"\nallow_hosts = [\"a.net:x\"]", "allow_hosts[0]: must be a host"),
         ("upstream = \"{a}{b}\"\nallow_hosts = [\".example.net\"]", "upstream: must hold one claim in braces"),
     ] {
         let text = with(upstream).complaint();

@@ -58,6 +58,30 @@ async fn all_three_forms_get_token_and_identity() {
     assert_eq!(gateway.metric("sidegate_requests_total", &[("method", "POST"), ("status", "200")]), 1.0);
 }
 
+/// HDR-08: Envoy leaves a client's field in place where the answer has none of that name; so it is told which go.
+#[tokio::test]
+async fn envoy_is_told_what_to_remove() {
+    let (_provider, _upstream, gateway) = asked(|config| {
+        let route = config["route"].as_array_mut().unwrap()[0].as_table_mut().unwrap();
+        let identity = [("X-User".to_owned(), "sub".into()), ("X-Level".to_owned(), "no_such_claim".into())];
+        route.insert("identity_headers".into(), toml::Table::from_iter(identity).into());
+    })
+    .await;
+    let browser = gateway.signed_in().await;
+    let (proxy, stranger) = (browser.at(gateway.verify.unwrap()), gateway.browser().at(gateway.verify.unwrap()));
+    let removed = |answer: &support::client::Response| {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.header("x-envoy-auth-headers-to-remove").unwrap_or_default().to_owned()
+    };
+    let forged = Ask::fetch("/ext-authz/api/x").header("X-Level", "9").header("X_User", "root");
+    assert_eq!(removed(&proxy.send(forged).await), "x-level, x_user", "what is set is not removed");
+    for path in ["/ext-authz/opt/x", "/ext-authz/index.html"] {
+        assert_eq!(removed(&stranger.send(Ask::fetch(path)).await), "authorization, x-level, x-user", "{path}");
+    }
+    let nginx = stranger.send(about("/opt/x")).await;
+    assert_eq!((nginx.status, nginx.header("x-envoy-auth-headers-to-remove")), (204, None));
+}
+
 /// What the route would answer: login, refusal, nothing.
 #[tokio::test]
 async fn a_refusal_is_that_of_the_route() {

@@ -4,16 +4,18 @@ mod support;
 
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use support::client::Ask;
-use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, route, routes};
+use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, cookie_of, route, routes};
 use support::gateway::{Gateway, set};
 use support::http2::{Raw, field, frame};
 use support::provider::{Endpoint, ProviderDouble};
 use support::upstream::Upstream;
+use support::wire::{Conn, request_bytes};
 
 /// DOS-16, ASVS-15.2.2: a route's `rate_limit` counts by session, else by address, and says when to come again.
 #[tokio::test]
@@ -178,6 +180,58 @@ async fn dos_22_a_slow_reader_holds_the_upstream_back() {
     }
 }
 
+/// An application that answers `/big` without end, and tells when its connection is gone.
+async fn unstoppable() -> (u16, oneshot::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let port = listener.local_addr().expect("an address").port();
+    let (told, gone) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut told = Some(told);
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let length = stream.read(&mut head).await.unwrap_or(0);
+            if !String::from_utf8_lossy(head.get(..length).unwrap_or_default()).contains("/big") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                continue;
+            }
+            let Some(told) = told.take() else { continue };
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n").await;
+            let piece = vec![b'x'; 64 * 1024];
+            while stream.write_all(&piece).await.is_ok() {}
+            let _ = told.send(());
+        }
+    });
+    (port, gone)
+}
+
+/// DOS-22: a client that takes nothing of its answer for `body_idle` is cut off, and so is what the app still sends.
+#[tokio::test]
+async fn dos_22_who_takes_nothing_is_cut_off() {
+    for http2 in [false, true] {
+        let (port, gone) = unstoppable().await;
+        let rig = Rig::start(|config, _| {
+            set(config, "server.h2c", "true");
+            set(config, "limits.body_idle", "'1s'");
+            routes(config, &route("/", &format!("http://127.0.0.1:{port}"), "access = 'public'"));
+        })
+        .await;
+        let fields = [(":method", "GET"), (":scheme", "http"), (":authority", rig.gateway.host()), (":path", "/big")];
+        let block: Vec<u8> = fields.iter().flat_map(|(name, value)| field(name, value)).collect();
+        let (mut raw, mut conn);
+        if http2 {
+            raw = Raw::dial(rig.gateway.addr).await;
+            raw.send(&frame(1, 5, 1, &block)).await;
+        } else {
+            conn = rig.gateway.dial().await;
+            conn.send(&rig.gateway.bytes("GET", "/big", &[], None)).await.expect("sent");
+        }
+        tokio::time::timeout(Duration::from_secs(30), gone)
+            .await
+            .unwrap_or_else(|_| panic!("HTTP/2 {http2}: the connection to the app stays"))
+            .expect("told");
+    }
+}
+
 /// DOS-11, DOS-12: garbage in cookies and callbacks costs no call to the provider, and good requests go on.
 #[tokio::test]
 async fn dos_11_dos_12_garbage_asks_nobody() {
@@ -222,4 +276,49 @@ async fn met_04_scrapes_hold_up_nothing() {
         assert_eq!((scrapes, answer.status), ((), 200));
     }
     assert_eq!(silent.len(), 20);
+}
+
+/// DOS-20: without a descriptor left those who are there are served on, on the connections that there are; those who come
+/// wait, and are served when others leave.
+#[tokio::test]
+async fn dos_20_without_descriptors_good_traffic_goes_on() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&provider, &upstream).await;
+    let browser = gateway.signed_in().await;
+    let host = gateway.public_url.trim_start_matches("http://").to_owned();
+    let cookie = cookie_of(&browser);
+    let fields = [&[("Host", host.as_str()), ("Cookie", cookie.as_str())], SCRIPT].concat();
+    let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let request = request_bytes("GET", "/api/x", &fields, None);
+    let mut conn = Conn::dial(gateway.addr).await.expect("a connection");
+    let mut served = async || {
+        conn.send(&request).await.expect("sent");
+        assert_eq!(answer(&mut conn, "GET").await.map(|reply| reply.status), Some(200));
+    };
+    served().await;
+
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.id())).expect("Linux").count() as u64;
+    let process = Pid::from_raw(i32::try_from(gateway.id()).expect("an id"));
+    let limit = Rlimit { current: Some(open + 10), maximum: Some(1024) };
+    prlimit(process, Resource::Nofile, limit).expect("our own child");
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        idle.push(TcpStream::connect(gateway.addr).await.expect("a place in the backlog"));
+    }
+    for _ in 0..1000 {
+        served().await;
+        if gateway.output().contains("cannot accept") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(gateway.output().contains("cannot accept"), "descriptors are left:\n{}", gateway.output());
+    for _ in 0..20 {
+        served().await;
+    }
+    let waits = browser.launch(&Ask::fetch("/api/x")).await;
+    drop(idle);
+    assert_eq!(waits.answer().await.status, 200);
+    served().await;
+    assert!(gateway.exit_status().is_none() && !gateway.output().contains("panicked"), "{}", gateway.output());
 }

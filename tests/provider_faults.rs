@@ -422,6 +422,9 @@ async fn odd_token_answers_end_the_login_or_work() {
         ("access_denied", 0, |s| s.fail_code(Outage::error("access_denied"))),
         ("invalid_client", 502, |s| s.fail_code(Outage::error("invalid_client"))),
         ("unauthorized_client", 502, |s| s.fail_code(Outage::error("unauthorized_client"))),
+        ("Keycloak's word for a wrong secret", 502, |s| {
+            s.fail_code(Outage::json(401, r#"{"error":"unauthorized_client"}"#))
+        }),
         ("500", 503, |s| s.fail_code(Outage::Status(500))),
         ("503", 503, |s| s.fail_code(Outage::Unavailable(Some("3".to_owned())))),
         ("429", 503, |s| s.fail_code(Outage::TooMany(None))),

@@ -40,7 +40,7 @@ fn several(config: &mut Table, guests: &ProviderDouble) {
     config.insert("provider".to_owned(), Value::Array(vec![home.into(), other.into()]));
 }
 
-fn of<'t>(config: &'t mut Table, index: usize) -> &'t mut Table {
+fn of(config: &mut Table, index: usize) -> &mut Table {
     config["provider"].as_array_mut().unwrap()[index].as_table_mut().unwrap()
 }
 
@@ -250,7 +250,7 @@ async fn a_tenant_s_issuer_names_its_provider() {
     });
     let signed_in = || async {
         let browser = rig.gateway.browser();
-        let page = go(&browser, &format!("/auth/login?iss={}&target_link_uri=/y", percent(&tenant("t-1")))).await;
+        let page = go(&browser, &format!("/auth/login?iss={}&target_link_uri=/y", percent(tenant("t-1")))).await;
         assert_eq!((page.status, page.path().as_str()), (200, "/y"), "{page:?}");
         (browser, rig.guests.last_session().sid)
     };

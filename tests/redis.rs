@@ -282,6 +282,24 @@ async fn endings_are_forgotten_in_time() {
     assert_eq!(told.fate(Fate::Dropped), 0);
 }
 
+/// DOS-15, BCL-07: what anybody can send has a set of its own, with a bound, and pushes out nothing that is proven.
+#[tokio::test]
+async fn unproven_endings_push_out_only_their_like() {
+    let redis = Redis::start().await;
+    let ((one, _), (_other, heard)) = (replica(settings(&redis)).await, replica(settings(&redis)).await);
+    let fill = "for n = 1, 20000 do redis.call('ZADD', KEYS[1], n, n .. ':frontchannel:1:99999999999999') end";
+    redis.ask(&[b"EVAL", fill.as_bytes(), b"1", b"sidegate:endings:unproven"]).await;
+    let (proven, unproven) = (ending(1), Ending { by: By::Frontchannel, ..ending(2) });
+    one.announce(&[proven, unproven, ending(3)]);
+    one.drain().await;
+    assert_eq!(redis.say("ZCARD sidegate:endings").await.int(), 2);
+    assert_eq!(redis.say("ZCARD sidegate:endings:unproven").await.int(), 20_000);
+    heard.hears(unproven).await;
+    let (_third, late) = replica(settings(&redis)).await;
+    late.hears(proven).await;
+    late.hears(unproven).await;
+}
+
 // -- Ways to reach it ----------------------------------------------------------------------------------------------
 
 /// Works: a lock is taken and told apart, a channel is heard.

@@ -283,3 +283,29 @@ async fn files_are_watched_through_symlinks() {
     }
     assert_eq!(browser.fetch("/api/x").await.status, 200, "the same key, by another way");
 }
+
+/// DOS-16: a reload forgets no count of a route that stays as it is; another rate begins anew.
+#[tokio::test]
+async fn a_reload_keeps_what_rates_have_counted() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start_with(&provider, &upstream, |table| {
+        let rate: Table = "rate_limit = { requests = 1, per = '1h', burst = 2 }".parse().unwrap();
+        route(table, "/").extend(rate);
+    })
+    .await;
+    let browser = gateway.browser();
+    assert_eq!([browser.fetch("/a").await.status, browser.fetch("/a").await.status], [200, 200]);
+    let mut table = current(&gateway);
+    for round in 0..2 {
+        route(&mut table, "/").insert(
+            "response_headers".to_owned(),
+            Table::from_iter([("X-Round".to_owned(), format!("{round}").into())]).into(),
+        );
+        takes(&gateway, &table).await;
+        assert_eq!(browser.fetch("/a").await.status, 429, "round {round}");
+    }
+    let rate: Table = "rate_limit = { requests = 1, per = '1h', burst = 3 }".parse().unwrap();
+    route(&mut table, "/").extend(rate);
+    takes(&gateway, &table).await;
+    assert_eq!(browser.fetch("/a").await.status, 200);
+}

@@ -69,6 +69,38 @@ async fn pitfall_19_a_signal_lets_requests_in_flight_finish() {
     }
 }
 
+/// DOS-25: a client that keeps its connection is told with the answer that it is the last one on it, also when the
+/// request came before the signal. So it asks nothing on a connection that is about to close.
+#[tokio::test]
+async fn answers_on_the_way_out_say_that_the_connection_closes() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start_with(&provider, &upstream, unhurried("20s")).await;
+    let browser = gateway.signed_in().await;
+    let gate = Gate::default();
+    upstream.on("/api/slow", Script::Held(gate.clone(), Box::new(Script::Echo)));
+    let slow = browser.launch(&Ask::fetch("/api/slow")).await;
+    gate.wait_for(1).await;
+    let mut kept = None;
+    assert_eq!(browser.fetch_on(&mut kept, "/open").await.header("connection"), Some("keep-alive"));
+    assert!(kept.is_some());
+
+    gateway.signal(Signal::TERM);
+    answers(&gateway, "/readyz", 503).await;
+    while browser.fetch_on(&mut None, "/open").await.header("connection") != Some("close") {
+        assert_eq!(gateway.log_events("shutdown").len(), 1, "never told");
+    }
+    gate.open();
+    let mut last = vec![slow.answer().await, browser.fetch_on(&mut kept, "/open").await];
+    for path in ["/auth/session", "/nowhere/%2f"] {
+        last.push(browser.fetch_on(&mut None, path).await);
+    }
+    for answer in last {
+        assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
+        assert!(answer.complete);
+    }
+    assert_eq!(gateway.log_events("shutdown").len(), 1, "all of it before the drain");
+}
+
 /// The drain is a limit, not a sleep; idle connections hold nobody.
 #[tokio::test]
 async fn an_idle_process_ends_at_once() {

@@ -149,6 +149,9 @@ async fn what_is_not_sampled_leaves_no_trace() {
     let traceparent = format!("00-{TRACE}-{CALLER}-01");
     browser.send(Ask::fetch("/open").header("traceparent", &traceparent)).await;
     assert_eq!(upstream.last().header("traceparent"), Some(traceparent.as_str()));
+    // One that would have begun here is not for the app to record either.
+    browser.send(Ask::fetch("/open")).await;
+    assert!(upstream.last().header("traceparent").is_some_and(|own| own.ends_with("-00")));
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(collector.untouched());

@@ -1,17 +1,15 @@
 //! CPU per request, throughput and latency at full load, all targets taking turns.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::slice::from_ref;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::Rig;
 use crate::load::{Slice, turn};
-use crate::process::Proxy;
-use crate::report::{Table, quartiles};
-use crate::targets::{Target, World, bearer_bytes, pingora, sidegate};
-use crate::upstream::BODY;
+use crate::report::{Table, mib, quartiles};
+use crate::targets::{self, Target, World};
+use crate::upstream::Upstream;
 
 /// How long, and how much.
 #[derive(Clone, Debug, Args)]
@@ -25,54 +23,28 @@ pub(crate) struct Options {
     /// Keep-alive connections, each with one request under way.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     connections: u32,
+    /// Answers of 100 kB instead of 1 kB.
+    #[arg(long)]
+    large: bool,
 }
 
 pub(crate) async fn run(rig: &Rig, options: &Options) {
-    let world = World::start(rig.pin).await;
-    let program = Path::new(sidegate::PROGRAM);
-    let start = async |name: &str, program: &Path, more: &[(&str, &str)]| {
-        let launch = sidegate::launch(&world, name, program, more);
-        Arc::new(launch.start(&world.under).await.expect("sidegate starts"))
-    };
-    let mut proxies = vec![
-        start("sidegate", program, &[]).await,
-        start("sidegate, no access log", program, &[("log.access", "false")]).await,
-    ];
-    if let Some(other) = &rig.other {
-        proxies.push(start("other sidegate", other, &[]).await);
+    let upstream = Upstream::start().await;
+    let world = World::start(upstream.addr, rig.pin).await;
+    let sizes = targets::sizes(&world, &upstream).await;
+    let mut contenders = rig.contenders(sizes);
+    if options.large {
+        contenders = contenders.iter().map(targets::large).collect();
     }
-    let mut targets = Vec::new();
-    let mut sizes = (0, 0);
-    for (index, proxy) in proxies.iter().enumerate() {
-        let cookie = sidegate::sign_in(proxy).await;
-        if index != 1 {
-            let name = format!("{}, public route", proxy.name);
-            targets.push(Target::new(&world, &name, proxy, "/orders", &[]).await);
-        }
-        let name = format!("{}, session", proxy.name);
-        let target = Target::new(&world, &name, proxy, "/api/orders", &[("Cookie", &cookie)]).await;
-        sizes = (cookie.len(), bearer_bytes(&world.look(proxy, &target.request).await));
-        targets.push(target);
-    }
-    let (cookie_bytes, bearer) = sizes;
-    assert!(bearer > 0, "the session's token did not reach the upstream");
-    // The peers come first in turns and tables.
-    for (at, (name, bearer)) in [("Pingora", 0), ("Pingora, same bytes", bearer)].into_iter().enumerate() {
-        let launch = pingora::launch(&world, name, bearer);
-        let proxy = Arc::new(launch.start(&world.under).await.expect("our own proxy starts"));
-        let cookie = "c".repeat(cookie_bytes);
-        let fields = [("Cookie", cookie.as_str())];
-        let fields = if bearer == 0 { &[][..] } else { &fields };
-        targets.insert(at, Target::new(&world, name, &proxy, "/api/orders", fields).await);
-        proxies.push(proxy);
-    }
-
+    let targets = targets::start_all(&world, &upstream, &contenders).await;
     println!(
-        "{} targets, {} turns of {} ms each, {} connections; cookie {cookie_bytes} B, bearer {bearer} B, answers {BODY} B",
+        "{} targets, {} turns of {} ms each, {} connections; sidegate's cookie {} B, its bearer {} B",
         targets.len(),
         options.turns,
         options.slice,
-        options.connections
+        options.connections,
+        sizes.cookie,
+        sizes.bearer
     );
     let mut slices: Vec<Vec<Slice>> = targets.iter().map(|_| Vec::new()).collect();
     for round in 0..options.turns as usize {
@@ -81,11 +53,11 @@ pub(crate) async fn run(rig: &Rig, options: &Options) {
             let index = (round + step) % targets.len();
             let (Some(target), Some(taken)) = (targets.get(index), slices.get_mut(index)) else { continue };
             let time = Duration::from_millis(options.slice);
-            taken.push(turn(&target.proxy, &target.request, options.connections, time).await);
+            let slice = turn(&target.proxy, from_ref(&target.request), options.connections, time).await;
+            taken.push(slice.unwrap_or_else(|error| panic!("{} {error}", target.name)));
         }
     }
     report(&targets, &slices);
-    report_processes(&proxies, program);
 }
 
 fn report(targets: &[Target], slices: &[Vec<Slice>]) {
@@ -94,12 +66,14 @@ fn report(targets: &[Target], slices: &[Vec<Slice>]) {
         "CPU us",
         "to Pingora",
         "to same bytes",
+        "to nginx",
         "req/s",
         "p50 us",
         "p99 us",
         "p99.9 us",
         "B in",
         "B out",
+        "MiB",
     ]);
     for (target, taken) in targets.iter().zip(slices) {
         let median = |of: &dyn Fn(&Slice) -> f64| quartiles(taken.iter().map(of))[1];
@@ -108,25 +82,16 @@ fn report(targets: &[Target], slices: &[Vec<Slice>]) {
             let [low, middle, high] = quartiles(taken.iter().zip(peer).map(|(own, peer)| own.cost() / peer.cost()));
             format!("{middle:.2} ({low:.2}..{high:.2})")
         };
-        let ratios: Vec<String> = slices.iter().take(2).map(ratio).collect();
+        let nginx = targets.iter().position(|peer| peer.name.starts_with("nginx")).and_then(|at| slices.get(at));
+        let [plain, bytes] = [0, 1].map(|at| slices.get(at).map(ratio).unwrap_or_default());
+        let ratios = [plain, bytes, nginx.map(ratio).unwrap_or_default()];
         let mut row = vec![target.name.clone(), format!("{:.1}", median(&Slice::cost))];
         row.extend(ratios);
         row.push(format!("{:.0}", median(&Slice::rate)));
         row.extend([50.0, 99.0, 99.9].map(|percent| format!("{:.0}", median(&|slice| slice.percentile(percent)))));
-        row.extend([target.request.len(), target.forwarded].map(|bytes| bytes.to_string()));
+        row.extend([target.request.len(), target.head.len()].map(|bytes| bytes.to_string()));
+        row.push(mib(target.proxy.resident_kib()));
         table.row(row);
     }
     table.print();
-}
-
-fn report_processes(proxies: &[Arc<Proxy>], program: &Path) {
-    let mut table = Table::new(&["process", "ready ms", "idle MiB", "after MiB"]);
-    for proxy in proxies {
-        let mib = |kib: u64| format!("{:.1}", kib as f64 / 1024.0);
-        let ready = format!("{:.1}", proxy.ready.as_secs_f64() * 1000.0);
-        table.row([proxy.name.clone(), ready, mib(proxy.idle_kib), mib(proxy.resident_kib())]);
-    }
-    table.print();
-    let bytes = std::fs::metadata(program).map_or(0, |file| file.len());
-    println!("\n{}: {:.1} MiB", program.file_name().unwrap_or_default().to_string_lossy(), bytes as f64 / 1_048_576.0);
 }

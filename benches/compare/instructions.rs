@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Rig;
 use crate::load::Client;
-use crate::process::{Launch, Proxy};
+use crate::process::Proxy;
 use crate::report::Table;
-use crate::targets::{Target, World, bearer_bytes, pingora, sidegate};
+use crate::targets::{self, Contender, Program, World};
+use crate::upstream::Upstream;
 
 /// How much a row may grow before it is a regression.
 const TOLERANCE: f64 = 1.03;
@@ -56,66 +57,38 @@ struct Row {
 }
 
 pub(crate) async fn run(rig: &Rig, options: &Options) -> ExitCode {
-    let world = World::start(rig.pin).await;
-    let program = rig.other.clone().unwrap_or_else(|| sidegate::PROGRAM.into());
-    let mut counts: Vec<(&str, f64)> = Vec::new();
-
-    let plain = pingora::launch(&world, "Pingora", 0);
-    let plain = count(options, plain, async |proxy| Target::new(&world, "Pingora", proxy, "/orders", &[]).await).await;
-    counts.push(("Pingora", plain));
-    let mut sizes = (0, 0);
-    for (name, session, more) in [
-        ("sidegate, public route", false, &[][..]),
-        ("sidegate, public route, no access log", false, &[("log.access", "false")][..]),
-        ("sidegate, session", true, &[][..]),
-        ("sidegate, session, no access log", true, &[("log.access", "false")][..]),
-        ("sidegate, session in two cookies", true, &[("session.layout", "\"split\"")][..]),
-    ] {
-        if !name.contains(&options.row) {
-            continue;
-        }
-        let launch = sidegate::launch(&world, name, &program, more);
-        let prepare = async |proxy: &Arc<Proxy>| {
-            if !session {
-                return Target::new(&world, name, proxy, "/orders", &[]).await;
-            }
-            let cookie = sidegate::sign_in(proxy).await;
-            let target = Target::new(&world, name, proxy, "/api/orders", &[("Cookie", &cookie)]).await;
-            sizes = (cookie.len(), bearer_bytes(&world.look(proxy, &target.request).await));
-            target
-        };
-        counts.push((name, count(options, launch, prepare).await));
+    let upstream = Upstream::start().await;
+    let world = World::start(upstream.addr, None).await;
+    let program = rig.other.clone().unwrap_or_else(|| targets::sidegate::PROGRAM.into());
+    let mut contenders = targets::floors(targets::sizes(&world, &upstream).await);
+    let own = targets::sidegates("sidegate", &program);
+    // A client library's buffers and timers are not repeatable to a percent.
+    let own = own.into_iter().filter(|own| !matches!(own.program, Program::SidegateRedis(_)));
+    contenders.extend(own.filter(|own| own.name.contains(&options.row)));
+    let mut rows: Vec<Row> = Vec::new();
+    for contender in &contenders {
+        eprintln!("{} …", contender.name);
+        let count = count(options, &world, &upstream, contender).await.unwrap_or_else(|error| panic!("{error}"));
+        let plain = rows.first().map_or(count, |plain| plain.instructions as f64);
+        let ratio = (count / plain * 1000.0).round() / 1000.0;
+        rows.push(Row { name: contender.name.clone(), instructions: count.round() as u64, ratio });
     }
-    let (cookie, bearer) = sizes;
-    if bearer > 0 {
-        let name = "Pingora, same bytes";
-        let cookie = "c".repeat(cookie);
-        let launch = pingora::launch(&world, name, bearer);
-        let prepare =
-            async |proxy: &Arc<Proxy>| Target::new(&world, name, proxy, "/api/orders", &[("Cookie", &cookie)]).await;
-        counts.insert(1, (name, count(options, launch, prepare).await));
-    }
-    let rows = counts.iter().map(|(name, count)| Row {
-        name: (*name).to_owned(),
-        instructions: count.round() as u64,
-        ratio: (count / plain * 1000.0).round() / 1000.0,
-    });
-    judge(options, rows.collect())
+    judge(options, rows)
 }
 
-/// Instructions that the proxy executes for one request.
-async fn count(options: &Options, launch: Launch, prepare: impl AsyncFnOnce(&Arc<Proxy>) -> Target) -> f64 {
-    let name = launch.name.clone();
+/// Instructions that a proxy executes for one request.
+async fn count(options: &Options, world: &World, upstream: &Upstream, contender: &Contender) -> Result<f64, String> {
+    let launch = contender.launch(world).await?;
     let profile = launch.dir.path().join("callgrind.out");
-    let under = ["valgrind", "--tool=callgrind", "--quiet"].map(str::to_owned);
-    let file = [format!("--callgrind-out-file={}", profile.display())];
-    let under = [&under[..], &file].concat();
-    let proxy = match launch.start(&under).await {
-        Ok(proxy) => Arc::new(proxy),
-        Err(error) => panic!("{error}\nThis needs valgrind (on Debian: apt-get install valgrind)."),
-    };
-    let target = prepare(&proxy).await;
-    let mut client = Client::dial(proxy.addr).await.expect("the proxy accepts");
+    let mut under = ["valgrind", "--tool=callgrind", "--quiet"].map(str::to_owned).to_vec();
+    under.push(format!("--callgrind-out-file={}", profile.display()));
+    let proxy = launch
+        .start(&under)
+        .await
+        .map_err(|error| format!("{error}\nThis needs valgrind, which Debian has in a package of that name."))?;
+    let proxy = Arc::new(proxy);
+    let target = contender.aim(&proxy, upstream).await?;
+    let mut client = Client::dial(proxy.addr).await.ok_or("the proxy does not accept")?;
     send(&mut client, &target.request, WARM).await;
     // Both set the counters to nothing.
     command(&proxy, "dump");
@@ -123,15 +96,15 @@ async fn count(options: &Options, launch: Launch, prepare: impl AsyncFnOnce(&Arc
     command(&proxy, "dump");
     let profile = profile.with_extension("out.2");
     if let Some(directory) = &options.profiles {
-        let kept = directory.join(format!("{}.callgrind", name.replace([' ', ','], "-")));
-        std::fs::copy(&profile, kept).expect("a directory for profiles");
+        let kept = directory.join(format!("{}.callgrind", contender.name.replace([' ', ','], "-")));
+        std::fs::copy(&profile, kept).map_err(|error| error.to_string())?;
     }
-    total(&profile) as f64 / f64::from(options.requests)
+    Ok(total(&profile) as f64 / f64::from(options.requests))
 }
+
 async fn send(client: &mut Client, request: &[u8], times: u32) {
     for _ in 0..times {
-        client.exchange(request).await.expect("the proxy answers");
-        client.expect_ok();
+        client.exchange_ok(request).await.unwrap_or_else(|error| panic!("the proxy {error}"));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::process::{Proxy, spent};
+use crate::report::percentile;
 
 /// Before each measurement, so that connections are open on both sides.
 const WARM: Duration = Duration::from_millis(100);
@@ -85,9 +86,19 @@ impl Client {
         value.and_then(|value| std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()).unwrap_or(0)
     }
 
-    /// Panics when the answer was not 200.
-    pub(crate) fn expect_ok(&self) {
-        assert!(self.answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&self.answer));
+    /// The same for a request that has to be answered by 200.
+    pub(crate) async fn exchange_ok(&mut self, request: &[u8]) -> Result<(), String> {
+        let answered = self.exchange(request).await;
+        answered.ok_or_else(|| format!("hangs up after {} bytes of an answer", self.answer.len()))?;
+        if self.answer.starts_with(b"HTTP/1.1 200") {
+            return Ok(());
+        }
+        Err(format!("answers {}", String::from_utf8_lossy(&self.answer)))
+    }
+
+    /// Gives back the memory of the last answer.
+    pub(crate) fn forget(&mut self) {
+        self.answer = Vec::new();
     }
 }
 
@@ -99,6 +110,8 @@ pub(crate) struct Slice {
     cpu_nanos: u64,
     /// Microseconds, sorted.
     latencies: Vec<u32>,
+    /// Resident at its end, the load still on.
+    pub(crate) resident_kib: u64,
 }
 
 impl Slice {
@@ -113,8 +126,7 @@ impl Slice {
 
     /// Of the latencies, in microseconds.
     pub(crate) fn percentile(&self, percent: f64) -> f64 {
-        let at = self.latencies.len().saturating_sub(1) as f64 * percent / 100.0;
-        self.latencies.get(at.round() as usize).copied().map_or(0.0, f64::from)
+        percentile(&self.latencies, percent)
     }
 }
 
@@ -123,38 +135,66 @@ const WARMING: u8 = 0;
 const MEASURING: u8 = 1;
 const OVER: u8 = 2;
 
-/// Sends the same request again and again on one connection; the latencies, in microseconds, of those that ended while
-/// it was measured.
-async fn hammer(addr: SocketAddr, request: Arc<Vec<u8>>, stage: Arc<AtomicU8>) -> Vec<u32> {
-    let mut client = Client::dial(addr).await.expect("the proxy accepts");
-    let mut latencies = Vec::with_capacity(4096);
-    loop {
-        let started = Instant::now();
-        client.exchange(&request).await.expect("the proxy answers");
-        client.expect_ok();
-        match stage.load(Ordering::Relaxed) {
-            WARMING => {}
-            MEASURING => latencies.push(started.elapsed().as_micros().try_into().unwrap_or(u32::MAX)),
-            _ => return latencies,
+/// What the clients of a turn share.
+struct Turn {
+    addr: SocketAddr,
+    requests: Vec<Vec<u8>>,
+    stage: AtomicU8,
+    /// Clients that have had an answer.
+    warm: AtomicU32,
+}
+
+impl Turn {
+    /// Sends one request after the other on one connection, beginning with that of this index; the latencies, in
+    /// microseconds, of those that ended while it was measured.
+    async fn hammer(self: Arc<Self>, index: usize) -> Result<Vec<u32>, String> {
+        let mut client = Client::dial(self.addr).await.ok_or("does not accept a connection")?;
+        let mut latencies = Vec::with_capacity(1024);
+        for (sent, request) in self.requests.iter().cycle().skip(index % self.requests.len()).enumerate() {
+            let started = Instant::now();
+            client.exchange_ok(request).await?;
+            if sent == 0 {
+                self.warm.fetch_add(1, Ordering::Relaxed);
+            }
+            match self.stage.load(Ordering::Relaxed) {
+                WARMING => {}
+                MEASURING => latencies.push(started.elapsed().as_micros().try_into().unwrap_or(u32::MAX)),
+                _ => break,
+            }
         }
+        Ok(latencies)
     }
 }
 
-/// Loads a proxy for a time: so many connections, each with one request under way.
-pub(crate) async fn turn(proxy: &Proxy, request: &[u8], connections: u32, time: Duration) -> Slice {
-    let (request, stage) = (Arc::new(request.to_vec()), Arc::new(AtomicU8::new(WARMING)));
+/// Loads a proxy for a time: so many connections, each with one of the requests under way.
+///
+/// # Errors
+///
+/// An answer was not 200, or none came.
+pub(crate) async fn turn(
+    proxy: &Proxy,
+    requests: &[Vec<u8>],
+    connections: u32,
+    time: Duration,
+) -> Result<Slice, String> {
+    let (stage, warm) = (AtomicU8::new(WARMING), AtomicU32::new(0));
+    let turn = Arc::new(Turn { addr: proxy.addr, requests: requests.to_vec(), stage, warm });
     let clients: Vec<_> =
-        (0..connections).map(|_| tokio::spawn(hammer(proxy.addr, Arc::clone(&request), Arc::clone(&stage)))).collect();
+        (0..connections).map(|index| tokio::spawn(Arc::clone(&turn).hammer(index as usize))).collect();
+    while turn.warm.load(Ordering::Relaxed) < connections && !clients.iter().any(|client| client.is_finished()) {
+        sleep(Duration::from_millis(1)).await;
+    }
     sleep(WARM).await;
     let (before, started) = (proxy.cpu(), Instant::now());
-    stage.store(MEASURING, Ordering::Relaxed);
+    turn.stage.store(MEASURING, Ordering::Relaxed);
     sleep(time).await;
-    stage.store(OVER, Ordering::Relaxed);
+    let resident_kib = proxy.resident_kib();
+    turn.stage.store(OVER, Ordering::Relaxed);
     let (after, seconds) = (proxy.cpu(), started.elapsed().as_secs_f64());
     let mut latencies = Vec::new();
     for client in clients {
-        latencies.extend(client.await.expect("a client that ends"));
+        latencies.extend(client.await.map_err(|error| error.to_string())??);
     }
     latencies.sort_unstable();
-    Slice { requests: latencies.len(), seconds, cpu_nanos: spent(&before, &after), latencies }
+    Ok(Slice { requests: latencies.len(), seconds, cpu_nanos: spent(&before, &after), latencies, resident_kib })
 }

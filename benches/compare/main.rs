@@ -3,21 +3,29 @@
 //! `cargo bench --bench compare -- --help` tells what can be measured. The method, and what the columns mean, is in
 //! `docs/performance.md`.
 #![expect(clippy::disallowed_methods, reason = "a benchmark starts its peer at a socket address")]
+#![expect(clippy::panic, reason = "a benchmark that cannot go on says why and ends")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use targets::{Contender, Sizes, sidegate};
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
 mod cost;
+mod growth;
 mod instructions;
+mod latency;
 mod load;
+mod memory;
 mod plain;
 mod process;
 mod report;
+mod stampede;
+mod start;
+mod storm;
 mod targets;
 mod upstream;
 
@@ -47,6 +55,28 @@ pub(crate) struct Rig {
     /// Another build of sidegate: `cost` measures it in the same turns, `instructions` in place of ours.
     #[arg(long, global = true)]
     other: Option<PathBuf>,
+    /// Only targets whose name has one of these in it, separated by commas; plain Pingora is always there.
+    #[arg(long, global = true, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+impl Rig {
+    /// Who is compared: plain Pingora first, then sidegate, then its peers.
+    pub(crate) fn contenders(&self, sizes: Sizes) -> Vec<Contender> {
+        let mut more = targets::sidegates("sidegate", sidegate::PROGRAM.as_ref());
+        if let Some(other) = &self.other {
+            more.extend(targets::sidegates("other sidegate", other));
+        }
+        more.extend(targets::peers(sizes));
+        more.retain(|contender| self.wants(&contender.name));
+        let mut all = targets::floors(sizes);
+        all.extend(more);
+        all
+    }
+
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
 }
 
 #[derive(Clone, Debug, Parser)]
@@ -55,6 +85,18 @@ enum Figure {
     Cost(cost::Options),
     /// Instructions per request, by callgrind, compared with a baseline
     Instructions(instructions::Options),
+    /// Latency at a modest, fixed rate
+    Latency(latency::Options),
+    /// Resident memory: idle, busy, and with many idle connections
+    Memory(memory::Options),
+    /// What the cost of a request grows with: routes, sessions, connections, bytes of the cookie
+    Growth(growth::Options),
+    /// Fifty requests at once on a token that has ended
+    Stampede(stampede::Options),
+    /// A thousand sessions whose tokens end in the same second
+    Storm(storm::Options),
+    /// From starting the process to its first answer
+    Start(start::Options),
     /// Be the plain proxy: listen there, forward there; replace the cookie by a bearer of so many bytes
     #[command(hide = true)]
     PlainProxy { listen: String, upstream: String, bearer: String },
@@ -70,11 +112,22 @@ impl Default for Figure {
 fn main() -> ExitCode {
     let options = Options::parse();
     // One thread for load and upstream: with it and the proxy's one thread, two cores are busy and no more.
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    match options.figure.unwrap_or_default() {
-        Figure::PlainProxy { listen, upstream, bearer } => return plain::serve(&listen, &upstream, &bearer),
-        Figure::Cost(more) => runtime().block_on(cost::run(&options.rig, &more)),
-        Figure::Instructions(more) => return runtime().block_on(instructions::run(&options.rig, &more)),
+    let figure = options.figure.unwrap_or_default();
+    if let Figure::PlainProxy { listen, upstream, bearer } = &figure {
+        return plain::serve(listen, upstream, bearer);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let rig = &options.rig;
+    match figure {
+        Figure::PlainProxy { .. } => {}
+        Figure::Instructions(more) => return runtime.block_on(instructions::run(rig, &more)),
+        Figure::Cost(more) => runtime.block_on(cost::run(rig, &more)),
+        Figure::Latency(more) => runtime.block_on(latency::run(rig, &more)),
+        Figure::Memory(more) => runtime.block_on(memory::run(rig, &more)),
+        Figure::Growth(more) => runtime.block_on(growth::run(rig, &more)),
+        Figure::Stampede(more) => runtime.block_on(stampede::run(rig, &more)),
+        Figure::Storm(more) => runtime.block_on(storm::run(rig, &more)),
+        Figure::Start(more) => runtime.block_on(start::run(rig, &more)),
     }
     ExitCode::SUCCESS
 }

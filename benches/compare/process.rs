@@ -22,10 +22,11 @@ pub(crate) struct Launch {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
     /// Where it will listen.
     pub(crate) addr: SocketAddr,
-    /// Who answers `/readyz` with 200 when it is ready: itself, or its admin listener.
-    pub(crate) probe: SocketAddr,
+    /// Who answers what with 200 when it is ready: itself, or its admin listener.
+    pub(crate) probe: (SocketAddr, &'static str),
     /// Its files. Deleted in the end.
     pub(crate) dir: TempDir,
 }
@@ -41,14 +42,14 @@ impl Launch {
         let program = self.program.display().to_string();
         let mut words = under.iter().chain([&program]).chain(&self.args);
         let mut command = Command::new(words.next().unwrap_or(&program));
-        command.args(words).current_dir(self.dir.path());
+        command.args(words).envs(self.env).current_dir(self.dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log("stderr")?);
         let started = Instant::now();
         let child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
         let Self { name, addr, probe, dir, .. } = self;
         let mut proxy = Proxy { name, child, addr, ready: Duration::ZERO, idle_kib: 0, dir };
-        let question = request("/readyz", probe, &[]);
-        while ask(probe, &question).await.is_none_or(|answer| !answer.starts_with(b"HTTP/1.1 200")) {
+        let question = request(probe.1, probe.0, &[]);
+        while ask(probe.0, &question).await.is_none_or(|answer| !answer.starts_with(b"HTTP/1.1 200")) {
             let ended = proxy.child.try_wait().map_err(|error| error.to_string())?;
             if ended.is_some() || started.elapsed() > PATIENCE {
                 return Err(format!("{} does not start: {}", proxy.name, proxy.errors()));

@@ -9,6 +9,17 @@ pub(crate) fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
     [at(last / 4), f64::midpoint(at(last / 2), at(last.div_ceil(2))), at(last - last / 4)]
 }
 
+/// Of sorted values.
+pub(crate) fn percentile(sorted: &[u32], percent: f64) -> f64 {
+    let at = sorted.len().saturating_sub(1) as f64 * percent / 100.0;
+    sorted.get(at.round() as usize).copied().map_or(f64::NAN, f64::from)
+}
+
+/// From kibibytes.
+pub(crate) fn mib(kib: u64) -> String {
+    format!("{:.1}", kib as f64 / 1024.0)
+}
+
 /// Rows under a head, printed in Markdown so that they can stand in a document as they are.
 #[derive(Debug)]
 pub(crate) struct Table(Vec<Vec<String>>);

@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::load::ask;
+use crate::process::Proxy;
+
 /// Bytes of an ordinary answer.
 pub(crate) const BODY: usize = 1024;
 /// Bytes of the answer to a path that begins with [`LARGE_PATH`].
@@ -61,14 +64,20 @@ impl Upstream {
         }
     }
 
-    /// From now on the head of the last request is kept, or no more.
-    pub(crate) fn look(&self, looking: bool) {
-        self.looking.store(looking, Ordering::Relaxed);
-    }
-
-    /// The head of the last request that was looked at.
-    pub(crate) fn last_head(&self) -> String {
-        String::from_utf8_lossy(&self.last.lock()).into_owned()
+    /// Sends a request through a proxy; the head that arrives.
+    ///
+    /// # Errors
+    ///
+    /// The proxy gave another answer than this application does.
+    pub(crate) async fn look(&self, proxy: &Proxy, request: &[u8]) -> Result<String, String> {
+        self.looking.store(true, Ordering::Relaxed);
+        let answer = ask(proxy.addr, request).await.unwrap_or_default();
+        self.looking.store(false, Ordering::Relaxed);
+        let whole = [BODY, LARGE_BODY].iter().any(|length| answer.ends_with(&b"x".repeat(*length)));
+        if answer.starts_with(b"HTTP/1.1 200") && whole {
+            return Ok(String::from_utf8_lossy(&self.last.lock()).into_owned());
+        }
+        Err(format!("{} answered:\n{}\n{}", proxy.name, String::from_utf8_lossy(&answer), proxy.errors()))
     }
 }
 

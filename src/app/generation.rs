@@ -62,7 +62,9 @@ pub(super) fn first(
         sub_hasher,
         tracer: Tracer::new(clock.clone()),
         streams: Arc::default(),
+        leaving: Arc::default(),
         names: Arc::default(),
+        limiters: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };
     State::new(config.gateway.clone(), Parts { vault, providers }, shared)

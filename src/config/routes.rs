@@ -1,7 +1,7 @@
 //! `[[route]]`: each route by itself, then all against each other.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -376,12 +376,17 @@ fn template(parser: &mut Parser, at: &str, raw: &raw::Route) -> Option<Template>
     }
     for (index, host) in allowed.unwrap_or_default().iter().enumerate() {
         let name = host.strip_prefix('.').unwrap_or(host);
+        let port = name.rsplit_once(':').filter(|(_, port)| port.parse::<NonZeroU16>().is_ok());
+        let name = port.map_or(name, |(name, _)| name);
         let plain =
             url::Host::parse(&name.to_ascii_lowercase()).is_ok_and(|it| it.to_string() == name.to_ascii_lowercase());
         // A whole top-level domain is anybody's, but for a machine's own name.
         let broad = !name.contains(['.', ':']) && name != "localhost";
         if !plain || broad {
-            let text = format!("must be a host, or a dot and a domain, such as \".example.net\", not {}", shown(host));
+            let text = format!(
+                "must be a host, or a dot and a domain, such as \".example.net\" or \"api.example.net:8443\", not {}",
+                shown(host)
+            );
             parser.found.problem(format!("{at}.allow_hosts[{index}]"), text);
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::limiter::Limiter;
+use super::rate::Limiter;
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics};
 use crate::refresh::coordinator::Coordinator;
@@ -24,6 +24,9 @@ use crate::telemetry::{SubHasher, audit};
 
 /// "Began before now" takes in what began this very moment.
 const MOMENT: Duration = Duration::from_millis(1);
+/// How far the clocks of replicas may differ for what a provider or an operator ends: a session that began at one whose
+/// clock is ahead is meant too. The price is that who logs in again within this time does so once more.
+const CLOCKS: Duration = Duration::from_secs(1);
 /// How far another replica's clock may be ahead of ours. An id is never used again, so too late does no harm.
 const AHEAD: Duration = Duration::from_secs(60);
 
@@ -65,7 +68,7 @@ impl Ends {
         clock: Clock,
     ) -> Self {
         let (endings, jar) = (Endings::default(), ArcSwap::new(jar));
-        let (refused, unproven) = (Limiter::new(REFUSED.0, REFUSED.1), Limiter::new(UNPROVEN.0, UNPROVEN.1));
+        let (refused, unproven) = (Limiter::every(REFUSED.1, REFUSED.0), Limiter::every(UNPROVEN.1, UNPROVEN.0));
         Self { refused, unproven, endings, jar, refresh, metrics, sub_hasher, clock, replicas: OnceLock::new() }
     }
 
@@ -92,7 +95,8 @@ impl Ends {
     /// told of when it is next met.
     pub fn end_outside(&self, whose: &[Whose<'_>], by: By) {
         let now = self.clock.now();
-        let endings = self.endings(whose, now + MOMENT, now + self.jar.load().settings().max_age, by);
+        let slack = if self.replicas.get().is_some() { CLOCKS } else { MOMENT };
+        let endings = self.endings(whose, now + slack, now + self.jar.load().settings().max_age, by);
         self.endings.add(&endings, now);
         self.tell_replicas(&endings);
     }

@@ -20,6 +20,7 @@ use percent_encoding::percent_decode_str;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
+use rustix::fs::{Mode, OFlags};
 use tokio::io::AsyncReadExt as _;
 
 use super::ctx::{Ctx, Phase};
@@ -142,12 +143,27 @@ fn open(root: &Path, name: &Path) -> Opened {
     match std::fs::metadata(&path) {
         Ok(meta) if meta.is_dir() => Opened::Folder,
         // Nothing else: a pipe would be waited for.
-        Ok(meta) if meta.is_file() => match File::open(&path).and_then(|file| Ok((file.metadata()?, file))) {
-            Ok((meta, file)) => Opened::File(file, meta),
-            Err(_) => Opened::Nothing,
+        Ok(meta) if meta.is_file() => match open_resolved(root, &path).and_then(|file| Ok((file.metadata()?, file))) {
+            Ok((meta, file)) if meta.is_file() => Opened::File(file, meta),
+            _ => Opened::Nothing,
         },
         _ => Opened::Nothing,
     }
+}
+
+/// Opens a path below the folder that was resolved a moment ago, step by step and without following any link: what has
+/// become one meanwhile may lead anywhere.
+fn open_resolved(root: &Path, path: &Path) -> io::Result<File> {
+    let below = path.strip_prefix(root).map_err(io::Error::other)?;
+    let step = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(root, step | OFlags::DIRECTORY, Mode::empty())?;
+    let mut steps = below.iter().peekable();
+    while let Some(name) = steps.next() {
+        // A pipe that took the file's place is not waited for.
+        let kind = if steps.peek().is_some() { OFlags::DIRECTORY } else { OFlags::NONBLOCK };
+        at = rustix::fs::openat(&at, name, step | kind, Mode::empty())?;
+    }
+    Ok(at.into())
 }
 
 fn answer(root: &Path, name: &Path, file: File, meta: &Metadata, wanted: &Wanted) -> io::Result<Lookup> {
@@ -396,6 +412,27 @@ mod tests {
         ] {
             assert_eq!(is_hashed(Path::new(name)), hashed, "{name}");
         }
+    }
+
+    /// A folder that becomes a link between the look and the opening leads nowhere.
+    #[test]
+    fn a_link_that_came_meanwhile_is_not_followed() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        for folder in [dir.path().join("a"), outside.path().to_owned()] {
+            std::fs::write(folder.join("x"), "x").unwrap();
+        }
+        let root = dir.path().canonicalize().unwrap();
+        let path = root.join("a/x").canonicalize().unwrap();
+        assert!(open_resolved(&root, &path).is_ok());
+        std::fs::remove_dir_all(root.join("a")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("a")).unwrap();
+        assert!(open_resolved(&root, &path).is_err(), "a folder on the way");
+        std::fs::remove_file(root.join("a")).unwrap();
+        std::fs::create_dir(root.join("a")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("x"), root.join("a/x")).unwrap();
+        assert!(open_resolved(&root, &path).is_err(), "the file itself");
+        assert!(matches!(open(&root, Path::new("a/x")), Opened::Outside));
     }
 
     /// ASVS-13.4.1.

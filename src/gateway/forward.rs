@@ -65,7 +65,7 @@ impl Ctx {
             forwarded_for: forwarded_for(request, &self.state.settings.trusted_proxies),
             traceparent: match &self.traced {
                 Some(traced) => Some(traced.upstream.traceparent()),
-                None => traceparent(&head.headers),
+                None => traceparent(&head.headers, self.state.tracer.is_on()),
             },
             turn: entry.turn(),
             pick: None,
@@ -154,9 +154,10 @@ fn forwarded_for(request: &Request<'_>, trusted: &[IpNet]) -> HeaderValue {
     HeaderValue::try_from(forwarded::forwarded_for(peer, &request.head.headers, trusted)).unwrap_or(unknown)
 }
 
-/// The caller's trace goes on, or one begins here.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
+/// The caller's trace goes on, or one begins here. `left_out`: we record traces, and not this one. Else it is said to be
+/// sampled: with the other flag an upstream that follows its parent would record nothing.
+fn traceparent(headers: &HeaderMap, left_out: bool) -> Option<String> {
     let given = headers.get(upstream::TRACEPARENT).and_then(|value| value.to_str().ok());
     let given = given.filter(|value| forwarded::valid_traceparent(value));
-    Some(given.map_or_else(|| forwarded::new_traceparent(random::identifier()), ToOwned::to_owned))
+    Some(given.map_or_else(|| forwarded::new_traceparent(random::identifier(), !left_out), ToOwned::to_owned))
 }

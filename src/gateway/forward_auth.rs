@@ -1,6 +1,7 @@
 //! Forward-auth: another proxy asks whether it may forward a request, and with which token. The question is decided by
 //! the very code that decides about a request of our own; nothing is forwarded, and only a yes has a status of success.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -21,6 +22,9 @@ const PATH_FORM: &str = "/ext-authz";
 /// The pairs of fields that carry path and method: of nginx's `auth_request` by custom, of Traefik.
 const FIELD_FORMS: [[&str; 2]; 2] =
     [["x-original-uri", "x-original-method"], ["x-forwarded-uri", "x-forwarded-method"]];
+
+/// By which a service of Envoy's `ext_authz` over HTTP names what is to be taken from the client's request.
+const TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 
 /// A proxy's question.
 #[derive(Debug)]
@@ -55,7 +59,7 @@ impl Ctx {
             return Problem::new(Code::NoRoute, "Paths below the prefix belong to the public listener.").into();
         }
         match self.route(&state, &request).await {
-            Outcome::Forward(forward) => self.allow(&forward, question.yes),
+            Outcome::Forward(forward) => self.allow(&forward, &question),
             // What is no yes must not look like one.
             Outcome::Respond(response) if response.status.is_success() => {
                 if fetch::is_preflight(&question.head.method, &question.head.headers) {
@@ -70,22 +74,48 @@ impl Ctx {
     }
 
     /// Yes, with what the proxy is to add to the request, and the cookies for its answer.
-    fn allow(&self, forward: &Forward, yes: StatusCode) -> Outcome {
-        let mut response = LocalResponse::empty(yes);
+    fn allow(&self, forward: &Forward, question: &Question) -> Outcome {
+        let mut response = LocalResponse::empty(question.yes);
+        let mut set = Vec::new();
         let cookies = self.cookies_with(forward);
         if let Some(used) = &forward.session {
             if upstream::is_bound(&forward.route.settings, &used.session) {
                 let told = "The token is bound to a key of this gateway: another proxy cannot send it.";
                 return Outcome::Refuse(Problem::new(Code::ProviderRefused, told), cookies);
             }
-            for (name, value) in upstream::identity(&forward.route.settings, &used.session) {
-                response = response.header(name, value);
-            }
+            set.extend(upstream::identity(&forward.route.settings, &used.session));
         }
-        if let Some((name, value)) = &forward.credential {
-            response = response.header(name.clone(), value.clone());
+        set.extend(forward.credential.clone());
+        // nginx and Traefik send what we answer and nothing else under these names; Envoy leaves the client's own where
+        // we answer none.
+        if question.yes == StatusCode::OK
+            && let Some(names) = self.to_remove(&set, &question.head.headers)
+        {
+            response = response.header(TO_REMOVE, names);
+        }
+        for (name, value) in set {
+            response = response.header(name, value);
         }
         Outcome::Respond(response.set_cookies(cookies))
+    }
+}
+
+impl Ctx {
+    /// The fields that could pass for ours and that this answer does not set, as Envoy wants them named.
+    fn to_remove(&self, set: &[(HeaderName, HeaderValue)], asked: &HeaderMap) -> Option<HeaderValue> {
+        let routes = self.state.settings.routes.iter();
+        let ours = routes.flat_map(|route| {
+            let identity = route.identity_headers.iter().map(|(name, _)| name);
+            identity.chain(std::iter::once(&route.token_header.name))
+        });
+        let in_other_spellings = asked.keys().filter(|name| self.state.is_reserved(name));
+        let names: BTreeSet<&str> = ours
+            .chain(in_other_spellings)
+            .filter(|name| !set.iter().any(|(known, _)| known == *name))
+            .map(HeaderName::as_str)
+            .collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        HeaderValue::try_from(names.join(", ")).ok().filter(|names| !names.is_empty())
     }
 }
 

@@ -16,7 +16,6 @@ pub mod explain;
 mod files;
 mod forward;
 mod forward_auth;
-pub mod limiter;
 pub mod live;
 pub mod own_token;
 pub mod placement;
@@ -38,6 +37,7 @@ pub mod verify;
 use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -86,6 +86,13 @@ impl Gateway {
     }
 }
 
+/// `Connection: close` on the answer to come, when the process is on its way out. HTTP/2 has GOAWAY for that.
+fn part_if_leaving(session: &mut Session, ctx: &Ctx) {
+    if ctx.state.leaving.load(Ordering::Acquire) {
+        session.set_keepalive(None);
+    }
+}
+
 #[async_trait]
 impl ProxyHttp for Gateway {
     type CTX = Ctx;
@@ -99,9 +106,12 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel.
+        // Silence of the client is `net::guard`'s business, which knows a body from a tunnel; on HTTP/2 streams share a
+        // connection that nobody else watches.
         session.set_read_timeout(None);
-        session.set_write_timeout(Some(ctx.state.settings.body_idle));
+        let within = session.is_http2().then_some(ctx.state.settings.body_idle);
+        session.set_write_timeout(within);
+        part_if_leaving(session, ctx);
         Ok(())
     }
 
@@ -270,17 +280,14 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    async fn response_filter(
-        &self,
-        _session: &mut Session,
-        response: &mut ResponseHeader,
-        ctx: &mut Ctx,
-    ) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if response.status.is_informational() && !switching {
             downstream::rewrite_interim(response);
             return Ok(());
         }
+        // Again: the upstream may have taken its time.
+        part_if_leaving(session, ctx);
         let cookies = ctx.late_cookies();
         if let Phase::Forward(forward) = &ctx.phase {
             downstream::rewrite(response, &ctx.state, forward, ctx.cors.as_ref());

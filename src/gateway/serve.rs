@@ -248,7 +248,7 @@ impl Ctx {
         let limiter = entry.limiter.as_ref()?;
         let caller = match user {
             Some(user) => rate::Caller::Session(user.id),
-            None => rate::Caller::at(self.client?),
+            None => rate::Caller::at(Some(self.client?)),
         };
         let wait = limiter.admit(caller, now).err()?;
         let seconds = wait.as_millis().div_ceil(1000).max(1);

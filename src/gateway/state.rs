@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -20,7 +20,7 @@ use super::attempts::Attempts;
 use super::ends::Ends;
 use super::live::Streams;
 use super::own_token::OwnTokens;
-use super::rate::Limiter;
+use super::rate::{Limiter, Limiters};
 use super::replay::Brought;
 use super::routes::RouteTable;
 use super::settings::{Route, Settings, Upstream, UpstreamAddress};
@@ -81,8 +81,13 @@ pub struct Shared {
     pub tracer: Arc<Tracer>,
     /// Open event streams.
     pub streams: Arc<Streams>,
+    /// Set when the process is on its way out: no answer keeps its connection from then on, so that the next request
+    /// goes to another replica, and none is sent on a connection that closes at that moment.
+    pub leaving: Arc<AtomicBool>,
     /// What upstreams are reached by.
     pub names: Arc<Names>,
+    /// What the routes have counted.
+    pub limiters: Arc<Limiters>,
     /// `1.1 sidegate-<instance>`: what this process adds to `Via`, and knows itself by.
     pub via: HeaderValue,
 }
@@ -113,7 +118,7 @@ pub struct RouteEntry {
     pub metrics: Arc<RouteMetrics>,
     pub targets: Vec<Target>,
     pub dialer: Arc<Dialer>,
-    pub limiter: Option<Limiter>,
+    pub limiter: Option<Arc<Limiter>>,
     /// Where the next request begins among the targets.
     next: AtomicUsize,
     trust: Trust,
@@ -206,7 +211,7 @@ impl RouteEntry {
     ///
     /// # Errors
     /// A sentence that names the file of `upstream_tls` that cannot be used.
-    pub fn new(settings: Route, metrics: &Metrics, names: &Names) -> Result<Self, String> {
+    pub fn new(settings: Route, shared: &Shared) -> Result<Self, String> {
         let anchors = settings.upstream_tls.ca_file.as_deref().map(certificates).transpose()?;
         let group = anchors.as_deref().map_or(0, trust_group);
         let ca = anchors.map(trust_anchors);
@@ -218,11 +223,11 @@ impl RouteEntry {
         let targets = settings
             .upstreams
             .iter()
-            .map(|upstream| Target::new(upstream, &settings, &trust, |host, port| names.get(host, port)))
+            .map(|upstream| Target::new(upstream, &settings, &trust, |host, port| shared.names.get(host, port)))
             .collect();
-        let metrics = metrics.route(&settings.path);
+        let metrics = shared.metrics.route(&settings.path);
         let dialer = Dialer::new(settings.connect_timeout);
-        let limiter = settings.rate_limit.map(Limiter::new);
+        let limiter = shared.limiters.of(&settings);
         Ok(Self {
             settings,
             metrics,
@@ -359,7 +364,7 @@ impl State {
             .collect();
         let entries = settings.routes.iter().cloned().map(|route| {
             let path = route.path.clone();
-            let entry = RouteEntry::new(route, &shared.metrics, &shared.names);
+            let entry = RouteEntry::new(route, &shared);
             entry.map(|entry| Entry(Arc::new(entry))).map_err(|problem| format!("route {path}: {problem}"))
         });
         let routes = RouteTable::new(entries.collect::<Result<Vec<_>, _>>()?);

@@ -14,12 +14,29 @@ pub struct Template {
     text: String,
     /// The claim in braces.
     claim: String,
-    allowed: Vec<String>,
+    allowed: Vec<Allowed>,
+}
+
+/// An entry of `allow_hosts`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Allowed {
+    /// A name stands for itself and all below it, one that begins with a dot only for those below.
+    host: String,
+    /// Without one that of the scheme; on this machine any.
+    port: Option<u16>,
+}
+
+impl Allowed {
+    fn read(text: &str) -> Self {
+        let port = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let (host, port) = port.map_or((text, None), |(host, port)| (host, Some(port)));
+        Self { host: host.to_ascii_lowercase(), port }
+    }
 }
 
 impl Template {
     /// Reads a template with one claim in braces. `allowed` are hosts: a name stands for itself and all below it, one
-    /// that begins with a dot only for those below.
+    /// that begins with a dot only for those below; at the scheme's port unless another one stands behind it.
     ///
     /// # Errors
     /// A sentence that says what is wrong.
@@ -32,7 +49,7 @@ impl Template {
         if !plain || rest.contains(['{', '}']) {
             return Err(ONE);
         }
-        let allowed = allowed.iter().map(|host| host.to_ascii_lowercase()).collect();
+        let allowed = allowed.iter().map(|entry| Allowed::read(entry)).collect();
         Ok(Self { text: text.to_owned(), claim: claim.to_owned(), allowed })
     }
 
@@ -51,30 +68,37 @@ impl Template {
     /// # Errors
     /// A fixed word for the log.
     pub fn resolve(&self, session: &Session) -> Result<Upstream, &'static str> {
-        let value = session.claims.get(&self.claim).and_then(Value::as_str).ok_or("claim_missing")?;
+        self.fill(session.claims.get(&self.claim).and_then(Value::as_str).ok_or("claim_missing")?)
+    }
+
+    fn fill(&self, value: &str) -> Result<Upstream, &'static str> {
         // What a URL parser would forgive is no address that a provider sends.
         if !value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
             return Err("claim");
         }
         let text = self.text.replace(&format!("{{{}}}", self.claim), value);
         let upstream = Upstream::parse(&text).map_err(|_| "address")?;
-        let UpstreamAddress::Tcp { tls, host, .. } = &upstream.address else { return Err("address") };
-        if !self.allows(host) {
+        let UpstreamAddress::Tcp { tls, host, port } = &upstream.address else { return Err("address") };
+        let local = Url::parse(&text).is_ok_and(|url| is_loopback(&url));
+        let usual = if *tls { 443 } else { 80 };
+        if !self.allows(host, |allowed| allowed.map_or(local || *port == usual, |allowed| allowed == *port)) {
             return Err("host");
         }
-        let local = Url::parse(&text).is_ok_and(|url| is_loopback(&url));
         if !tls && !local {
             return Err("scheme");
         }
         Ok(upstream)
     }
 
-    fn allows(&self, host: &str) -> bool {
+    fn allows(&self, host: &str, port: impl Fn(Option<u16>) -> bool) -> bool {
         let host = host.to_ascii_lowercase();
-        self.allowed.iter().any(|allowed| match host.strip_suffix(allowed.as_str()) {
-            Some("") => !allowed.starts_with('.'),
-            Some(before) => allowed.starts_with('.') || before.ends_with('.'),
-            None => false,
+        self.allowed.iter().filter(|allowed| port(allowed.port)).any(|allowed| {
+            let below_only = allowed.host.starts_with('.');
+            match host.strip_suffix(allowed.host.as_str()) {
+                Some("") => !below_only,
+                Some(before) => below_only || before.ends_with('.'),
+                None => false,
+            }
         })
     }
 }
@@ -97,11 +121,24 @@ mod tests {
     fn only_listed_hosts() {
         let template = Template::parse("{a}", &[".docusign.net".into(), "API.example.com".into()]).unwrap();
         for good in ["na2.docusign.net", "NA2.docusign.net", "api.example.com", "v2.api.example.com"] {
-            assert!(template.allows(good), "{good}");
+            assert!(template.allows(good, |_| true), "{good}");
         }
         for bad in ["docusign.net", "xdocusign.net", "docusign.net.evil.example", "xapi.example.com", "example.com", ""]
         {
-            assert!(!template.allows(bad), "{bad}");
+            assert!(!template.allows(bad, |_| true), "{bad}");
+        }
+    }
+
+    /// ASVS-1.3.6: and of those only the port that is meant.
+    #[test]
+    fn only_listed_ports() {
+        let template = Template::parse("{a}", &["api.example.com".into(), "b.example.com:8443".into()]).unwrap();
+        let resolves = |address: &str| template.fill(address).map(drop);
+        for good in ["https://api.example.com", "https://api.example.com:443/x", "https://b.example.com:8443"] {
+            assert_eq!(resolves(good), Ok(()), "{good}");
+        }
+        for bad in ["https://api.example.com:22", "https://b.example.com", "https://b.example.com:443"] {
+            assert_eq!(resolves(bad), Err("host"), "{bad}");
         }
     }
 }

@@ -70,7 +70,9 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     options.idle_timeout = Some(IDLE);
     // How long the upstream may be silent depends on what it answers: `Ctx::silence` watches it.
     options.read_timeout = None;
-    options.write_timeout = Some(settings.read_timeout);
+    // The same goes for a head that it does not take; a body may come slowly, and is taken nevertheless.
+    let watched = forward.repeatable && !forward.over_http2();
+    options.write_timeout = (!watched).then_some(settings.read_timeout);
     options.alpn = ALPN::H1;
     if forward.over_http2() {
         // Nothing less: the pool would hand gRPC a connection that speaks HTTP/1.1.

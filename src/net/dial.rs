@@ -184,13 +184,16 @@ struct Watch {
     /// How long silence may last; none while nothing is expected of the upstream.
     allowed: Option<Duration>,
     since: Instant,
+    /// When the watchman looks next; none when he has to be told. So a request tells him nothing while he is on his way
+    /// to look anyway, which with requests one after the other is nearly always.
+    looks: Option<Instant>,
     /// Silence lasted too long, and the connection was shut down.
     over: bool,
 }
 
 impl Line {
     fn new(socket: OwnedFd, held: Arc<AtomicBool>) -> Arc<Self> {
-        let watch = Watch { request: 0, allowed: None, since: Instant::now(), over: false };
+        let watch = Watch { request: 0, allowed: None, since: Instant::now(), looks: None, over: false };
         let begun = Arc::new(Notify::new());
         let (watch, watchman) = (Mutex::new(watch), Mutex::default());
         let line = Arc::new(Self { socket, watch, begun: Arc::clone(&begun), watchman, held });
@@ -220,10 +223,11 @@ impl Line {
         Silence { line: self, request, allowed }
     }
 
-    /// When silence will have lasted too long; none while it may last.
-    fn due(&self) -> Option<Instant> {
-        let watch = self.watch.lock();
-        watch.allowed.filter(|_| !watch.over).map(|allowed| watch.since + allowed)
+    /// When silence will have lasted too long, as things are now; none while it may last. The watchman comes back then.
+    fn look(&self) -> Option<Instant> {
+        let mut watch = self.watch.lock();
+        watch.looks = watch.allowed.filter(|_| !watch.over).map(|allowed| watch.since + allowed);
+        watch.looks
     }
 
     /// Ends the connection, unless the upstream did send something and it is we who have not read it: a slow client
@@ -260,7 +264,7 @@ impl fmt::Debug for Line {
 /// One task a connection, not one a request: it sleeps until the silence that is known would be too long.
 async fn keep_watch(line: Weak<Line>, begun: Arc<Notify>) {
     loop {
-        let Some(due) = line.upgrade().map(|line| line.due()) else { return };
+        let Some(due) = line.upgrade().map(|line| line.look()) else { return };
         match due {
             None => begun.notified().await,
             Some(due) if due > Instant::now() => {
@@ -300,7 +304,8 @@ impl Silence {
             return;
         }
         watch.since = Instant::now();
-        let sooner = watch.allowed.replace(allowed).is_none_or(|before| before > allowed);
+        watch.allowed = Some(allowed);
+        let sooner = watch.looks.is_none_or(|looks| watch.since + allowed < looks);
         drop(watch);
         if sooner {
             self.line.begun.notify_one();
@@ -381,6 +386,36 @@ mod tests {
         drop(silence);
         tokio::time::sleep(ALLOWED * 3).await;
         assert!(!next.is_over(), "an earlier request's watch");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchman_comes_in_time_after_pauses_and_for_shorter_limits() {
+        let (_stream, line, _peer) = connected().await;
+        let long = Duration::from_secs(60);
+        let first = line.clone().begin(long);
+        first.listen();
+        tokio::time::sleep(long / 2).await;
+        first.pause();
+        tokio::time::sleep(long * 3).await;
+        assert!(!first.is_over(), "paused");
+        drop(first);
+        let second = line.clone().begin(long);
+        second.listen();
+        tokio::time::sleep(long / 2).await;
+        second.listen();
+        tokio::time::sleep(long * 3 / 4).await;
+        assert!(!second.is_over(), "counted anew");
+        tokio::time::sleep(long / 2).await;
+        assert!(second.is_over());
+        drop(second);
+
+        let (_stream, line, _peer) = connected().await;
+        let third = line.begin(long);
+        third.listen();
+        tokio::task::yield_now().await;
+        third.listen_for(ALLOWED);
+        tokio::time::sleep(ALLOWED * 2).await;
+        assert!(third.is_over(), "a shorter limit than he was sleeping for");
     }
 
     #[tokio::test]

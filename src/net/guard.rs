@@ -99,6 +99,7 @@ impl Guard {
             body,
             body_idle,
             silence: None,
+            stall: None,
             probe: None,
             upgrade: head.upgrade,
             answer: Answer::default(),
@@ -152,6 +153,8 @@ pub(super) struct Exchange {
     body_idle: Duration,
     /// Runs while a body is awaited.
     silence: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client takes nothing of its answer.
+    stall: Option<Pin<Box<Sleep>>>,
     /// Runs while a half-closed client awaits its answer.
     probe: Option<Pin<Box<Sleep>>>,
     upgrade: Upgrade,
@@ -332,6 +335,7 @@ impl Exchange {
         }
         ready!(self.poll_drain_watched(cx))?;
         let write = Pin::new(&mut self.connection.wire).poll_write(cx, buf);
+        self.poll_stall(cx, write.is_pending())?;
         match (&write, &mut self.tunnel) {
             (Poll::Ready(Ok(written)), Some(Tunnel { frames: Some(frames), .. })) => {
                 frames.sent(buf.get(..*written).unwrap_or_default());
@@ -360,15 +364,34 @@ impl Exchange {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain_watched(cx))?;
-        Pin::new(&mut self.connection.wire).poll_flush(cx)
+        let flushed = Pin::new(&mut self.connection.wire).poll_flush(cx);
+        self.poll_stall(cx, flushed.is_pending())?;
+        flushed
     }
 
     fn poll_drain_watched(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.tx.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         let drained = self.poll_drain(cx);
+        self.poll_stall(cx, drained.is_pending())?;
         if drained.is_pending() && self.connection.info.control.watch(Half::Write, cx.waker()) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         drained
+    }
+
+    /// Who takes nothing of its answer for too long is not waited for. No timer runs while it does.
+    fn poll_stall(&mut self, cx: &mut Context<'_>, stalls: bool) -> io::Result<()> {
+        if !stalls {
+            self.stall = None;
+            return Ok(());
+        }
+        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(self.body_idle)));
+        match stall.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// Writes what was gathered.

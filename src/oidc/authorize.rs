@@ -195,7 +195,7 @@ pub fn pushed(answer: &Answer) -> Result<String, ProviderError> {
         (408 | 425 | 429 | 500.., _) => {
             Err(ProviderError::Unavailable { reason: "par", retry_after: answer.retry_after })
         }
-        _ => Err(match token::refusal(&members, answer.retry_after) {
+        _ => Err(match token::refusal(&members, answer) {
             unavailable @ ProviderError::Unavailable { .. } => unavailable,
             ProviderError::Refused { reason } if reason != "error" => ProviderError::Refused { reason },
             _ => ProviderError::Refused { reason: "par" },
@@ -349,6 +349,7 @@ mod tests {
         }
         for (status, error, reason) in [
             (401, "invalid_client", "invalid_client"),
+            (401, "invalid_request", "invalid_client"),
             (400, "invalid_request", "invalid_request"),
             (400, "invalid_grant", "par"),
             (413, "x", "par"),

@@ -278,7 +278,7 @@ pub fn decode(
         Ok(members) if response.is_error(&members) || answer.status != 200 => {
             Err(response.classify(&members, answer).unwrap_or_else(|| {
                 let text = |place: &str| members.pointer(place).and_then(Value::as_str).unwrap_or_default();
-                refused(text(&response.error), text(&response.description), answer.retry_after)
+                refused(text(&response.error), text(&response.description), answer)
             }))
         }
         Ok(members) => success(&members, token_type, dialect, default_expires_in, now).map_err(ProviderError::from),
@@ -292,12 +292,13 @@ pub fn decode(
 }
 
 /// RFC 6749 section 5.2, with the dialects that say the same in other words.
-pub(super) fn refusal(members: &Map<String, Value>, retry_after: Option<Duration>) -> ProviderError {
+pub(super) fn refusal(members: &Map<String, Value>, answer: &Answer) -> ProviderError {
     let text = |name| members.get(name).and_then(Value::as_str).unwrap_or_default();
-    refused(text("error"), text("error_description"), retry_after)
+    refused(text("error"), text("error_description"), answer)
 }
 
-fn refused(error: &str, told: &str, retry_after: Option<Duration>) -> ProviderError {
+fn refused(error: &str, told: &str, answer: &Answer) -> ProviderError {
+    let retry_after = answer.retry_after;
     match error {
         "invalid_grant" => ProviderError::Dead { reason: "invalid_grant" },
         "interaction_required" | "login_required" | "consent_required" => {
@@ -317,6 +318,10 @@ fn refused(error: &str, told: &str, retry_after: Option<Duration>) -> ProviderEr
             ProviderError::Unavailable { reason: "server_error", retry_after }
         }
         "invalid_client" => ProviderError::Refused { reason: "invalid_client" },
+        // 401 is for a client that did not prove who it is; these are Keycloak's words for it.
+        "unauthorized_client" | "invalid_request" if answer.status == 401 => {
+            ProviderError::Refused { reason: "invalid_client" }
+        }
         "unauthorized_client" => ProviderError::Refused { reason: "unauthorized_client" },
         "unsupported_grant_type" => ProviderError::Refused { reason: "unsupported_grant_type" },
         "invalid_request" => ProviderError::Refused { reason: "invalid_request" },

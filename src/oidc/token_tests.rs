@@ -148,8 +148,13 @@ fn errors_are_classified() {
     assert_eq!(error(400, "interaction_required"), Dead { reason: "interaction_required" });
     for code in ["invalid_client", "unauthorized_client", "unsupported_grant_type"] {
         assert!(matches!(error(400, code), Refused { reason } if reason == code));
-        assert!(matches!(error(401, code), Refused { reason } if reason == code));
     }
+    // RFC 6749 section 5.2: 401 is for who did not prove to be the client. The last two are Keycloak's words.
+    for code in ["invalid_client", "unauthorized_client", "invalid_request"] {
+        assert_eq!(error(401, code), Refused { reason: "invalid_client" }, "{code}");
+    }
+    assert_eq!(error(401, "unsupported_grant_type"), Refused { reason: "unsupported_grant_type" });
+    assert_eq!(error(401, "invalid_grant"), Dead { reason: "invalid_grant" });
     for code in ["invalid_request", "something_else", ""] {
         assert!(matches!(error(400, code), Refused { .. }), "{code}");
     }

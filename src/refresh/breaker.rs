@@ -11,7 +11,8 @@
 //! Open means that no token is spent, nothing else: tokens that are good are used, requests whose token is over are told
 //! when to come again, and no session ends.
 //!
-//! It counts sessions, not tries: a provider that fails over one user's data must not lock out everybody else.
+//! It counts sessions, not tries: a provider that fails over one user's data must not lock out everybody else. And a try
+//! tells nothing that was sent before the last answer came: the provider has been there since.
 
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct Breaker {
     state: State,
     /// Sessions whose last try got no answer, since the last answer to anybody. At most [`LIMIT`].
     failing: Vec<SessionId>,
+    /// When the provider last answered.
+    answered: Option<Instant>,
     pause: Duration,
     /// How long a probe may take before another one is made.
     patience: Duration,
@@ -54,7 +57,7 @@ pub enum Turn {
 impl Breaker {
     /// A closed one. `timeout` bounds a try.
     pub fn new(timeout: Duration) -> Self {
-        Self { state: State::Closed, failing: Vec::new(), pause: PAUSE, patience: timeout + PAUSE }
+        Self { state: State::Closed, failing: Vec::new(), answered: None, pause: PAUSE, patience: timeout + PAUSE }
     }
 
     /// Whether a try may be made now; it must be reported. After a pause that is true once.
@@ -74,8 +77,9 @@ impl Breaker {
     }
 
     /// The provider answered a try: it may have said no, but it is there.
-    pub fn answered(&mut self) -> Option<Turn> {
+    pub fn answered(&mut self, now: Instant) -> Option<Turn> {
         self.failing.clear();
+        self.answered = Some(now);
         self.pause = PAUSE;
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Closed => None,
@@ -83,9 +87,10 @@ impl Breaker {
         }
     }
 
-    /// It did not, or with a 5xx.
-    pub fn failed(&mut self, session: SessionId, now: Instant) -> Option<Turn> {
+    /// It did not answer a try that was sent then, or with a 5xx.
+    pub fn failed(&mut self, session: SessionId, sent: Instant, now: Instant) -> Option<Turn> {
         match self.state {
+            State::Closed if self.answered.is_some_and(|answered| sent < answered) => None,
             State::Closed => {
                 if !self.failing.contains(&session) {
                     self.failing.push(session);
@@ -119,9 +124,9 @@ mod tests {
     fn open(now: Instant) -> Breaker {
         let mut breaker = Breaker::new(8 * SECOND);
         for number in 1..5 {
-            assert_eq!(breaker.failed(id(number), now), None);
+            assert_eq!(breaker.failed(id(number), now, now), None);
         }
-        assert_eq!(breaker.failed(id(5), now), Some(Turn::Opened));
+        assert_eq!(breaker.failed(id(5), now, now), Some(Turn::Opened));
         breaker
     }
 
@@ -138,9 +143,9 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(8 * SECOND);
         for number in 0..100 {
-            assert_eq!(breaker.failed(id(number), now), None);
+            assert_eq!(breaker.failed(id(number), now, now), None);
             if number % 4 == 3 {
-                assert_eq!(breaker.answered(), None);
+                assert_eq!(breaker.answered(now), None);
             }
         }
         assert_eq!(breaker.admit(now), Ok(()));
@@ -152,7 +157,7 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(8 * SECOND);
         for _ in 0..1000 {
-            assert_eq!(breaker.failed(id(1), now), None);
+            assert_eq!(breaker.failed(id(1), now, now), None);
         }
         assert_eq!(breaker.admit(now), Ok(()));
     }
@@ -166,16 +171,16 @@ mod tests {
             assert_eq!(breaker.admit(now - Duration::from_millis(1)), Err(Duration::from_millis(1)), "pause {pause}");
             assert_eq!(breaker.admit(now), Ok(()));
             assert_eq!(breaker.admit(now), Err(SECOND), "one at a time");
-            assert_eq!(breaker.failed(id(9), now), None);
+            assert_eq!(breaker.failed(id(9), now, now), None);
         }
         now += 8 * SECOND;
         assert_eq!(breaker.admit(now), Ok(()));
-        assert_eq!(breaker.answered(), Some(Turn::Closed));
+        assert_eq!(breaker.answered(now), Some(Turn::Closed));
         assert_eq!(breaker.admit(now), Ok(()));
         assert_eq!(breaker.admit(now), Ok(()));
         // And it opens anew after five, with a short pause.
         for number in 0..5 {
-            breaker.failed(id(number), now);
+            breaker.failed(id(number), now, now);
         }
         assert_eq!(breaker.admit(now), Err(SECOND));
     }
@@ -193,7 +198,24 @@ mod tests {
     fn a_late_answer_closes_it_too() {
         let now = Instant::now();
         let mut breaker = open(now);
-        assert_eq!(breaker.failed(id(7), now), None);
-        assert_eq!(breaker.answered(), Some(Turn::Closed));
+        assert_eq!(breaker.failed(id(7), now, now), None);
+        assert_eq!(breaker.answered(now), Some(Turn::Closed));
+    }
+
+    /// A provider that answered meanwhile is there: tries that have been waiting since before say nothing new.
+    #[test]
+    fn what_was_sent_before_the_last_answer_does_not_count() {
+        let sent = Instant::now();
+        let now = sent + 8 * SECOND;
+        let mut breaker = Breaker::new(8 * SECOND);
+        assert_eq!(breaker.answered(sent + SECOND), None);
+        for number in 0..20 {
+            assert_eq!(breaker.failed(id(number), sent, now), None);
+        }
+        assert_eq!(breaker.admit(now), Ok(()));
+        for number in 0..4 {
+            assert_eq!(breaker.failed(id(number), now, now), None);
+        }
+        assert_eq!(breaker.failed(id(4), now, now), Some(Turn::Opened));
     }
 }

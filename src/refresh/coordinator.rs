@@ -135,6 +135,9 @@ pub enum Obtained {
 
 type Given = Result<(AccessToken, Option<Timestamp>), ProviderError>;
 
+/// Whom to tell what came of his token; none when nobody knows.
+type Told = (oneshot::Sender<Given>, Option<Given>);
+
 /// What a flight is for when it is not for the session itself.
 struct Aside {
     target: TokenTarget,
@@ -498,6 +501,13 @@ impl Coordinator {
         })
     }
 
+    /// The provider called the session's refresh token dead a moment ago, here.
+    pub fn is_dead(&self, session: &Session) -> bool {
+        let (Some(shard), handle) = (self.shard(session.id), self.handle(session)) else { return false };
+        let (shard, now) = self.enter(shard);
+        shard.engine.is_dead(session.id, handle, now)
+    }
+
     /// Drops what is past its time. To be called every few seconds: what nobody asks for again is freed only here.
     pub fn sweep(&self) {
         for shard in &self.shards {
@@ -506,8 +516,8 @@ impl Coordinator {
         }
     }
 
-    /// Waits until no token is being spent: a flight that is cut off after the provider rotated loses a session. The
-    /// caller bounds the wait.
+    /// Waits until no token is being spent and every result was told to the other replicas: a flight that is cut off
+    /// after the provider rotated loses a session. The caller bounds the wait.
     pub async fn drain(&self) {
         // Fails only when the sender is gone, which is ours.
         let _ = self.aloft.subscribe().wait_for(|flights| *flights == 0).await;
@@ -775,7 +785,10 @@ impl Aloft {
     fn settle_later(&self, rung: Rung) {
         let Some((shared, _)) = &self.terms.shared else { return };
         let (shared, handle, life) = (Arc::clone(shared), self.flight.handle(), self.terms.settings.recovery);
+        // Still in the air: the drain waits for it, since with this process the result would be gone.
+        let told = ToTell::new(&self.coordinator);
         tokio::spawn(async move {
+            let _told = told;
             let (mut pause, longest) = SETTLE_PAUSE;
             let end = Instant::now() + SETTLE_FOR;
             while Instant::now() < end {
@@ -841,11 +854,12 @@ impl Aloft {
                 return (outcome, "provider_spared");
             }
             let now = self.coordinator.clock.now();
-            let sent = *first_sent.get_or_insert_with(Instant::now);
+            let tried = Instant::now();
+            let sent = *first_sent.get_or_insert(tried);
             let answer = timeout(settings.timeout, self.terms.grant.refresh(&token, target, &expect, now)).await;
             drop(permit);
             let answer = answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" }));
-            self.report(&answer);
+            self.report(&answer, tried);
             match answer {
                 Ok(tokens) => return (self.renewed(tokens, &token).await, "ok"),
                 Err(ProviderError::Dead { reason }) => return (Outcome::Dead(reason), reason),
@@ -888,7 +902,7 @@ impl Aloft {
     }
 
     /// Tells the breaker. A provider that asks for patience is there; one that says 5xx is not.
-    fn report(&self, answer: &Result<TokenSet, ProviderError>) {
+    fn report(&self, answer: &Result<TokenSet, ProviderError>, sent: Instant) {
         let absent = match answer {
             Err(ProviderError::Unavailable { reason, .. }) => *reason != "rate_limited",
             Err(ProviderError::Ambiguous { .. }) => true,
@@ -896,7 +910,8 @@ impl Aloft {
         };
         let turn = {
             let mut breaker = self.coordinator.breaker.lock();
-            if absent { breaker.failed(self.flight.session(), Instant::now()) } else { breaker.answered() }
+            let now = Instant::now();
+            if absent { breaker.failed(self.flight.session(), sent, now) } else { breaker.answered(now) }
         };
         self.coordinator.told(turn);
     }
@@ -933,11 +948,7 @@ impl Aloft {
     /// What a flight for something else came to: for the session, and for who asked. What the provider says there is said
     /// of the other token; only that nobody knows whether the refresh token is spent, and that an answer was somebody
     /// else's, concerns the session.
-    fn told_aside(
-        &mut self,
-        outcome: Outcome,
-        reason: &'static str,
-    ) -> (Outcome, Option<(oneshot::Sender<Given>, Option<Given>)>) {
+    fn told_aside(&mut self, outcome: Outcome, reason: &'static str) -> (Outcome, Option<Told>) {
         let Some(Aside { given, sender, .. }) = self.aside.take() else { return (outcome, None) };
         let given = given.into_inner();
         let failed = match &outcome {
@@ -997,6 +1008,22 @@ impl Aloft {
         }
         sender.send_replace(Some(landing));
         self.coordinator.aloft.send_modify(|flights| *flights = flights.saturating_sub(1));
+    }
+}
+
+/// A result that other replicas are yet to learn of.
+struct ToTell(Arc<Coordinator>);
+
+impl ToTell {
+    fn new(coordinator: &Arc<Coordinator>) -> Self {
+        coordinator.aloft.send_modify(|flights| *flights += 1);
+        Self(Arc::clone(coordinator))
+    }
+}
+
+impl Drop for ToTell {
+    fn drop(&mut self) {
+        self.0.aloft.send_modify(|flights| *flights = flights.saturating_sub(1));
     }
 }
 

@@ -469,6 +469,12 @@ impl Engine {
         self.lines.get(&id).and_then(|line| line.mark.as_ref()).is_some_and(|mark| mark.ended && mark.until > now)
     }
 
+    /// The provider called this refresh token dead a moment ago.
+    pub fn is_dead(&self, id: SessionId, handle: Handle, now: Timestamp) -> bool {
+        let entry = self.lines.get(&id).and_then(|line| line.find(handle));
+        entry.is_some_and(|entry| matches!(entry.state, State::Dead { .. }) && entry.until > now)
+    }
+
     /// True for the first caller only, as long as the session is remembered: the end of a session is told once.
     pub fn tell(&mut self, id: SessionId, now: Timestamp) -> bool {
         self.prune(id, now);

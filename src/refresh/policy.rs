@@ -119,11 +119,15 @@ pub fn due(facts: &Facts, settings: &Settings, now: Timestamp) -> Due {
         if left.is_zero() || (left <= transit && renewable(facts, settings, now).is_ok()) {
             return Due::Over;
         }
+    }
+    // The session is over with its refresh token: one that ends before the access token is renewed in time as well.
+    let first = [facts.access_expires, facts.refresh_expires.filter(|end| now < *end)].into_iter().flatten().min();
+    if let Some(expires) = first {
         // A fifth at most, so that a token of short life is not renewed all its life.
         let window = settings.before_expiry.min(expires.since(facts.issued) / 5);
         let window = window.mul_f64(eagerness(settings.replica, facts.id));
         // Requests that are on their way with the old token would fail.
-        if left <= window && !settings.kills_access_token {
+        if expires.since(now) <= window && !settings.kills_access_token {
             return Due::Early;
         }
     }
@@ -193,6 +197,17 @@ mod tests {
             (None, 1_000_000, Due::Not),
         ] {
             assert_eq!(due(&facts(life), &settings, T0 + Duration::from_secs(at)), expect, "{life:?} at {at}");
+        }
+    }
+
+    /// BFF-11: who is there when the refresh token nears its end gets another one, though the access token lives on.
+    #[test]
+    fn a_refresh_token_that_ends_first_is_renewed_in_time() {
+        for (ends, at, expect) in
+            [(1800, 1739, Due::Not), (1800, 1740, Due::Early), (1800, 1801, Due::Not), (7200, 1740, Due::Not)]
+        {
+            let facts = Facts { refresh_expires: Some(T0 + Duration::from_secs(ends)), ..facts(Some(3600)) };
+            assert_eq!(due(&facts, &settings(), T0 + Duration::from_secs(at)), expect, "{ends} at {at}");
         }
     }
 

@@ -186,6 +186,11 @@ impl Tracer {
         }
     }
 
+    /// Whether traces are recorded at all.
+    pub fn is_on(&self) -> bool {
+        self.exporter.load().is_some()
+    }
+
     /// The span of a request with this `traceparent`, when it is recorded: not when the caller says that his is not.
     pub fn begin(&self, traceparent: Option<&str>) -> Option<Context> {
         let exporter = self.exporter.load_full()?;

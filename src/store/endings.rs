@@ -1,7 +1,8 @@
 //! The news that sessions are over: told to other replicas, and heard from them.
 //!
 //! Each ending is published, and written to a set in the order of the server's time. Publishing is fast but may be lost,
-//! so every replica also looks at the end of the set again and again, and at all of it whenever it connects.
+//! so every replica also looks at the end of the set again and again, and at all of it whenever it connects. What came by
+//! front-channel logout, which anybody can send, has a smaller set of its own, and pushes out only its like.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +33,37 @@ const OVERLAP: u64 = 10_000;
 const PAGE: usize = 1_000;
 /// The pause before telling again what could not be told.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// Where an ending is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Set {
+    #[default]
+    Proven,
+    Unproven,
+}
+
+impl Set {
+    const ALL: [Self; 2] = [Self::Proven, Self::Unproven];
+
+    fn key(self, channel: &str) -> String {
+        match self {
+            Self::Proven => channel.to_owned(),
+            Self::Unproven => format!("{channel}:unproven"),
+        }
+    }
+
+    /// How many it may hold.
+    fn most(self) -> usize {
+        match self {
+            Self::Proven => 200_000,
+            Self::Unproven => 20_000,
+        }
+    }
+
+    fn of(ending: &Ending) -> Self {
+        if ending.by == By::Frontchannel { Self::Unproven } else { Self::Proven }
+    }
+}
 
 /// How it is written who ended a session.
 const WORDS: [(By, &str); 5] = [
@@ -78,7 +110,15 @@ impl Outbox {
             let mut queue = self.queue.lock();
             queue.extend(endings);
             let dropped = queue.len().saturating_sub(KEPT);
-            queue.drain(..dropped);
+            let mut excess = dropped;
+            if excess > 0 {
+                queue.retain(|ending| {
+                    let goes = excess > 0 && Set::of(ending) == Set::Unproven;
+                    excess -= usize::from(goes);
+                    !goes
+                });
+                queue.drain(..excess);
+            }
             (queue.len(), dropped)
         };
         if away {
@@ -108,7 +148,11 @@ impl Outbox {
         loop {
             let _ = left.wait_for(|left| *left > 0).await;
             link.up().await;
-            let batch: Vec<Ending> = self.queue.lock().iter().take(BATCH).copied().collect();
+            let batch: Vec<Ending> = {
+                let queue = self.queue.lock();
+                let set = queue.front().map(Set::of);
+                queue.iter().filter(|ending| Some(Set::of(ending)) == set).take(BATCH).copied().collect()
+            };
             let now = self.clock.now();
             let current: Vec<&Ending> = batch.iter().filter(|ending| ending.until > now).collect();
             let told = match current.is_empty() {
@@ -139,10 +183,12 @@ impl Outbox {
     }
 }
 
-fn announcement(key: &str, endings: &[&Ending], now: Timestamp) -> Cmd {
+/// All of one set.
+fn announcement(channel: &str, endings: &[&Ending], now: Timestamp) -> Cmd {
     let life = endings.iter().map(|ending| ending.until.since(now)).max().unwrap_or_default();
+    let set = endings.first().map(|ending| Set::of(ending)).unwrap_or_default();
     let mut command = redis::cmd("EVAL");
-    command.arg(SCRIPT).arg(1).arg(key).arg(key).arg(millis(life));
+    command.arg(SCRIPT).arg(1).arg(set.key(channel)).arg(channel).arg(millis(life)).arg(set.most());
     for ending in endings {
         command.arg(write(ending));
     }
@@ -158,8 +204,15 @@ impl Announce for Store {
 /// Hears what other replicas tell, and what this one told.
 pub(super) struct Reader<'a> {
     link: &'a Link,
-    key: &'a str,
+    /// Also the key of the first set.
+    channel: &'a str,
     heard: &'a dyn Heard,
+    marks: [Mark; 2],
+}
+
+/// How far a set was read.
+struct Mark {
+    key: String,
     /// The latest time that was seen in the set, by the server's clock.
     latest: u64,
     /// What the last look brought.
@@ -167,8 +220,9 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(link: &'a Link, key: &'a str, heard: &'a dyn Heard) -> Self {
-        Self { link, key, heard, latest: 0, known: HashSet::new() }
+    pub(super) fn new(link: &'a Link, channel: &'a str, heard: &'a dyn Heard) -> Self {
+        let marks = Set::ALL.map(|set| Mark { key: set.key(channel), latest: 0, known: HashSet::new() });
+        Self { link, channel, heard, marks }
     }
 
     /// Listens and looks. Ends never.
@@ -176,7 +230,7 @@ impl<'a> Reader<'a> {
         loop {
             let number = self.link.up().await;
             // Subscribed before all is read: what is told in between is heard twice rather than never.
-            let mut subscription = self.link.subscribe(self.key).await.ok();
+            let mut subscription = self.link.subscribe(self.channel).await.ok();
             if self.read_all().await.is_err() {
                 sleep(AGAIN).await;
                 continue;
@@ -187,12 +241,12 @@ impl<'a> Reader<'a> {
             loop {
                 tokio::select! {
                     message = next(&mut subscription) => match message {
-                        Some(message) => self.pass_on(message.split(|byte| *byte == b'\n')),
+                        Some(message) => pass_on(self.heard, message.split(|byte| *byte == b'\n')),
                         None => subscription = None,
                     },
                     _ = ticks.tick() => {
                         if subscription.is_none() {
-                            subscription = self.link.subscribe(self.key).await.ok();
+                            subscription = self.link.subscribe(self.channel).await.ok();
                         }
                         // A failure is told by the link, and the next look brings what this one would have.
                         let _ = self.look().await;
@@ -205,45 +259,56 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn pass_on<'m>(&self, lines: impl Iterator<Item = &'m [u8]>) {
-        let endings: Vec<Ending> = lines.filter_map(parse).collect();
-        if !endings.is_empty() {
-            self.heard.heard(&endings);
-        }
-    }
-
     async fn read_all(&mut self) -> Result<(), Away> {
-        self.latest = 0;
-        self.known.clear();
-        let mut from = 0;
-        loop {
-            let page = self.read(0, Some(from)).await?;
-            self.pass_on(page.iter().map(|(line, _)| line.as_slice()));
-            self.latest = page.iter().map(|(_, time)| *time).fold(self.latest, u64::max);
-            if page.len() < PAGE {
-                return Ok(());
+        for mark in &mut self.marks {
+            mark.latest = 0;
+            mark.known.clear();
+            let mut from = 0;
+            loop {
+                let page = mark.read(self.link, 0, Some(from)).await?;
+                pass_on(self.heard, page.iter().map(|(line, _)| line.as_slice()));
+                mark.see(&page);
+                if page.len() < PAGE {
+                    break;
+                }
+                from += PAGE;
             }
-            from += PAGE;
         }
-    }
-
-    async fn look(&mut self) -> Result<(), Away> {
-        let page = self.read(self.latest.saturating_sub(OVERLAP), None).await?;
-        let news = page.iter().map(|(line, _)| line).filter(|line| !self.known.contains(*line));
-        self.pass_on(news.map(Vec::as_slice));
-        self.latest = page.iter().map(|(_, time)| *time).fold(self.latest, u64::max);
-        self.known = page.into_iter().map(|(line, _)| line).collect();
         Ok(())
     }
 
+    async fn look(&mut self) -> Result<(), Away> {
+        for mark in &mut self.marks {
+            let page = mark.read(self.link, mark.latest.saturating_sub(OVERLAP), None).await?;
+            let news = page.iter().map(|(line, _)| line).filter(|line| !mark.known.contains(*line));
+            pass_on(self.heard, news.map(Vec::as_slice));
+            mark.see(&page);
+            mark.known = page.into_iter().map(|(line, _)| line).collect();
+        }
+        Ok(())
+    }
+}
+
+impl Mark {
+    fn see(&mut self, page: &[(Vec<u8>, u64)]) {
+        self.latest = page.iter().map(|(_, time)| *time).fold(self.latest, u64::max);
+    }
+
     /// Lines with their times, from a time on.
-    async fn read(&self, since: u64, page: Option<usize>) -> Result<Vec<(Vec<u8>, u64)>, Away> {
+    async fn read(&self, link: &Link, since: u64, page: Option<usize>) -> Result<Vec<(Vec<u8>, u64)>, Away> {
         let mut command = redis::cmd("ZRANGEBYSCORE");
-        command.arg(self.key).arg(since).arg("+inf").arg("WITHSCORES");
+        command.arg(&self.key).arg(since).arg("+inf").arg("WITHSCORES");
         if let Some(from) = page {
             command.arg("LIMIT").arg(from).arg(PAGE);
         }
-        Ok(scored(self.link.ask(&command).await?))
+        Ok(scored(link.ask(&command).await?))
+    }
+}
+
+fn pass_on<'m>(heard: &dyn Heard, lines: impl Iterator<Item = &'m [u8]>) {
+    let endings: Vec<Ending> = lines.filter_map(parse).collect();
+    if !endings.is_empty() {
+        heard.heard(&endings);
     }
 }
 
@@ -310,6 +375,12 @@ mod tests {
         outbox.add(&[ending(2), ending(3)], true);
         assert_eq!(outbox.queue.lock().len(), KEPT);
         assert_eq!(outbox.queue.lock().back(), Some(&ending(3)), "the newest stay");
-        assert_eq!(*counts.0.lock(), [(Fate::Kept, KEPT), (Fate::Kept, 2), (Fate::Dropped, 2)]);
+        let unproven = Ending { by: By::Frontchannel, ..ending(4) };
+        outbox.add(&vec![unproven; KEPT], true);
+        assert_eq!(outbox.queue.lock().iter().filter(|it| **it == unproven).count(), 0, "nothing proven goes for them");
+        assert_eq!(
+            *counts.0.lock(),
+            [(Fate::Kept, KEPT), (Fate::Kept, 2), (Fate::Dropped, 2), (Fate::Kept, KEPT), (Fate::Dropped, KEPT),]
+        );
     }
 }

@@ -6,6 +6,7 @@
 //! <prefix>t:<name>       a session of which the browser has a ticket  tickets.lua
 //! <prefix>a:<name>       a used login attempt                         attempts.rs
 //! <prefix>endings        sessions that are over, in the order told    endings.lua; also a channel
+//! …endings:unproven      those by front-channel logout                endings.lua
 //! <prefix>probe          whether writing works
 //! ```
 //!

@@ -94,15 +94,14 @@ pub fn valid_traceparent(value: &str) -> bool {
         && parts.next().is_none()
 }
 
-/// A new trace from random bytes. Its flag says "sampled": with the other value an upstream that follows its parent
-/// would record nothing.
-pub fn new_traceparent(random: [u8; 24]) -> String {
+/// A new trace from random bytes, with the flag "sampled" or without.
+pub fn new_traceparent(random: [u8; 24], sampled: bool) -> String {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| HEX.get(usize::from(nibble)).copied().map_or('0', char::from);
     let mut value = String::with_capacity(55);
     value.push_str("00-");
     let (trace, span) = random.split_at(16);
-    for (part, end) in [(trace, "-"), (span, "-01")] {
+    for (part, end) in [(trace, "-"), (span, if sampled { "-01" } else { "-00" })] {
         // An id of zeros is no id.
         let zero = part.iter().all(|byte| *byte == 0);
         for (index, byte) in part.iter().enumerate() {
@@ -243,9 +242,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn new_trace_contexts_are_valid(random in any::<[u8; 24]>()) {
-            prop_assert!(valid_traceparent(&new_traceparent(random)));
-            prop_assert!(valid_traceparent(&new_traceparent([0; 24])));
+        fn new_trace_contexts_are_valid(random in any::<[u8; 24]>(), sampled in any::<bool>()) {
+            prop_assert!(valid_traceparent(&new_traceparent(random, sampled)));
+            prop_assert!(valid_traceparent(&new_traceparent([0; 24], sampled)));
         }
 
         #[test]

@@ -16,11 +16,11 @@ userinfo = true
 
 /**
  * `client` is what the provider was told about us. With several replicas a distributor has the port. `preset` is that of
- * another provider than the npm package. `provider` and `session` are lines of configuration for the tables of that
- * name, `more` is for all others.
+ * another provider than the npm package. `provider`, `session` and `route` are lines of configuration for the
+ * tables of that name, `more` is for all others.
  */
 export async function startGateway({
-  port, issuer, upstream, client, replicas = 1, preset, provider = '', session = '', more = '',
+  port, issuer, upstream, client, replicas = 1, preset, provider = '', session = '', route = '', more = '',
 }) {
   const folder = await mkdtemp(path.join(tmpdir(), 'sidegate-outer-'));
   const secret = (name, content) => writeFile(path.join(folder, name), content, { mode: 0o600 });
@@ -64,15 +64,18 @@ ${more}
 path = "/api/"
 upstream = "${upstream}"
 on_anonymous = "401"
+${route}
 
 [[route]]
 path = "/account/"
 upstream = "${upstream}"
+${route}
 
 [[route]]
 path = "/"
 upstream = "${upstream}"
 access = "public"
+${route}
 `;
 
   const launch = () => Promise.all(listeners.map(async (at, number) => {

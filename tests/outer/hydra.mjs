@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { atHand, cached, run } from './cache.mjs';
-import { startProcess } from './process.mjs';
+import { startProcess, startServer } from './process.mjs';
 import { ACCESS_TOKEN_SECONDS } from './provider.mjs';
 import { close, freePort, listen } from './servers.mjs';
 import { startWitness } from './witness.mjs';
@@ -64,11 +64,19 @@ export async function startHydra(home) {
     await started.ready(`http://127.0.0.1:${port}/.well-known/jwks.json`, STARTS_WITHIN);
     return started;
   };
-  let server = await begin();
+  const clear = async () => {
+    await Promise.all([witness.stop(), application.stop()]);
+    await rm(folder, { recursive: true });
+  };
+  const server = await startServer(begin).catch(async (error) => {
+    await clear();
+    throw error;
+  });
 
   return {
     /** One more client, given as client metadata (RFC 7591). What it gives has the methods of `startProvider`. */
     openClient: async (client) => {
+      await server.up();
       await administer('POST', '/clients', { ...client, scope: 'openid offline_access profile email' });
       // What arrived before is other clients'.
       const earlier = witness.count();
@@ -76,6 +84,7 @@ export async function startHydra(home) {
       const tokenRequests = (type) => endpoint('/oauth2/token').filter(({ form }) => form.grant_type === type);
       return {
         issuer: witness.origin,
+        accessTokenSeconds: ACCESS_TOKEN_SECONDS,
         tokenRequests,
         revocations: () => endpoint('/oauth2/revoke'),
         authorizations: () => endpoint('/oauth2/auth').length,
@@ -86,15 +95,14 @@ export async function startHydra(home) {
         logOutUser: () => administer('DELETE', `/oauth2/auth/sessions/login?sid=${application.lastSession()}`),
         /** Every refresh token that it gave away. */
         secrets: () => endpoint('/oauth2/token').map(({ answer }) => answer.refresh_token).filter(Boolean),
-        goDown: () => server.stop(),
-        comeBack: async () => { server = await begin(); },
+        goDown: server.down,
+        comeBack: server.up,
         stop: async () => {},
       };
     },
     stop: async () => {
-      await server.stop();
-      await Promise.all([witness.stop(), application.stop()]);
-      await rm(folder, { recursive: true });
+      await server.down();
+      await clear();
     },
   };
 }

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { browserJourney } from './browser-journey.mjs';
 import { hydraAtHand, startHydra } from './hydra.mjs';
-import { administeredJourneys, journeys } from './journeys.mjs';
+import { endings, journeys } from './journeys.mjs';
 import { Visitor } from './visitor.mjs';
 import { openWorld } from './world.mjs';
 
@@ -27,7 +27,7 @@ describe('Ory Hydra', { skip }, () => {
 
   journeys({ open, timeout, clientAuths: ['client_secret_basic', 'client_secret_post', 'none'] });
 
-  administeredJourneys({ open, timeout });
+  endings({ open, timeout });
 
   test('a refresh ends the access token before, as the preset says', { timeout }, async (t) => {
     const { provider, app, gateway } = await open(t);

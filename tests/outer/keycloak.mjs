@@ -4,8 +4,7 @@ import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { atHand, cached, run, Unavailable } from './cache.mjs';
-import { startProcess } from './process.mjs';
-import { ACCESS_TOKEN_SECONDS } from './provider.mjs';
+import { startProcess, startServer } from './process.mjs';
 import { freePort } from './servers.mjs';
 import { startWitness } from './witness.mjs';
 
@@ -14,6 +13,8 @@ const NAME = `keycloak-${VERSION}`;
 const OLDEST_JAVA = 17;
 const UNPACK = 'org.apache.maven.plugins:maven-dependency-plugin:3.8.1:unpack';
 const STARTS_WITHIN = 300_000;
+// Longer than elsewhere: the API asks it ten times at once.
+const ACCESS_TOKEN_SECONDS = 6;
 // Fixed at its build; what may differ is told to each start.
 const BUILT_FOR = ['--db=dev-file'];
 // It runs for a minute: the quick compiler is enough.
@@ -32,22 +33,22 @@ export const keycloakAtHand = () => atHand(async () => {
     await run('mvn', unpack, { cwd: folder, downloads: true });
     await run('bash', [launcher(folder), 'build', ...BUILT_FOR]);
     // The tables and the realm of its administrators: the slow part of a first start.
-    const first = await launch(folder, freshDatabase(folder));
+    const port = await freePort();
+    const first = await launch(folder, freshDatabase(folder), port, loopback(port));
     await first.stop();
   });
 });
 
 const ADMINISTRATOR = { username: 'admin', password: 'only-on-loopback' };
+const loopback = (port) => `http://127.0.0.1:${port}`;
 const launcher = (home) => path.join(home, NAME, 'bin', 'kc.sh');
 const freshDatabase = (home) => path.join(home, 'fresh');
 
-/** One process on a loopback port, with its data in the files `database`.*. */
-async function launch(home, database, { port, origin } = {}) {
-  port ??= await freePort();
-  const direct = `http://127.0.0.1:${port}`;
+/** One process on a loopback port, known as `origin`, with its data in the files `database`.*. */
+async function launch(home, database, port, origin) {
   const started = startProcess('bash', [
     launcher(home), 'start', '--optimized', '--cache=local', '--http-enabled=true', '--http-host=127.0.0.1',
-    `--http-port=${port}`, `--hostname=${origin ?? direct}`, `--db-url=jdbc:h2:file:${database};NON_KEYWORDS=VALUE`,
+    `--http-port=${port}`, `--hostname=${origin}`, `--db-url=jdbc:h2:file:${database};NON_KEYWORDS=VALUE`,
   ], {
     env: {
       JAVA_OPTS: JAVA_OPTIONS,
@@ -55,8 +56,8 @@ async function launch(home, database, { port, origin } = {}) {
       KC_BOOTSTRAP_ADMIN_PASSWORD: ADMINISTRATOR.password,
     },
   });
-  await started.ready(`${direct}/realms/master`, STARTS_WITHIN);
-  return { ...started, direct };
+  await started.ready(`${loopback(port)}/realms/master`, STARTS_WITHIN);
+  return started;
 }
 
 /** Starts it from its folder `home`. */
@@ -65,16 +66,24 @@ export async function startKeycloak(home) {
   const database = path.join(folder, 'db');
   await cp(`${freshDatabase(home)}.mv.db`, `${database}.mv.db`);
   const port = await freePort();
+  const direct = loopback(port);
   const witness = await startWitness(port);
-  const begin = () => launch(home, database, { port, origin: witness.origin });
-  let server = await begin();
+  const begin = () => launch(home, database, port, witness.origin);
+  const clear = async () => {
+    await witness.stop();
+    await rm(folder, { recursive: true });
+  };
+  const server = await startServer(begin).catch(async (error) => {
+    await clear();
+    throw error;
+  });
 
   /** The admin REST API; what it answers. */
   const administer = async (method, resource, content) => {
     const form = new URLSearchParams({ grant_type: 'password', client_id: 'admin-cli', ...ADMINISTRATOR });
-    const login = await fetch(`${server.direct}/realms/master/protocol/openid-connect/token`, { method: 'POST', body: form });
+    const login = await fetch(`${direct}/realms/master/protocol/openid-connect/token`, { method: 'POST', body: form });
     const { access_token: token } = await login.json();
-    const answer = await fetch(`${server.direct}/admin/realms${resource}`, {
+    const answer = await fetch(`${direct}/admin/realms${resource}`, {
       method,
       headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
       body: content && JSON.stringify(content),
@@ -92,6 +101,7 @@ export async function startKeycloak(home) {
     openRealm: async (client, { accessTokenSeconds = ACCESS_TOKEN_SECONDS, ...settings } = {}) => {
       const name = `outer-${randomBytes(4).toString('hex')}`;
       const api = { clientId: 'api', secret: randomBytes(16).toString('hex') };
+      await server.up();
       await administer('POST', '', {
         realm: name,
         enabled: true,
@@ -105,21 +115,20 @@ export async function startKeycloak(home) {
         ],
         ...settings,
       });
-      return realm(name, api);
+      return realm(name, api, accessTokenSeconds);
     },
     stop: async () => {
-      await server.stop();
-      await witness.stop();
-      await rm(folder, { recursive: true });
+      await server.down();
+      await clear();
     },
   };
 
-  function realm(name, api) {
+  function realm(name, api, accessTokenSeconds) {
     const endpoint = (last) => witness.requests(`/realms/${name}/protocol/openid-connect/${last}`);
     const tokenRequests = (type) => endpoint('token').filter(({ form }) => form.grant_type === type);
     const introspect = async (token = '') => {
       const authorization = `Basic ${Buffer.from(`${api.clientId}:${api.secret}`).toString('base64')}`;
-      const url = `${server.direct}/realms/${name}/protocol/openid-connect/token/introspect`;
+      const url = `${direct}/realms/${name}/protocol/openid-connect/token/introspect`;
       const answer = await fetch(url, { method: 'POST', headers: { authorization }, body: new URLSearchParams({ token }) });
       return answer.json();
     };
@@ -129,6 +138,7 @@ export async function startKeycloak(home) {
     };
     return {
       issuer: `${witness.origin}/realms/${name}`,
+      accessTokenSeconds,
       /** Answered requests to the endpoint that Keycloak calls `auth`, `token`, `revoke`, `ext/par/request`, … */
       endpoint,
       tokenRequests,
@@ -145,8 +155,8 @@ export async function startKeycloak(home) {
       sessions: async () => (await administer('GET', `${await user()}/sessions`)).length,
       /** An administrator presses "log out all sessions" of the user. */
       logOutUser: async () => administer('POST', `${await user()}/logout`),
-      goDown: () => server.stop(),
-      comeBack: async () => { server = await begin(); },
+      goDown: server.down,
+      comeBack: server.up,
       /** Every refresh token that it gave away. */
       secrets: () => endpoint('token').map(({ answer }) => answer.refresh_token).filter(Boolean),
       stop: async () => {},

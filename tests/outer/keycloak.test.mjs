@@ -3,13 +3,13 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { browserJourney } from './browser-journey.mjs';
 import { fapiJourney } from './fapi-journey.mjs';
-import { administeredJourneys, journeys } from './journeys.mjs';
+import { endings, journeys } from './journeys.mjs';
 import { keycloakAtHand, PASSWORD, startKeycloak } from './keycloak.mjs';
 import { Visitor } from './visitor.mjs';
 import { accessTokenEnded, openWorld } from './world.mjs';
 
 // One server for all, and perhaps a slow machine.
-const timeout = 180_000;
+const timeout = 300_000;
 const answers = { username: 'alice', password: PASSWORD };
 const { found, skip } = await keycloakAtHand();
 
@@ -37,7 +37,7 @@ describe('Keycloak', { skip }, () => {
     begin: (client) => keycloak.openRealm(client, FAPI2), preset: 'keycloak', answers, timeout,
   });
 
-  administeredJourneys({ open, answers, timeout });
+  endings({ open, answers, timeout });
 
   test('an administrator ends the session there, and the next refresh tells', { timeout }, async (t) => {
     const { provider, gateway } = await open(t);

@@ -37,21 +37,51 @@ export function startProcess(program, args, { cwd, env = {} } = {}) {
   };
   const output = () => [...lines.stdout, ...lines.stderr].join('\n');
 
+  const stop = async () => {
+    if (!isOver()) kill('SIGTERM');
+    const patience = setTimeout(() => kill('SIGKILL'), 15_000);
+    return ended().finally(() => clearTimeout(patience));
+  };
+
   return {
     stdout: lines.stdout,
     output,
-    /** Resolves as soon as `url` answers 200; fails at once if the process ends instead. */
-    ready: (url, within) => until(`${url} answers`, async () => {
-      assert.ok(!isOver(), `${program} ended early:\n${output()}`);
-      return fetch(url).then((answer) => answer.ok, () => false);
-    }, within),
+    /** Resolves as soon as `url` answers 200; fails, and ends the process, if that does not come, at once if it ends itself. */
+    ready: async (url, within) => {
+      const answers = async () => {
+        assert.ok(!isOver(), `${program} ended early:\n${output()}`);
+        return fetch(url).then((answer) => answer.ok, () => false);
+      };
+      await until(`${url} answers`, answers, within).catch(async (error) => {
+        await stop();
+        throw error;
+      });
+    },
     /** Its own end: exit code and signal. */
     ended,
     /** SIGTERM, and SIGKILL for what does not end by that: exit code and signal. */
-    stop: async () => {
-      if (!isOver()) kill('SIGTERM');
-      const patience = setTimeout(() => kill('SIGKILL'), 15_000);
-      return ended().finally(() => clearTimeout(patience));
+    stop,
+  };
+}
+
+/** What `begin` starts, a process that can be stopped and started again. */
+export async function startServer(begin) {
+  let server;
+  /** Starts it unless it is up. */
+  const up = async () => {
+    server ??= begin();
+    await server.catch((error) => {
+      server = undefined;
+      throw error;
+    });
+  };
+  await up();
+  return {
+    up,
+    down: async () => {
+      const stopped = await server;
+      server = undefined;
+      await stopped?.stop();
     },
   };
 }

@@ -17,7 +17,8 @@ const ACCOUNTS = {
  * `more` replaces what the package takes besides.
  */
 export async function startProvider(client, { accessTokenSeconds = ACCESS_TOKEN_SECONDS, features = {}, ...more } = {}) {
-  const counts = { authorizations: 0, refusals: 0, grants: {} };
+  // Answered requests by route, as `{ form, status }`.
+  const seen = { authorization: [], token: [], revocation: [] };
   // The issuer holds the port, so the port comes first.
   let handle = () => {};
   const serve = (request, response) => handle(request, response);
@@ -34,6 +35,8 @@ export async function startProvider(client, { accessTokenSeconds = ACCESS_TOKEN_
     findAccount: (_ctx, id) => ACCOUNTS[id] && { accountId: id, claims: () => ({ sub: id, ...ACCOUNTS[id] }) },
     pkce: { required: () => true },
     rotateRefreshToken: true,
+    // Without its dispatcher, which reaches no loopback address: the gateway is on one, for logout tokens.
+    fetch: (url, options) => fetch(url, { ...options, dispatcher: undefined }),
     ttl: { AccessToken: accessTokenSeconds, IdToken: 300, RefreshToken: 3600, Session: 3600, Grant: 3600, Interaction: 300 },
     interactions: { url: (_ctx, { uid }) => `/interaction/${uid}` },
     features: {
@@ -48,23 +51,28 @@ export async function startProvider(client, { accessTokenSeconds = ACCESS_TOKEN_
   oidc.use(async (ctx, next) => {
     if (ctx.path.startsWith('/interaction/')) return interact(oidc, ctx);
     await next();
-    if (ctx.oidc?.route === 'authorization') counts.authorizations += 1;
-    if (ctx.oidc?.route === 'token') {
-      const grant = ctx.oidc.params?.grant_type ?? 'unknown';
-      counts.grants[grant] = (counts.grants[grant] ?? 0) + 1;
-      if (ctx.status >= 400) counts.refusals += 1;
-    }
+    seen[ctx.oidc?.route]?.push({ form: { ...ctx.oidc.params }, status: ctx.status });
   });
   handle = oidc.callback();
+  const tokenRequests = (type) => seen.token.filter(({ form }) => form.grant_type === type);
 
   return {
     issuer,
+    accessTokenSeconds,
+    /** Answers requests that came another way. */
+    handle: serve,
     /** How often a browser was sent here. */
-    authorizations: () => counts.authorizations,
-    /** How many token requests of this grant type arrived, refused ones included. */
-    grants: (type) => counts.grants[type] ?? 0,
+    authorizations: () => seen.authorization.length,
+    /** The token requests of this grant type, refused ones included. */
+    tokenRequests,
+    /** How many they are. */
+    grants: (type) => tokenRequests(type).length,
     /** How many token requests were refused: a refresh token that comes twice is, and ends the whole grant. */
-    refusals: () => counts.refusals,
+    refusals: () => seen.token.filter(({ status }) => status >= 400).length,
+    /** The revocations (RFC 7009). */
+    revocations: () => seen.revocation,
+    /** The user's session ends here, not at the app: this visitor asks for it. */
+    logOutUser: (visitor) => visitor.navigate(`${issuer}/session/end`),
     /** The account that a live access token belongs to. */
     introspect: async (token) => {
       const found = token && await oidc.AccessToken.find(token);

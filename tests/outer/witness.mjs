@@ -2,22 +2,22 @@
 import http from 'node:http';
 import { close, listen } from './servers.mjs';
 
-const MAX_BODY = 1 << 20;
-
 /** `port` is the provider's own; everybody else, browsers too, knows the witness's. */
 export async function startWitness(port) {
   const seen = [];
   const server = await listen(async (request, response) => {
-    const body = Buffer.concat(await request.toArray());
+    const sent = await request.toArray().catch(() => undefined);
+    if (!sent) return response.destroy();
+    const body = Buffer.concat(sent);
     const { method, url, headers } = request;
     const passed = http.request({ host: '127.0.0.1', port, method, path: url, headers, agent: false });
     // A provider that is away is away for whoever asks the witness.
     passed.on('error', () => response.destroy());
     passed.on('response', async (answer) => {
-      const chunks = await answer.toArray().catch(() => undefined);
-      if (!chunks) return response.destroy();
-      const text = Buffer.concat(chunks);
-      if (body.length < MAX_BODY) seen.push(record(request, body.toString(), answer, text.toString()));
+      const came = await answer.toArray().catch(() => undefined);
+      if (!came) return response.destroy();
+      const text = Buffer.concat(came);
+      seen.push(record(request, body.toString(), answer, text.toString()));
       response.writeHead(answer.statusCode, answer.rawHeaders);
       response.end(text);
     });

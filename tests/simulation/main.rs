@@ -109,8 +109,8 @@ fn several_tabs() {
 #[test]
 fn tokens_for_something_else_in_between() {
     // Nothing is kept here, so that every request asks: where all do, some wait in vain, and are told to come again.
-    let cases: [(&str, f64, fn(&Report) -> Option<&'static str>); 2] =
-        [("a few", 0.2, nothing), ("all", 1.0, no_login)];
+    type Fault = fn(&Report) -> Option<&'static str>;
+    let cases: [(&str, f64, Fault); 2] = [("a few", 0.2, nothing), ("all", 1.0, no_login)];
     for (case, own, judge) in cases {
         let plan = |plan| Plan { own, ..plan };
         all(&format!("A, 1 replica, {case}"), plan(A), judge);

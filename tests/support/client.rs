@@ -554,6 +554,22 @@ impl Response {
     }
 }
 
+/// A request whose last byte has not been sent.
+#[derive(Debug)]
+pub struct Upload {
+    flight: InFlight,
+    last: u8,
+}
+
+impl Upload {
+    /// Sends the last byte and waits for the answer. The jar does not learn of it: see [`Browser::land`].
+    pub async fn finish(mut self) -> Response {
+        // When the other end is gone, the missing answer says so.
+        let _ = self.flight.conn.send(&[self.last]).await;
+        self.flight.answer().await
+    }
+}
+
 /// An answer whose body is read piece by piece.
 #[derive(Debug)]
 pub struct Streaming {
@@ -562,6 +578,8 @@ pub struct Streaming {
     conn: Conn,
     chunked: bool,
     text: Vec<u8>,
+    /// Whether a chunked body has come to its end, and did not just break off.
+    pub complete: bool,
 }
 
 impl Streaming {
@@ -573,6 +591,7 @@ impl Streaming {
         let line = self.conn.take_until(b"\r\n").await.ok()??;
         let size = usize::from_str_radix(latin1(&line).trim(), 16).ok()?;
         let piece = self.conn.take(size + 2).await.ok()?;
+        self.complete = size == 0 && piece == b"\r\n";
         (size > 0).then(|| piece[..size.min(piece.len())].to_vec())
     }
 
@@ -772,7 +791,41 @@ impl Browser {
         response.take(reply);
         self.land(&response);
         let chunked = response.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
-        Streaming { response, conn, chunked, text: Vec::new() }
+        Streaming { response, conn, chunked, text: Vec::new(), complete: false }
+    }
+
+    /// A script's fetch on a connection that is kept, as browsers and proxies do: on a new one where there is none, or
+    /// where its other end was seen to go while it was idle. Nothing is sent twice.
+    pub async fn fetch_on(&self, kept: &mut Option<Conn>, path: &str) -> Response {
+        let (addr, bytes, mut response) = self.compose(&Ask::fetch(path), &[self.resolve(path)]);
+        if let Some(conn) = kept
+            && conn.is_over().await
+        {
+            *kept = None;
+        }
+        let mut conn = match kept.take() {
+            Some(conn) => conn,
+            None => match Conn::dial(addr).await {
+                Ok(conn) => conn,
+                Err(error) => return Response { error: Some(error.to_string()), ..response },
+            },
+        };
+        // When the other end is gone, the missing answer says so.
+        let _ = conn.send(&bytes).await;
+        response.take(tokio::time::timeout(PATIENCE, wire::read_reply(&mut conn, "GET")).await);
+        let last = response.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        *kept = (response.complete && !last).then_some(conn);
+        self.land(&response);
+        response
+    }
+
+    /// Begins a request whose body is on its way for as long as the caller likes: all but its last byte is sent.
+    pub async fn upload(&self, ask: &Ask) -> Upload {
+        let (addr, mut bytes, response) = self.compose(ask, &[self.resolve(&ask.url)]);
+        let last = bytes.pop().expect("a body");
+        let mut conn = Conn::dial(addr).await.expect("the app listens");
+        conn.send(&bytes).await.expect("the app reads");
+        Upload { flight: InFlight { conn, response }, last }
     }
 
     /// Opens a WebSocket from a page of `from`; the refusal when there is one.
@@ -837,7 +890,8 @@ impl Browser {
         self.base.join(url).unwrap_or_else(|e| panic!("{url}: {e}"))
     }
 
-    async fn launch_hop(&self, ask: &Ask, chain: &[Url]) -> Result<InFlight, Box<Response>> {
+    /// Where a request goes, its bytes with the cookies of this moment, and the place for its answer.
+    fn compose(&self, ask: &Ask, chain: &[Url]) -> (SocketAddr, Vec<u8>, Response) {
         let url = chain.last().expect("never empty");
         let source = ask.from.origin_for(&chain[0]);
         let relation = relation(source.as_ref(), chain);
@@ -907,6 +961,11 @@ impl Browser {
         } else {
             SocketAddr::from((Ipv4Addr::LOCALHOST, url.port_or_known_default().unwrap_or(80)))
         };
+        (addr, bytes, response)
+    }
+
+    async fn launch_hop(&self, ask: &Ask, chain: &[Url]) -> Result<InFlight, Box<Response>> {
+        let (addr, bytes, response) = self.compose(ask, chain);
         let connected = async {
             let mut conn = Conn::dial(addr).await?;
             conn.send(&bytes).await?;

@@ -83,6 +83,12 @@ impl Conn {
         std::mem::take(&mut self.unread)
     }
 
+    /// Whether the peer has ended while nothing was asked of it.
+    pub async fn is_over(&mut self) -> bool {
+        let looked = tokio::time::timeout(std::time::Duration::ZERO, self.fill()).await;
+        matches!(looked, Ok(Ok(0) | Err(_)))
+    }
+
     /// Sends all of it.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{StatusCode, header};
 
 use super::{Answer, provider_problem, too_often};
+use crate::gateway::rate::Caller;
 use crate::gateway::state::State;
 use crate::oidc::ProviderError;
 use crate::oidc::jwt::peek_issuer;
@@ -18,7 +19,7 @@ use crate::web::response::LocalResponse;
 
 /// Ends the sessions that a logout token names. Nothing but the token counts: no cookie, no origin, no other header.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>) -> Answer {
-    if let Some(wait) = state.ends.refused.wait(request.client, request.now) {
+    if let Some(wait) = state.ends.refused.wait(Caller::at(request.client), request.now) {
         return too_often(wait).into();
     }
     let token = match form_token(request) {
@@ -28,7 +29,7 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>) -> Answ
     let (issuer, token) = match token {
         Ok(verified) => verified,
         Err(error) => {
-            state.ends.refused.count(request.client, request.now);
+            state.ends.refused.count(Caller::at(request.client), request.now);
             return refused(request, &error);
         }
     };

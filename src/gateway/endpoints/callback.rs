@@ -178,6 +178,9 @@ async fn redeem(
         let wanted = asked_for(&state, &attempt);
         move || {
             spans::carry(async move {
+                // Before the exchange: the provider may end the session as soon as it has answered, and what it says of
+                // its sessions' ends counts for those that began before.
+                let begun = state.clock.now();
                 let outcome = match provider.redeem(&code, &context).await {
                     Ok(login) => {
                         let id = SessionId(random::bytes());
@@ -188,7 +191,7 @@ async fn redeem(
                             id,
                             state.jar.sealing_key_id(now),
                             state.jar.settings(),
-                            now,
+                            begun,
                         );
                         session.provider = provider.settings().key();
                         // Before anything says that the login succeeded.

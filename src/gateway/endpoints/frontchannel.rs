@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use url::Url;
 
 use super::{Answer, Visitor, too_often};
+use crate::gateway::rate::Caller;
 use crate::gateway::state::State;
 use crate::session::endings::Whose;
 use crate::session::store::By;
@@ -30,10 +31,10 @@ pub(super) fn serve(state: &State, request: &RequestView<'_>, visitor: Visitor) 
         return Problem::new(Code::BadRequest, "This names no session of this provider.").into();
     };
     let issuer = provider.settings().issuer.as_str();
-    if let Some(wait) = state.ends.unproven.wait(request.client, request.now) {
+    if let Some(wait) = state.ends.unproven.wait(Caller::at(request.client), request.now) {
         return too_often(wait).into();
     }
-    state.ends.unproven.count(request.client, request.now);
+    state.ends.unproven.count(Caller::at(request.client), request.now);
     state.ends.end_outside(&[Whose::ProviderSession { issuer, sid }], By::Frontchannel);
     // An embedded app's cookies do come along: then the end is noticed, and told of, at once.
     let ended = visitor.session.is_some_and(|session| state.ends.is_over(&session));

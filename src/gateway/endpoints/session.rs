@@ -9,7 +9,7 @@ use super::{Answer, Visitor, csrf};
 use crate::clock::Timestamp;
 use crate::gateway::state::State;
 use crate::refresh::coordinator::Freshened;
-use crate::refresh::policy::Demand;
+use crate::refresh::policy::{Demand, EndReason};
 use crate::session::Session;
 use crate::session::jar::Presented;
 use crate::web::problem::{Code, Problem};
@@ -29,6 +29,10 @@ pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -
         let cookies = state.jar.expire(&visitor.presented);
         return LocalResponse::json(&json!({ "authenticated": false })).set_cookies(cookies).into();
     };
+    // Told by `refresh` a moment ago. Its cookie stays: see there.
+    if state.refresh.is_dead(&session) {
+        return LocalResponse::json(&json!({ "authenticated": false })).into();
+    }
     let response = LocalResponse::json(&describe(state, &session, request.now));
     // A cookie older than what is known here is mended on the way (an earlier answer was lost).
     response.set_cookies(mended(state, request, &visitor.presented, stale, &session)).into()
@@ -36,16 +40,14 @@ pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -
 
 /// Refreshes now.
 pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
-    let over = || {
-        Answer::Refuse(
-            Problem::new(Code::LoginRequired, "There is no session. Log in at login_url."),
-            state.jar.expire(&visitor.presented),
-        )
+    let over = |cookies| {
+        Answer::Refuse(Problem::new(Code::LoginRequired, "There is no session. Log in at login_url."), cookies)
     };
+    let expired = || state.jar.expire(&visitor.presented);
     let stale = visitor.is_stale();
     // As it came: only what the browser shows counts as delivered.
     let Some(session) = &visitor.came else {
-        return if visitor.caller.foreign { csrf().into() } else { over() };
+        return if visitor.caller.foreign { csrf().into() } else { over(expired()) };
     };
     if !visitor.caller.proven {
         return csrf().into();
@@ -57,12 +59,16 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
                 Problem::new(Code::LoginRequired, "The session cannot be refreshed any more. Log in at login_url.");
             Answer::Refuse(problem, mended(state, request, &visitor.presented, stale, &last))
         }
-        Freshened::Use { session: fresh, .. } if state.ends.is_over(&fresh) => over(),
+        Freshened::Use { session: fresh, .. } if state.ends.is_over(&fresh) => over(expired()),
         Freshened::Use { session: fresh, changed } => {
             let cookies = mended(state, request, &visitor.presented, changed, &fresh);
             LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
         }
-        Freshened::Over { .. } | Freshened::Bring => over(),
+        // Another replica may have spent the token a moment ago, and the browser have the newer cookie by now, under the
+        // same name. A POST cannot be sent round to find out: the next request will.
+        Freshened::Over { reason: EndReason::Dead(_) } if !state.settings.single_replica => over(Vec::new()),
+        Freshened::Over { reason: EndReason::Reuse } => over(Vec::new()),
+        Freshened::Over { .. } | Freshened::Bring => over(expired()),
         Freshened::Unavailable { retry_after } => unavailable(retry_after.as_secs()).into(),
         Freshened::Refused => refused().into(),
     }

@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -96,6 +96,39 @@ impl Handles for Names {
     fn index_key(&self, _: Timestamp) -> u16 {
         0
     }
+
+    fn seal_result(&self, _: &Session, _: Handle, _: &Session) -> Option<Vec<u8>> {
+        Some(vec![1])
+    }
+}
+
+/// A store that takes no result until it is back.
+#[derive(Default)]
+struct Forgetful {
+    back: AtomicBool,
+    settled: AtomicUsize,
+}
+
+#[async_trait]
+impl Shared for Forgetful {
+    async fn read(&self, _: Handle) -> Result<Rung, Away> {
+        Ok(Rung::Absent)
+    }
+    async fn lock(&self, _: Handle, _: Owner, _: Duration) -> Result<Rung, Away> {
+        Ok(Rung::Absent)
+    }
+    async fn renew(&self, _: Handle, _: Owner, _: Duration) -> Result<bool, Away> {
+        Ok(true)
+    }
+    async fn settle(&self, _: Handle, _: Rung, _: Duration) -> Result<(), Away> {
+        if !self.back.load(Ordering::SeqCst) {
+            return Err(Away);
+        }
+        self.settled.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    async fn unlock(&self, _: Handle, _: Owner) {}
+    fn acknowledge(&self, _: Handle, _: Duration) {}
 }
 
 #[derive(Default)]
@@ -278,6 +311,25 @@ async fn drain_waits_for_what_is_in_the_air() {
     gate.notify_one();
     rig.coordinator.drain().await;
     assert!(rig.coordinator.newest(ID).is_some());
+}
+
+/// A result that the store did not take is told as soon as it does, and the process stays for it.
+#[tokio::test(start_paused = true)]
+async fn drain_waits_for_results_that_are_yet_to_be_told() {
+    let rig = rig(OVER, []);
+    let store = Arc::new(Forgetful::default());
+    rig.coordinator.replace_terms(Terms {
+        settings: settings(),
+        grant: rig.grant.clone(),
+        handles: Arc::new(Names),
+        observer: rig.told.clone(),
+        shared: Some((store.clone(), OnError::Local)),
+    });
+    assert_eq!(rig.token().await, new());
+    assert!(timeout(secs(5), rig.coordinator.drain()).await.is_err(), "the others know nothing yet");
+    store.back.store(true, Ordering::SeqCst);
+    rig.coordinator.drain().await;
+    assert_eq!(store.settled.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
