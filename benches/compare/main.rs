@@ -3,6 +3,7 @@
 //! `cargo bench --bench compare -- --help` tells what can be measured. The method, and what the columns mean, is in
 //! `docs/performance.md`.
 #![expect(clippy::disallowed_methods, reason = "a benchmark starts its peer at a socket address")]
+#![expect(clippy::panic, reason = "a benchmark that cannot go on says why and ends")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
