@@ -97,7 +97,8 @@ fn check(files: &[std::path::PathBuf], online: bool) -> ExitCode {
     let findings = tokio::runtime::Builder::new_current_thread().enable_all().build().map(|runtime| {
         runtime.block_on(async {
             let mut all = Vec::new();
-            for settings in std::iter::once(&config.oidc).chain(&config.more_oidc) {
+            let services = config.services.iter().map(|(_, settings)| settings);
+            for settings in std::iter::once(&config.oidc).chain(&config.more_oidc).chain(services) {
                 match oidc::Provider::new(settings.clone(), sidegate::clock::Clock::System, Box::new(|_, _| {})) {
                     Ok(provider) => {
                         let findings = provider.judge_online().await;

@@ -578,7 +578,7 @@ fn presets_fill_in_and_give_way() {
     let text = with("preset = \"cognito\"").complaint();
     assert!(text.contains("provider.domain: is required with preset \"cognito\""), "{text}");
     let text = with("preset = \"smartcar-v3\"").complaint();
-    assert!(text.contains("\"smartcar-v3\" gives one token"), "{text}");
+    assert!(text.contains("provider.login: has login = false"), "{text}");
     let text = with("preset = \"acme\"\n[presets.acme]\nbase = \"oauth2\"\nresponse = { eror = \"/e\" }").complaint();
     assert!(text.contains("provider.dialect.response.eror: unknown key; did you mean error?"), "{text}");
 

@@ -357,6 +357,12 @@ fn versions_agree() {
     assert!(read("README.md").contains(&format!("Rust {msrv} or newer")));
 }
 
+/// npm packs the licence that lies in the folder, and no link to it.
+#[test]
+fn the_kit_brings_its_licence() {
+    assert_eq!(read("client/LICENSE"), read("LICENSE"));
+}
+
 /// K8S-03, ASVS-15.2.3.
 #[test]
 fn the_image_is_small_and_not_root() {

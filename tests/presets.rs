@@ -6,7 +6,7 @@
 mod support;
 
 use serde_json::json;
-use support::client::Ask;
+use support::client::{Ask, Initiator};
 use support::gateway::set;
 use support::inside::Inside;
 use support::provider::{
@@ -425,4 +425,57 @@ async fn an_upstream_may_depend_on_the_user() {
     assert_eq!(other.fetch("/api/x").await.status, 502);
     // The pages of those logins went to the public route; the API was not called.
     assert!(upstream.requests().iter().skip(calls).all(|request| !request.target.contains("/api/")));
+}
+
+/// Smartcar's version 3: users log in elsewhere; the application's token goes to their cars' API, with whose car is meant as
+/// the login says it, whatever the page says.
+#[tokio::test]
+async fn smartcar_v3_is_for_routes_and_not_for_logins() {
+    let (login, cars) = (ProviderDouble::start().await, ProviderDouble::start().await);
+    let upstream = Upstream::start().await;
+    login.set(|s| drop(s.id_claims.insert("smartcar_user".to_owned(), json!("7c1d"))));
+    // The double keeps a token in the place of a user's.
+    let gateway = Inside::start_with(&login, &upstream, |config| {
+        let mut home = config["provider"].as_table().unwrap().clone();
+        home.insert("name".to_owned(), "home".into());
+        let text = format!(
+            "name = 'cars'\npreset = 'smartcar-v3'\nclient_id = {:?}\nclient_secret = {:?}\nendpoints = {{ token = {:?} }}",
+            cars.client_id(),
+            cars.client_secret(),
+            cars.url(Endpoint::Token)
+        );
+        let service: Table = text.parse().unwrap();
+        config.insert("provider".to_owned(), vec![toml::Value::from(home), service.into()].into());
+        let text = format!(
+            "path = '/cars/'\nupstream = {:?}\ntoken = {{ client_credentials = true, provider = 'cars' }}\n\
+             identity_headers = {{ sc-user-id = 'smartcar_user' }}",
+            upstream.url()
+        );
+        let route: Table = text.parse().unwrap();
+        config["route"].as_array_mut().unwrap().push(route.into());
+    })
+    .await;
+    // No chooser: there is one to log in at.
+    let (one, two) = (gateway.signed_in().await, gateway.signed_in().await);
+    let mut tokens = Vec::new();
+    for browser in [&one, &two, &one] {
+        let ask = Ask::fetch("/cars/v3/vehicles").header("sc-user-id", "somebody else");
+        assert_eq!(browser.send(ask).await.status, 200);
+        let sent = upstream.last();
+        assert_eq!(sent.header_all("sc-user-id"), ["7c1d"]);
+        tokens.push(sent.bearer().unwrap().to_owned());
+    }
+    assert!(tokens.iter().all(|token| *token == tokens[0] && cars.is_active(token)));
+    assert_eq!((cars.calls().len(), cars.violations()), (1, vec![]));
+    assert_eq!(cars.calls()[0].param("grant_type"), Some("client_credentials"));
+    assert_eq!(gateway.browser().fetch("/cars/v3/vehicles").await.status, 401);
+    for name in ["cars", "home"] {
+        let answer =
+            gateway.browser().navigate_from(Initiator::SameOrigin, &format!("/auth/login?provider={name}")).await;
+        assert!(cars.calls_to(Endpoint::Authorize).is_empty(), "{name}: {answer:?}");
+    }
+    gateway.advance(&cars, HOUR);
+    login.advance(HOUR.try_into().unwrap());
+    assert_eq!(one.fetch("/cars/v3/vehicles").await.status, 200);
+    assert_ne!(upstream.last().bearer().unwrap(), tokens[0]);
 }

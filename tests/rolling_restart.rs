@@ -321,7 +321,7 @@ async fn a_rolling_update_under_load_fails_no_request_and_signs_nobody_out() {
     for user in &users {
         assert_eq!(user.session().await["authenticated"], true);
     }
-    let tally = load.tally.lock();
+    let tally = std::mem::take(&mut *load.tally.lock());
     let refreshes: Vec<Call> = provider.calls_to(Endpoint::Token).into_iter().filter(Call::is_refresh).collect();
     eprintln!(
         "{REPLICAS} replicas replaced: {} answers, {} failed; {} logins of {USERS} users, {} refreshes; {} WebSockets \

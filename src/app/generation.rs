@@ -96,16 +96,21 @@ fn providers(
     metrics: &Arc<Metrics>,
     old: Option<&Arc<Providers>>,
 ) -> Result<Arc<Providers>, String> {
-    let one = |settings: &oidc::Settings| {
-        let known = old.and_then(|old| old.of_key(settings.key()));
+    let made = |settings: &oidc::Settings, known: Option<&Arc<Provider>>| {
         let provider = match known {
             Some(known) => known.renewed(settings.clone()),
             None => Provider::new(settings.clone(), clock.clone(), observer(metrics, clock)),
         };
         provider.map_err(|error| error.to_string())
     };
+    let one = |settings: &oidc::Settings| made(settings, old.and_then(|old| old.of_key(settings.key())));
+    let service = |(name, settings): &(String, oidc::Settings)| {
+        let known = old.and_then(|old| old.service(name));
+        made(settings, known).map(|provider| (name.clone(), provider))
+    };
+    let services = config.services.iter().map(service).collect::<Result<Vec<_>, _>>()?;
     let more = config.more_oidc.iter().map(one).collect::<Result<Vec<_>, _>>()?;
-    Ok(Arc::new(Providers::new(one(&config.oidc)?, more)))
+    Ok(Arc::new(Providers::new(one(&config.oidc)?, more).with_services(services)))
 }
 
 /// Hears of every call to a provider.

@@ -52,6 +52,8 @@ pub struct Config {
     pub oidc: oidc::Settings,
     /// The others, where there are several.
     pub more_oidc: Vec<oidc::Settings>,
+    /// Providers where nobody logs in, by name.
+    pub services: Vec<(String, oidc::Settings)>,
     /// The session and its cookies.
     pub session: session::Settings,
     /// Keys that seal cookies.

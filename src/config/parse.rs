@@ -60,6 +60,9 @@ const OWN_TOKEN_PARAMS: [&str; 9] = [
     "client_assertion_type",
 ];
 
+/// Said where `login = false` leaves nobody to log in at.
+const NOBODY: &str = "has login = false: there must be one that users log in at";
+
 /// Reads all sections.
 pub(super) fn parse(raw: RawConfig, found: Findings, around: &Surroundings) -> Reading {
     let mut parser = Parser { found, files: Files::default() };
@@ -109,14 +112,20 @@ impl Parser {
         };
         let mut oidc: Vec<Option<oidc::Settings>> = match &mut providers {
             OneOrMany::One(provider) => {
+                if !provider.login {
+                    self.found.problem("provider.login", NOBODY);
+                }
                 vec![self.provider("provider", provider, &raw, public.as_ref(), &prefix)]
             }
             OneOrMany::Many(many) => {
-                let several = many.len() > 1;
+                let several = many.iter().filter(|provider| provider.login).count() > 1;
+                if many.iter().all(|provider| !provider.login) {
+                    self.found.problem("provider", NOBODY);
+                }
                 let each = many.iter_mut().enumerate().map(|(index, provider)| {
                     let mut own =
                         self.provider(&format!("provider[{index}]"), provider, &raw, public.as_ref(), &prefix);
-                    if let Some(own) = own.as_mut().filter(|_| several) {
+                    if let Some(own) = own.as_mut().filter(|_| several && provider.login) {
                         own.name.clone_from(&provider.name);
                     }
                     own
@@ -125,6 +134,7 @@ impl Parser {
             }
         };
         self.told_apart(&providers, &oidc);
+        let services = self.services(&providers, &mut oidc, &raw.route);
         raw.provider = Some(providers);
         let keys = self.keys(&mut raw.session, public.as_ref());
         self.session(&raw.session, public.as_ref());
@@ -156,6 +166,9 @@ impl Parser {
                 let asked = oidc.scopes.join(" ");
                 let beyond = target.scopes.iter().find(|scope| !oidc.scopes.contains(scope));
                 let application = own.client_credentials == Some(true);
+                if own.provider.is_some() {
+                    continue;
+                }
                 if let Some(scope) = beyond.filter(|_| !elsewhere && !application && target.is_beyond(&asked)) {
                     let told = format!("{} is not among provider.scopes: the user would not grant it", shown(scope));
                     self.found.problem(format!("route[{index}].token.scopes"), told);
@@ -289,6 +302,7 @@ impl Parser {
             gateway,
             oidc,
             more_oidc,
+            services: services?,
             session,
             keyring,
             keyring_is_random,
@@ -524,12 +538,17 @@ impl Parser {
         let key = |name: &str| join(at, name);
         let said = dialect::dialect(self, &key("dialect"), provider.dialect.as_ref());
         let asks_openid = provider.scopes.iter().any(|scope| scope == "openid");
-        let openid = match said.id_token {
+        let speaks_openid = match said.id_token {
             IdToken::Required => true,
             IdToken::ByScope => asks_openid,
             IdToken::None => false,
         };
-        let endpoints = self.endpoints(&key("endpoints"), &provider.endpoints);
+        let openid = speaks_openid && provider.login;
+        let mut endpoints = self.endpoints(&key("endpoints"), &provider.endpoints);
+        if !provider.login && endpoints.authorization.is_none() {
+            // Nobody is ever sent there.
+            endpoints.authorization = endpoints.token.clone();
+        }
         let has_issuer = openid || provider.issuer.is_some();
         let issuer = match (&provider.issuer, &endpoints.token) {
             (None, Some(token)) if !openid => Some(token.as_str().to_owned()),
@@ -608,7 +627,7 @@ impl Parser {
                 None
             }
             None => issuer.as_ref().and_then(|issuer| {
-                let document = if openid { "openid-configuration" } else { "oauth-authorization-server" };
+                let document = if speaks_openid { "openid-configuration" } else { "oauth-authorization-server" };
                 Url::parse(&format!("{}/.well-known/{document}", issuer.trim_end_matches('/'))).ok()
             }),
         };
@@ -727,12 +746,35 @@ impl Parser {
                 }
             }
             let issuer = |own: &Option<oidc::Settings>| own.as_ref().map(|own| own.issuer.clone());
-            let own = read.get(index).and_then(issuer);
-            if let Some(other) = read.iter().take(index).position(|other| own.is_some() && issuer(other) == own) {
+            let own = read.get(index).filter(|_| provider.login).and_then(issuer);
+            let earlier = read.iter().zip(many).take(index);
+            let same = |(other, raw): (&Option<oidc::Settings>, &raw::Provider)| raw.login && issuer(other) == own;
+            if let Some(other) = earlier.into_iter().position(same).filter(|_| own.is_some()) {
                 let text = format!("is also the issuer of provider[{other}]: nothing would tell their answers apart");
                 self.found.problem(format!("provider[{index}].issuer"), text);
             }
         }
+    }
+
+    /// Takes out of the list where nobody logs in. None when something is wrong with one.
+    fn services(
+        &mut self,
+        providers: &OneOrMany<raw::Provider>,
+        read: &mut Vec<Option<oidc::Settings>>,
+        routes: &[raw::Route],
+    ) -> Option<Vec<(String, oidc::Settings)>> {
+        let many = providers.as_slice();
+        let (logins, services): (Vec<_>, Vec<_>) = read.drain(..).zip(many).partition(|(_, raw)| raw.login);
+        read.extend(logins.into_iter().map(|(own, _)| own));
+        for (index, route) in routes.iter().enumerate() {
+            let raw::RouteToken::Own(own) = &route.token else { continue };
+            let known = |name: &&String| services.iter().all(|(_, raw)| raw.name.as_ref() != Some(name));
+            if let Some(name) = own.provider.as_ref().filter(known) {
+                let told = format!("must name a [[provider]] with login = false, not {}", shown(name));
+                self.found.problem(format!("route[{index}].token.provider"), told);
+            }
+        }
+        services.into_iter().map(|(own, raw)| Some((raw.name.clone()?, own?))).collect()
     }
 
     /// Whose users may come, where the issuer leaves the tenant open.

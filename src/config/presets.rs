@@ -63,6 +63,10 @@ pub(super) fn apply(value: &mut Value, found: &mut Findings) {
             for (index, provider) in many.iter_mut().enumerate() {
                 let Value::Dict(_, provider) = provider else { continue };
                 let Some(next) = one(&format!("provider[{index}]"), provider, &own, found) else { continue };
+                // No session of it is ever refreshed.
+                if matches!(provider.get("login"), Some(Value::Bool(_, false))) {
+                    continue;
+                }
                 refresh = Some(match refresh {
                     None => next,
                     Some(known) => together(known, &next),
@@ -97,10 +101,6 @@ fn one(at: &str, provider: &mut Dict, own: &Dict, found: &mut Findings) -> Optio
         found.problem(join(at, "preset"), format!("no preset is called {}{hint}", shown(&name)));
         return None;
     };
-    if let Some(Value::String(_, why)) = preset.get("refused") {
-        found.problem(join(at, "preset"), format!("{name:?} {why}"));
-        return None;
-    }
     let mut refresh = into_provider(provider, Dict::new());
     let mut said = preset;
     let words = said.remove("words");

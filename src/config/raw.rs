@@ -274,6 +274,8 @@ pub struct Provider {
     /// With `[[provider]]`: `own` has this provider send its answers to a callback of its own, `<prefix>/callback/NAME`, so
     /// that they cannot be taken for another one's.
     pub callback: Callback,
+    /// False: nobody logs in here; routes have the client's own token of it, by `token = { client_credentials, provider }`.
+    pub login: bool,
     /// `oidc`, `oauth2`, or a named provider. It only fills in other keys.
     pub preset: String,
     /// Required with OpenID Connect. Compared byte for byte with what the provider says.
@@ -400,6 +402,7 @@ impl Default for Provider {
         Self {
             name: None,
             callback: Callback::Shared,
+            login: true,
             preset: "oidc".to_owned(),
             issuer: None,
             discovery_url: None,
@@ -952,6 +955,9 @@ pub struct OwnToken {
     /// The application's own token, the same for all users (RFC 6749 section 4.4).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_credentials: Option<bool>,
+    /// With that: the `[[provider]]` of `login = false` that gives it; by default the session's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
 }
 
 /// `rate_limit = { … }`

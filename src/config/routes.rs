@@ -109,9 +109,12 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
                     Way::Exchange
                 }
                 (Some(true), _) => Way::Exchange,
-                (_, Some(true)) => Way::Client,
+                (_, Some(true)) => Way::Client(own.provider.clone()),
                 _ => Way::Refresh,
             };
+            if own.provider.is_some() && !matches!(way, Way::Client(_)) {
+                parser.found.problem(join(&key("token"), "provider"), "needs client_credentials = true");
+            }
             Token::Own(own_token(parser, &key("token"), own), way)
         }
     };

@@ -109,7 +109,7 @@ fn describe(
         (_, token) => {
             let kind = match token {
                 Token::Id => "id token".to_owned(),
-                Token::Own(target, way) => own(target, *way),
+                Token::Own(target, way) => own(target, way),
                 Token::Access | Token::None => "access token".to_owned(),
             };
             let scheme = route.token_header.scheme.as_deref().unwrap_or("(bare)");
@@ -148,7 +148,7 @@ fn describe(
     text
 }
 
-fn own(target: &TokenTarget, way: Way) -> String {
+fn own(target: &TokenTarget, way: &Way) -> String {
     let mut of = Vec::new();
     of.extend(target.audience.iter().map(|audience| format!("audience {audience}")));
     of.extend(target.resource.iter().map(|resource| format!("resource {resource}")));
@@ -156,9 +156,10 @@ fn own(target: &TokenTarget, way: Way) -> String {
         of.push(format!("scopes {}", target.scopes.join(" ")));
     }
     let how = match way {
-        Way::Refresh => "refresh",
-        Way::Exchange => "exchange",
-        Way::Client => "client credentials",
+        Way::Refresh => "refresh".to_owned(),
+        Way::Exchange => "exchange".to_owned(),
+        Way::Client(None) => "client credentials".to_owned(),
+        Way::Client(Some(name)) => format!("client credentials at {name}"),
     };
     let of = if of.is_empty() { String::new() } else { format!(" for {}", of.join(", ")) };
     format!("access token of its own (by {how}{of})")

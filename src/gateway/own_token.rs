@@ -84,7 +84,7 @@ impl OwnTokens {
             memory.slots.remove(&oldest);
         }
         let slot = Slot::default();
-        memory.slots.insert(key, Arc::clone(&slot));
+        memory.slots.insert(key.clone(), Arc::clone(&slot));
         memory.order.push_back(key);
         slot
     }
@@ -114,18 +114,18 @@ pub async fn token_for(
     let asked = || state.provider_of(session).map(|provider| provider.settings().scopes.join(" ")).unwrap_or_default();
     let granted = session.scope.clone().unwrap_or_else(asked);
     let owner = match way {
-        Way::Client => Owner::Client(session.provider),
+        Way::Client(_) => Owner::Client(session.provider),
         Way::Refresh | Way::Exchange if target.is_beyond(&granted) => return Err(Lack::Told(beyond())),
         Way::Refresh | Way::Exchange => Owner::User(session.id),
     };
-    let slot = state.own_tokens.slot((owner, target.name(), *way));
+    let slot = state.own_tokens.slot((owner, target.name(), way.clone()));
     let mut kept = slot.lock().await;
     let now = state.clock.now();
     let current = match &*kept {
         Some(current) if now < current.until => current.clone(),
         _ => {
             let made = match way {
-                Way::Exchange | Way::Client => ask(state, target, *way, session, now).await,
+                Way::Exchange | Way::Client(_) => ask(state, target, way, session, now).await,
                 Way::Refresh => refresh(state, target, came).await?,
             };
             *kept = Some(made.clone());
@@ -148,9 +148,13 @@ pub async fn token_for(
 }
 
 /// What spends nothing.
-async fn ask(state: &State, target: &TokenTarget, way: Way, session: &Session, now: Timestamp) -> Kept {
-    let outcome = match state.provider_of(session) {
-        Some(provider) if way == Way::Client => provider.client_token(target, now).await,
+async fn ask(state: &State, target: &TokenTarget, way: &Way, session: &Session, now: Timestamp) -> Kept {
+    let provider = match way {
+        Way::Client(Some(name)) => state.providers.service(name),
+        _ => state.provider_of(session),
+    };
+    let outcome = match provider {
+        Some(provider) if matches!(way, Way::Client(_)) => provider.client_token(target, now).await,
         Some(provider) => provider.exchange(&session.access_token, target, now).await,
         None => Err(ProviderError::Refused { reason: "provider_gone" }),
     };

@@ -161,14 +161,15 @@ pub enum Token {
 }
 
 /// How a route's own token is got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Way {
     /// By the session's refresh token.
     Refresh,
     /// For the session's access token (RFC 8693).
     Exchange,
-    /// By the client's own credentials (RFC 6749 section 4.4): the same token for all users of a provider.
-    Client,
+    /// By the client's own credentials (RFC 6749 section 4.4): the same token for all users of the provider of this name, or
+    /// else of the session's.
+    Client(Option<String>),
 }
 
 /// `token_header`: `Name: Scheme`, or `Name` for the bare token.

@@ -15,12 +15,24 @@ use crate::clock::Timestamp;
 pub struct Providers {
     first: Arc<Provider>,
     more: Vec<Arc<Provider>>,
+    services: Vec<(String, Arc<Provider>)>,
 }
 
 impl Providers {
     /// In the configuration's order.
     pub const fn new(first: Arc<Provider>, more: Vec<Arc<Provider>>) -> Self {
-        Self { first, more }
+        Self { first, more, services: Vec::new() }
+    }
+
+    /// With these beside them, at which nobody logs in: they only give tokens of the client's own.
+    #[must_use]
+    pub fn with_services(self, services: Vec<(String, Arc<Provider>)>) -> Self {
+        Self { services, ..self }
+    }
+
+    /// One of those, by its name.
+    pub fn service(&self, name: &str) -> Option<&Arc<Provider>> {
+        self.services.iter().find(|(own, _)| own == name).map(|(_, provider)| provider)
     }
 
     /// The only one; none when there are several.
