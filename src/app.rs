@@ -35,7 +35,7 @@ use crate::gateway::Gateway;
 use crate::gateway::refusals::Wording;
 use crate::gateway::state::{Shared, State};
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
-use crate::net::accept::{AcceptService, Entrance, bind};
+use crate::net::accept::{AcceptService, Entrance, bind, cannot_listen};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
 use crate::session::endings::Whose;
 use crate::session::store::By;
@@ -83,7 +83,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     let admin_listener = match config.admin.listen {
         Some(address) => Some(
             TcpListener::bind(address)
-                .map_err(|error| StartError(format!("admin.listen: cannot listen on {address}: {error}")))?,
+                .map_err(|error| StartError(format!("admin.listen: {}", cannot_listen(&address, &error))))?,
         ),
         None => None,
     };

@@ -711,7 +711,10 @@ impl Provider {
                     ProviderError::Refused { .. } => {
                         format!("the document at {url} is not usable: {reason}; is the issuer right?")
                     }
-                    _ => format!("the provider cannot be reached at {url}: {reason}"),
+                    _ => format!(
+                        "the provider cannot be reached at {url}: {reason}; is it up, the issuer right, and the way there open \
+                         (DNS, provider.proxy, provider.ca_file)?"
+                    ),
                 };
                 return fatal("provider.issuer", text);
             }
