@@ -16,6 +16,11 @@ ldd "$binary" | grep -o '/[^ ]*' | while read -r library; do
   install -D -m 0755 "$(readlink -f "$library")" "$files$library"
 done
 install -D -m 0644 /etc/ssl/certs/ca-certificates.crt "$files/etc/ssl/certs/ca-certificates.crt"
+bytes=$(du --summarize --bytes "$files" | cut -f1)
+if ((bytes > 30000000)); then
+  echo "the image has $bytes bytes, which is more than 30 MB" >&2
+  exit 1
+fi
 
 # Works within a container too: no overlay, no namespace.
 buildah() { command buildah --storage-driver "${STORAGE_DRIVER:-vfs}" "$@"; }

@@ -35,7 +35,7 @@ use crate::gateway::Gateway;
 use crate::gateway::refusals::Wording;
 use crate::gateway::state::{Shared, State};
 use crate::metrics::{ConnectionKind, Metrics, OpenConnection};
-use crate::net::accept::{AcceptService, Entrance, bind};
+use crate::net::accept::{AcceptService, Entrance, bind, cannot_listen};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
 use crate::session::endings::Whose;
 use crate::session::store::By;
@@ -47,6 +47,8 @@ use crate::telemetry;
 const SWEEP: Duration = Duration::from_secs(5);
 /// The pause before a task that panicked begins anew.
 const TASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long event streams have for their last bytes at the end of the drain.
+const STREAMS_GOODBYE: Duration = Duration::from_millis(250);
 
 /// Why the process could not start: exit status 71.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     let admin_listener = match config.admin.listen {
         Some(address) => Some(
             TcpListener::bind(address)
-                .map_err(|error| StartError(format!("admin.listen: cannot listen on {address}: {error}")))?,
+                .map_err(|error| StartError(format!("admin.listen: {}", cannot_listen(&address, &error))))?,
         ),
         None => None,
     };
@@ -471,10 +473,18 @@ async fn follow(
         shared.leaving.store(true, Ordering::Release);
     }
     if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
-        shared.streams.close();
         drain.send_replace(true);
     }
+    // Nobody waits for what a page's event stream says, so these hold nobody: they end with the drain, which is when
+    // nothing else is left, or at its limit.
+    tokio::select! {
+        () = connections.down_to(|| shared.streams.count()) => shared.streams.close(),
+        _ = phase.wait_for(|phase| *phase >= Phase::Stopped) => {}
+    }
     if phase.wait_for(|phase| *phase >= Phase::Stopped).await.is_ok() {
+        shared.streams.close();
+        // So that they end as streams should, before their connections do.
+        let _ = tokio::time::timeout(STREAMS_GOODBYE, shared.streams.ended()).await;
         connections.close_all();
     }
 }

@@ -134,6 +134,42 @@ async fn an_event_stream_holds_nobody() {
     assert_eq!(ended.expect("well within the drain").code(), Some(0));
 }
 
+/// It goes on while the drain waits for something else: until then a page hears what becomes of its session.
+#[tokio::test]
+async fn an_event_stream_ends_with_the_drain() {
+    for at_the_limit in [false, true] {
+        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+        let gateway = Gateway::start_with(&provider, &upstream, |table| {
+            set(table, "server.shutdown_delay", "\"0s\"");
+            set(table, "server.shutdown_drain", if at_the_limit { "\"300ms\"" } else { "\"30s\"" });
+        })
+        .await;
+        let browser = gateway.signed_in().await;
+        let mut events = browser.open(&Ask::fetch("/auth/events")).await;
+        assert!(events.read_until("retry").await.is_some());
+        let gate = Gate::default();
+        upstream.on("/api/slow", Script::Held(gate.clone(), Box::new(Script::Echo)));
+        let slow = browser.launch(&Ask::fetch("/api/slow")).await;
+        gate.wait_for(1).await;
+        let hold = provider.hold_token_answers();
+        let refreshing = browser.launch(&Ask::fetch("/auth/refresh").method("POST")).await;
+        hold.wait_for(1).await;
+
+        gateway.signal(Signal::TERM);
+        gateway.wait_for_log("shutdown", 2).await;
+        if !at_the_limit {
+            hold.release();
+            assert_eq!(refreshing.answer().await.status, 200);
+            assert!(events.read_until("event: refreshed").await.is_some(), "{}", gateway.output());
+            gate.open();
+            assert_eq!(slow.answer().await.status, 200);
+        }
+        assert_eq!(events.read_until("event: ended").await, None);
+        assert!(events.complete, "it broke off");
+        assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
+    }
+}
+
 /// What hangs is cut off at the end of the drain; a second signal does not wait for that.
 #[tokio::test]
 async fn what_hangs_does_not_hold_the_process_for_ever() {

@@ -112,7 +112,9 @@ impl Files {
         match read_bounded(Path::new(path)) {
             Ok(bytes) => Some(bytes),
             Err(reason) => {
-                found.problem(key, format!("cannot read {path}: {reason}"));
+                let place =
+                    if Path::new(path).is_relative() { " (from the directory sidegate was started in)" } else { "" };
+                found.problem(key, format!("cannot read {path}{place}: {reason}"));
                 None
             }
         }

@@ -43,14 +43,26 @@ const STREAMS: usize = 32;
 #[derive(Debug, Default)]
 pub struct Streams {
     open: Mutex<HashMap<SessionId, usize>>,
+    total: watch::Sender<usize>,
     closing: watch::Sender<bool>,
 }
 
 impl Streams {
     /// Ends all of them, now and from now on, without a word about the session: pages ask again, and reach another
-    /// replica or the next process. A stream is idle, so the drain does not wait for it.
+    /// replica or the next process.
     pub fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        *self.total.borrow()
+    }
+
+    /// Resolves when none is open.
+    pub async fn ended(&self) {
+        // An error would mean that the sender, which lives in `self`, is gone.
+        let _ = self.total.subscribe().wait_for(|total| *total == 0).await;
     }
 
     /// Counts one more; none when the session has too many.
@@ -61,6 +73,7 @@ impl Streams {
             return None;
         }
         *count += 1;
+        self.total.send_modify(|total| *total = total.saturating_add(1));
         Some(OpenStream { streams: Arc::clone(self), session })
     }
 }
@@ -74,6 +87,7 @@ pub struct OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
+        self.streams.total.send_modify(|total| *total = total.saturating_sub(1));
         let mut open = self.streams.open.lock();
         if let Some(count) = open.get_mut(&self.session) {
             *count -= 1;
@@ -130,7 +144,7 @@ fn is_over(state: &State, session: &UserSession, now: Timestamp) -> bool {
     state.ends.is_over(newest) || newest.ends(state.jar.settings()) <= now
 }
 
-/// Serves server-sent events until the session or the connection ends, or the process drains.
+/// Serves server-sent events until the session or the connection ends, or the drain does.
 ///
 /// # Errors
 /// When the client is gone.

@@ -77,6 +77,17 @@ impl BoundListener {
     }
 }
 
+/// Why an address cannot be had, and what helps.
+pub fn cannot_listen(address: &impl fmt::Display, error: &io::Error) -> String {
+    let help = match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop what has it (`ss -ltnp` names it), or choose another",
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have it: 0.0.0.0 stands for all that it has",
+        io::ErrorKind::PermissionDenied => "; choose a port above 1023, or a folder that this user may write to",
+        _ => "",
+    };
+    format!("cannot listen on {address}: {error}{help}")
+}
+
 /// Binds all addresses, or none. Done before Pingora starts, which would try a taken port for half a minute and then
 /// live on without it.
 ///
@@ -96,9 +107,7 @@ pub fn bind(addresses: &[ListenAddress]) -> io::Result<Vec<BoundListener>> {
     };
     addresses
         .iter()
-        .map(|address| {
-            bind_one(address).map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
-        })
+        .map(|address| bind_one(address).map_err(|error| io::Error::new(error.kind(), cannot_listen(address, &error))))
         .collect()
 }
 

@@ -182,6 +182,11 @@ impl Connections {
         self.until(|count| count == 0).await;
     }
 
+    /// Resolves when no more than `count` are left. The number is asked for again every second.
+    pub async fn down_to(&self, count: impl Fn() -> usize) {
+        self.until(|left| left <= count()).await;
+    }
+
     /// Resolves when fewer than `limit` are admitted, without admitting one. The limit is asked again every second: a
     /// reload may change it.
     pub(super) async fn room(&self, limit: impl Fn() -> usize) {

@@ -703,10 +703,18 @@ impl Provider {
                 let url = self.settings.discovery_url.as_ref().map(Url::as_str).unwrap_or_default();
                 let text = match error {
                     ProviderError::Refused { reason: "issuer" } => {
-                        format!("the document at {url} names another issuer than {:?}", self.settings.issuer)
+                        format!(
+                            "the document at {url} names another issuer than {:?}; copy it as the provider writes it",
+                            self.settings.issuer
+                        )
                     }
-                    ProviderError::Refused { .. } => format!("the document at {url} is not usable: {reason}"),
-                    _ => format!("the provider cannot be reached at {url}: {reason}"),
+                    ProviderError::Refused { .. } => {
+                        format!("the document at {url} is not usable: {reason}; is the issuer right?")
+                    }
+                    _ => format!(
+                        "the provider cannot be reached at {url}: {reason}; is it up, the issuer right, and the way there open \
+                         (DNS, provider.proxy, provider.ca_file)?"
+                    ),
                 };
                 return fatal("provider.issuer", text);
             }
