@@ -33,6 +33,7 @@ look_for() {
         need redis-server redis-server redis-server
         need redis-sentinel redis-sentinel redis-sentinel
         need openssl openssl openssl
+        need bubblewrap bubblewrap bwrap
         need Chromium chromium chromium chromium-browser google-chrome
         need npm npm npm
         # Not on everybody's path, where Debian puts it.
