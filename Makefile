@@ -13,8 +13,8 @@ help: ## this list
 
 demo: ## try it: gateway, provider, SPA and API in one process
 	@scripts/install-tools.sh build
-	cargo build --locked --release
-	@$(or $(CARGO_TARGET_DIR),target)/release/sidegate demo
+	cargo build --locked # without optimisation, which takes minutes longer and shows nothing here
+	@$(or $(CARGO_TARGET_DIR),target)/debug/sidegate demo
 
 check: ## format and lints
 	cargo fmt --check
