@@ -8,12 +8,7 @@ use std::sync::{Arc, OnceLock};
 pub struct Memo<T>(Arc<OnceLock<T>>);
 
 impl<T> Memo<T> {
-    /// What was derived, if it was.
-    pub fn get(&self) -> Option<&T> {
-        self.0.get()
-    }
-
-    /// The same, derived now if need be.
+    /// What follows, derived by the first who asks.
     pub fn get_or_init(&self, derive: impl FnOnce() -> T) -> &T {
         self.0.get_or_init(derive)
     }
