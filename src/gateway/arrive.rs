@@ -1,5 +1,6 @@
 //! Reads a request once: who sent it, what it asks for, and whether it is one that can be judged at all.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -9,6 +10,7 @@ use pingora::proxy::Session;
 use super::ctx::Ctx;
 use super::decide::Caller;
 use super::settings::{CsrfMode, HeadLimits};
+use super::state::State;
 use crate::clock::Timestamp;
 use crate::crypto::random;
 use crate::net::ConnectionInfo;
@@ -17,6 +19,7 @@ use crate::web::forwarded;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
+use crate::web::return_to::ReturnTo;
 
 /// A request as the rest of the gateway sees it.
 pub(super) struct Request<'a> {
@@ -27,9 +30,20 @@ pub(super) struct Request<'a> {
     pub path: CleanPath,
     pub query: Option<String>,
     /// Lower case, without port.
-    pub host: String,
+    pub host: Cow<'a, str>,
     pub initiator: Initiator,
+    /// A WebSocket handshake, but for its method.
+    pub websocket: bool,
+    /// A CORS preflight.
+    pub preflight: bool,
     pub now: Timestamp,
+}
+
+impl Request<'_> {
+    /// Back to the request itself, after a login.
+    pub(super) fn return_to(&self, state: &State) -> ReturnTo {
+        ReturnTo::from_request(&self.path, self.query.as_deref(), &state.settings.prefix)
+    }
 }
 
 impl Ctx {
@@ -64,7 +78,7 @@ impl Ctx {
         head: &'a RequestHeader,
         peer: Option<IpAddr>,
         http2: bool,
-        host: String,
+        host: Cow<'a, str>,
     ) -> Result<Request<'a>, Problem> {
         let initiator = self.introduce(head, peer);
         let headers = &head.headers;
@@ -98,7 +112,9 @@ impl Ctx {
             return Err(Problem::new(Code::LoopDetected, "The request came through this gateway before."));
         }
         let now = self.state.clock.now();
-        Ok(Request { head, peer, path, query, host, initiator, now })
+        let websocket = fetch::is_websocket_handshake(headers);
+        let preflight = fetch::is_preflight(&head.method, headers);
+        Ok(Request { head, peer, path, query, host, initiator, websocket, preflight, now })
     }
 
     /// What the request says about its sender, as [`super::decide`] wants it. `app_navigation_only`: even a
@@ -120,9 +136,9 @@ impl Ctx {
             cross_site: initiator.site == Site::CrossSite,
             typed_return: typed && self.state.logins.any_presented(&head.headers),
             foreign: initiator.names_foreign_site(),
-            websocket: fetch::is_websocket_handshake(&head.headers),
+            websocket: request.websocket,
             websocket_origin: initiator.websocket_origin_ok(),
-            preflight: fetch::is_preflight(&head.method, &head.headers),
+            preflight: request.preflight,
             proven: fetch::proves_origin(initiator, &head.method, demand) == Proof::Proven,
         }
     }
@@ -170,7 +186,7 @@ pub(super) fn origin_form(target: &str) -> &str {
 }
 
 /// The host without port, lower case.
-fn host_of(head: &RequestHeader) -> String {
+fn host_of(head: &RequestHeader) -> Cow<'_, str> {
     let authority = head
         .headers
         .get(header::HOST)
@@ -181,7 +197,8 @@ fn host_of(head: &RequestHeader) -> String {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => authority,
     };
-    host.to_ascii_lowercase()
+    let lower = !host.bytes().any(|byte| byte.is_ascii_uppercase());
+    if lower { Cow::Borrowed(host) } else { Cow::Owned(host.to_ascii_lowercase()) }
 }
 
 fn went_through_us(headers: &HeaderMap, via: &HeaderValue) -> bool {

@@ -16,8 +16,8 @@ use crate::crypto::random;
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::Demand;
 use crate::session::Session as UserSession;
+use crate::web::forwarded;
 use crate::web::problem::{Code, Problem};
-use crate::web::{fetch, forwarded};
 
 impl Ctx {
     /// Fixes all that later phases apply.
@@ -55,7 +55,7 @@ impl Ctx {
         let bodiless =
             !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
         Outcome::Forward(Box::new(Forward {
-            upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
+            upgrade: entry.settings.websocket && request.websocket,
             grpc,
             event_stream,
             repeatable: safe && bodiless,

@@ -1,6 +1,7 @@
 //! Forward-auth: another proxy asks whether it may forward a request, and with which token. The question is decided by
 //! the very code that decides about a request of our own; nothing is forwarded, and only a yes has a status of success.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -12,10 +13,8 @@ use super::arrive;
 use super::ctx::{Ctx, Forward};
 use super::serve::Outcome;
 use super::upstream;
-use crate::web::fetch;
 use crate::web::problem::{Code, Problem};
 use crate::web::response::LocalResponse;
-use crate::web::return_to::ReturnTo;
 
 /// Below it Envoy's `ext_authz` repeats the request's own path, with its own method.
 const PATH_FORM: &str = "/ext-authz";
@@ -50,7 +49,7 @@ impl Ctx {
         self.asked_method = Some(question.head.method.clone());
         let state = Arc::clone(&self.state);
         // By whatever name the proxy calls us: sessions are of the public host, and a client could spoof another.
-        let host = state.settings.public.host().to_owned();
+        let host = Cow::Borrowed(state.settings.public.host());
         let request = match self.read(&question.head, peer, session.is_http2(), host) {
             Ok(request) => request,
             Err(problem) => return problem.into(),
@@ -62,11 +61,11 @@ impl Ctx {
             Outcome::Forward(forward) => self.allow(&forward, &question),
             // What is no yes must not look like one.
             Outcome::Respond(response) if response.status.is_success() => {
-                if fetch::is_preflight(&question.head.method, &question.head.headers) {
+                if request.preflight {
                     return Problem::new(Code::Forbidden, "Preflights are for the public listener to answer.").into();
                 }
-                let return_to = ReturnTo::from_request(&request.path, request.query.as_deref(), &state.settings.prefix);
-                let hop = LocalResponse::redirect(StatusCode::FOUND, &return_to.hop_url(&state.settings.prefix));
+                let back = request.return_to(&state).hop_url(&state.settings.prefix);
+                let hop = LocalResponse::redirect(StatusCode::FOUND, &back);
                 Outcome::Respond(hop.set_cookies(response.cookies))
             }
             outcome => outcome,

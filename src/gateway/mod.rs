@@ -95,17 +95,18 @@ fn part_if_leaving(session: &mut Session, ctx: &Ctx) {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = Ctx;
+    /// Boxed: Pingora moves it by value from future to future.
+    type CTX = Box<Ctx>;
 
-    fn new_ctx(&self) -> Ctx {
-        Ctx { verifies: self.verifies, ..Ctx::new(self.state.load_full()) }
+    fn new_ctx(&self) -> Box<Ctx> {
+        Box::new(Ctx { verifies: self.verifies, ..Ctx::new(self.state.load_full()) })
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
         // No compression here: bodies travel as they are.
     }
 
-    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<()> {
         // Silence of the client is `net::guard`'s business, which knows a body from a tunnel; on HTTP/2 streams share a
         // connection that nobody else watches.
         session.set_read_timeout(None);
@@ -115,7 +116,7 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
         let span = ctx.begin_trace(&session.req_header().headers);
         let outcome =
             AssertUnwindSafe(spans::within(span, ctx.serve(session))).catch_unwind().await.unwrap_or_else(|_| {
@@ -150,7 +151,7 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Box<Ctx>) -> Result<Box<HttpPeer>> {
         let Phase::Forward(forward) = &mut ctx.phase else {
             return Error::e_explain(ErrorType::InternalError, "forwarding was not decided");
         };
@@ -166,7 +167,7 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         _fd: RawFd,
         digest: Option<&Digest>,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         let Phase::Forward(forward) = &ctx.phase else { return Ok(()) };
         if !reused {
@@ -195,7 +196,7 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         request: &mut RequestHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         match &mut ctx.phase {
             Phase::Forward(forward) => upstream::rewrite(request, &ctx.state, forward, &ctx.request_id),
@@ -210,7 +211,7 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         ctx.request_over |= end;
         if let Some(silence) = &ctx.silence {
@@ -236,7 +237,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         if let Phase::Forward(forward) = &ctx.phase
             && upstream::wants_another_proof(&ctx.state, forward, response)
@@ -269,7 +270,7 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         _body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         let Some(silence) = &ctx.silence else { return Ok(None) };
         silence.heard();
@@ -280,7 +281,12 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Box<Ctx>,
+    ) -> Result<()> {
         let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if response.status.is_informational() && !switching {
             downstream::rewrite_interim(response);
@@ -300,7 +306,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         trailers: &mut HeaderMap,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<Option<Bytes>> {
         let grpc = matches!(&ctx.phase, Phase::Forward(forward) if forward.grpc) && session.is_http2();
         downstream::rewrite_trailers(trailers, grpc);
@@ -311,7 +317,7 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         mut e: Box<Error>,
     ) -> Box<Error> {
         // Nothing was sent: the next address may have it, once for every address there is.
@@ -331,7 +337,7 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         _session: &mut Session,
         mut e: Box<Error>,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         client_reused: bool,
     ) -> Box<Error> {
         if ctx.proof == Again::Now {
@@ -358,7 +364,7 @@ impl ProxyHttp for Gateway {
         e
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Box<Ctx>) -> FailToProxy {
         let dead = FailToProxy { error_code: 0, can_reuse_downstream: false };
         if session.response_written().is_some_and(|head| !head.status.is_informational()) {
             return dead;
@@ -388,19 +394,19 @@ impl ProxyHttp for Gateway {
         FailToProxy { error_code: code, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Box<Ctx>) {
         ctx.record(session);
     }
     /// Pingora's default prints the query, which may hold a code.
-    fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
+    fn request_summary(&self, session: &Session, ctx: &Box<Ctx>) -> String {
         format!("{} {}", session.req_header().method, ctx.route.as_str())
     }
 
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Box<Ctx>, _error: &Error) -> bool {
         true // `forward_failed` says it, without bytes of the request
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Ctx, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Box<Ctx>, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
 }

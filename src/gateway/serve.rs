@@ -33,10 +33,10 @@ use crate::refresh::policy::{Demand, EndReason};
 use crate::session::jar::{Marker, Presented};
 use crate::session::ticket::Ticket;
 use crate::session::{Session as UserSession, lifecycle};
+use crate::web::pages;
 use crate::web::problem::{Code, Problem};
 use crate::web::response::LocalResponse;
 use crate::web::return_to::ReturnTo;
-use crate::web::{fetch, pages};
 
 /// More than any form that our endpoints take.
 const ENDPOINT_BODY: u64 = 64 * 1024;
@@ -177,8 +177,7 @@ impl Ctx {
     /// The route that takes the request.
     fn find_route(&mut self, state: &State, request: &Request<'_>) -> Result<Arc<RouteEntry>, Problem> {
         let method = &request.head.method;
-        let preflight = fetch::is_preflight(method, &request.head.headers);
-        match state.routes.find(&request.path, &request.host, (!preflight).then_some(method)) {
+        match state.routes.find(&request.path, &request.host, (!request.preflight).then_some(method)) {
             Matched::Route(entry) => {
                 self.route = Label::Route(Arc::clone(&entry.0));
                 Ok(Arc::clone(&entry.0))
@@ -217,9 +216,7 @@ impl Ctx {
             _ => Presence::Absent,
         };
         // A browser cannot put a header on a handshake; its Origin is judged instead.
-        let headerless = fetch::is_websocket_handshake(headers);
-        let caller = self.caller(request, route.on_anonymous == OnAnonymous::Unauthorized, headerless);
-        let return_to = ReturnTo::from_request(&request.path, request.query.as_deref(), &state.settings.prefix);
+        let caller = self.caller(request, route.on_anonymous == OnAnonymous::Unauthorized, request.websocket);
         let expire = match &opened {
             Some(opened) if opened.useless => state.jar.expire(&opened.presented),
             _ => Vec::new(),
@@ -235,11 +232,11 @@ impl Ctx {
             Decision::ForwardAnonymous => self.forward(request, entry, None, expire),
             Decision::ForwardWithSession => match opened {
                 Some(Opened { away: Some(_), .. }) => endpoints::store_unavailable().into(),
-                Some(opened) => self.with_session(state, request, entry, opened, caller, &return_to).await,
+                Some(opened) => self.with_session(state, request, entry, opened, caller).await,
                 None => self.forward(request, entry, None, expire),
             },
             Decision::Preflight => Outcome::Respond(preflight(request.head, self.cors.as_ref())),
-            decision => turned_away(state, request, decision, caller, return_to, expire),
+            decision => turned_away(state, request, decision, caller, expire),
         }
     }
 
@@ -264,7 +261,6 @@ impl Ctx {
         entry: Arc<RouteEntry>,
         opened: Opened,
         caller: Caller,
-        return_to: &ReturnTo,
     ) -> Outcome {
         // As it came, not its successor: only what the browser shows counts as delivered.
         let Some(user) = opened.came else {
@@ -287,7 +283,8 @@ impl Ctx {
                             Ok(_) => {
                                 let told = "The session seems to be over. Log in at login_url.";
                                 let problem = Problem::new(Code::LoginRequired, told);
-                                return with_login_url(problem, return_to, &state.settings.prefix).into();
+                                return with_login_url(problem, &request.return_to(state), &state.settings.prefix)
+                                    .into();
                             }
                             Err(redirect) => return Outcome::Respond(redirect),
                         }
@@ -301,9 +298,9 @@ impl Ctx {
                 if route.access == Access::Optional {
                     return self.forward(request, entry, None, expire);
                 }
-                return over(state, request, &entry, caller, return_to, expire);
+                return over(state, request, &entry, caller, expire);
             }
-            Freshened::Bring => return lead_to_token(state, request, &user, return_to),
+            Freshened::Bring => return lead_to_token(state, request, &user),
             Freshened::Unavailable { retry_after } => {
                 return endpoints::session::unavailable(retry_after.as_secs()).into();
             }
@@ -315,7 +312,7 @@ impl Ctx {
             if route.access == Access::Optional {
                 return self.forward(request, entry, None, expire);
             }
-            return over(state, request, &entry, caller, return_to, expire);
+            return over(state, request, &entry, caller, expire);
         }
         let forbidden = !meets(&route.require, &fresh);
         let touch = state.jar.needs_touch(&fresh, request.now);
@@ -339,7 +336,7 @@ impl Ctx {
         }
         if let Some(wanted) = wanted {
             let (method, headers) = (&request.head.method, &request.head.headers);
-            let asker = Asker { route, caller, method, headers, return_to: return_to.clone() };
+            let asker = Asker { route, caller, method, headers, return_to: request.return_to(state) };
             return step_up::answer(state, asker, &wanted, true, self.cookies_of(&used));
         }
         match own_token::token_for(state, route, &used.session, &user).await {
@@ -353,7 +350,7 @@ impl Ctx {
                 if route.access == Access::Optional {
                     return self.forward(request, entry, None, expire);
                 }
-                return over(state, request, &entry, caller, return_to, expire);
+                return over(state, request, &entry, caller, expire);
             }
         }
         // So may that.
@@ -362,7 +359,7 @@ impl Ctx {
             if route.access == Access::Optional {
                 return self.forward(request, entry, None, expire);
             }
-            return over(state, request, &entry, caller, return_to, expire);
+            return over(state, request, &entry, caller, expire);
         }
         self.forward(request, entry, Some(used), Vec::new())
     }
@@ -461,7 +458,7 @@ fn own_target(request: &Request<'_>) -> String {
 
 /// The refresh token has to be spent, and is in a cookie that the browser sends only below the prefix: it is led there,
 /// and back. What it cannot send again is told to fetch it by itself.
-fn lead_to_token(state: &Arc<State>, request: &Request<'_>, user: &UserSession, return_to: &ReturnTo) -> Outcome {
+fn lead_to_token(state: &Arc<State>, request: &Request<'_>, user: &UserSession) -> Outcome {
     let marker = state.jar.marker(&request.head.headers, request.now);
     let dances = marker.map_or(0, |marker| marker.dances);
     let goes = dances < renew::MOST_DANCES && verify::is_replayable(request.head);
@@ -471,7 +468,7 @@ fn lead_to_token(state: &Arc<State>, request: &Request<'_>, user: &UserSession, 
             Code::LoginRequired,
             "The access token is over. Send POST to the refresh endpoint and try again, or log in at login_url.",
         );
-        return Outcome::Refuse(with_login_url(problem, return_to, &state.settings.prefix), Vec::new());
+        return Outcome::Refuse(with_login_url(problem, &request.return_to(state), &state.settings.prefix), Vec::new());
     };
     let (handle, hops) = marker.map_or(([0; 8], 0), |marker| (marker.handle, marker.hops));
     let marked = state.jar.mark(Marker { handle, hops, dances: dances + 1 }, request.now);
@@ -479,40 +476,33 @@ fn lead_to_token(state: &Arc<State>, request: &Request<'_>, user: &UserSession, 
 }
 
 /// The answer to a request whose session turned out to be over while it was refreshed.
-fn over(
-    state: &State,
-    request: &Request<'_>,
-    entry: &RouteEntry,
-    caller: Caller,
-    return_to: &ReturnTo,
-    expire: Vec<HeaderValue>,
-) -> Outcome {
+fn over(state: &State, request: &Request<'_>, entry: &RouteEntry, caller: Caller, expire: Vec<HeaderValue>) -> Outcome {
     // The hop has nothing to bring: the cookie came, and it is dead.
     let caller = Caller { cross_site: false, typed_return: false, ..caller };
     let decision = decide(Rules::of(&entry.settings, state.embedded), Presence::Absent, caller, &request.head.method);
-    turned_away(state, request, decision, caller, return_to.clone(), expire)
+    turned_away(state, request, decision, caller, expire)
 }
 
-/// The answer to a request that is not forwarded. `return_to` is the request itself.
+/// The answer to a request that is not forwarded.
 fn turned_away(
     state: &State,
     request: &Request<'_>,
     decision: Decision,
     caller: Caller,
-    return_to: ReturnTo,
     expire: Vec<HeaderValue>,
 ) -> Outcome {
     let prefix = &state.settings.prefix;
     let headers = &request.head.headers;
     match decision {
-        Decision::Hop => Outcome::Respond(pages::hop(return_to.as_str()).set_cookies(expire)),
+        Decision::Hop => Outcome::Respond(pages::hop(request.return_to(state).as_str()).set_cookies(expire)),
         Decision::Login(status) => {
             // The body of a POST is not repeated: back to the page that it came from.
-            let target = if status == StatusCode::SEE_OTHER { referring_page(headers, state) } else { return_to };
+            let target =
+                if status == StatusCode::SEE_OTHER { referring_page(headers, state) } else { request.return_to(state) };
             Outcome::Respond(LocalResponse::redirect(status, &target.login_url(prefix)).set_cookies(expire))
         }
         Decision::Refuse(problem) => {
-            let target = if caller.navigation { return_to } else { referring_page(headers, state) };
+            let target = if caller.navigation { request.return_to(state) } else { referring_page(headers, state) };
             let expire = if problem.code == Code::Csrf { Vec::new() } else { expire };
             Outcome::Refuse(with_login_url(problem, &target, prefix), expire)
         }

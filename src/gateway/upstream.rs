@@ -230,13 +230,17 @@ pub fn identity(route: &Route, session: &Session) -> impl Iterator<Item = (Heade
 /// When the head cannot be made: nothing is sent then, for what the client sent must not pass as it is.
 pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward, request_id: &str) -> Result<()> {
     let target = forward.target().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-    let mut fields = HeaderMap::with_capacity(request.headers.len() + OURS);
-    for (name, value) in &request.headers {
-        if passes(name, state) {
-            fields.append(name, value.clone());
-        }
+    let ends_stream = request.send_end_stream();
+    // Taken apart, and not copied; after an error an empty head stays behind.
+    let (blank, ()) = http::Request::new(()).into_parts();
+    let mut parts = ReqParts::from(std::mem::replace(request, RequestHeader::from(blank)));
+    let fields = &mut parts.headers;
+    fields.reserve(OURS);
+    let stops: Vec<HeaderName> = fields.keys().filter(|name| !passes(name, state)).cloned().collect();
+    for name in stops {
+        fields.remove(name);
     }
-    match cookies::strip(&request.headers, |name| state.jar.owns(name)) {
+    match cookies::strip(fields, |name| state.jar.owns(name)) {
         cookies::Stripped::Unchanged => {}
         cookies::Stripped::Changed(Some(rest)) => drop(fields.insert(header::COOKIE, rest)),
         cookies::Stripped::Changed(None) => drop(fields.remove(header::COOKIE)),
@@ -251,9 +255,9 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
     fields.insert(X_FORWARDED_FOR, forward.forwarded_for.clone());
     fields.insert(X_FORWARDED_HOST, state.forwarded_host.clone());
     fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if public.is_https() { "https" } else { "http" }));
-    set(&mut fields, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
+    set(fields, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
     if let Some(traceparent) = &forward.traceparent {
-        set(&mut fields, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
+        set(fields, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
     }
     if forward.grpc && forward.over_http2() {
         // What a server goes by to tell whether its trailers, which hold the call's status, will arrive.
@@ -268,17 +272,21 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
     let route = &forward.route.settings;
     if let Some(used) = forward.session.as_ref().filter(|used| is_bound(route, &used.session)) {
         let failed = || Error::new_in(ErrorType::InternalError);
-        let origin = origin(target.tls, &fields).ok_or_else(failed)?;
-        let proof = proof(state, used, request.method.as_str(), &origin, &path).ok_or_else(failed)?;
+        let origin = origin(target.tls, fields).ok_or_else(failed)?;
+        let proof = proof(state, used, parts.method.as_str(), &origin, &path).ok_or_else(failed)?;
         fields.insert(DPOP, proof);
         forward.proven_for = Some(origin);
     }
     if let Some(used) = &forward.session {
         for (name, source) in &forward.route.settings.identity_headers {
-            set(&mut fields, name.clone(), claim(&used.session, source));
+            set(fields, name.clone(), claim(&used.session, source));
         }
     }
-    replace(request, fields, &path)
+    *request = RequestHeader::from(parts);
+    if let Some(ends) = ends_stream {
+        request.set_send_end_stream(ends);
+    }
+    request.set_raw_path(path.as_bytes())
 }
 
 /// Room for what [`rewrite`] adds.
@@ -290,23 +298,6 @@ fn passes(name: &HeaderName, state: &State) -> bool {
     (!headers::is_hop_by_hop(name.as_str()) || kept_by_pingora())
         && !headers::is_removed_from_client(name.as_str())
         && !state.is_reserved(name)
-}
-
-/// Puts other fields and another target into a head.
-fn replace(request: &mut RequestHeader, fields: HeaderMap, path: &str) -> Result<()> {
-    let mut parts = ReqParts::from(RequestHeader::build_no_case(request.method.clone(), path.as_bytes(), Some(1))?);
-    parts.version = request.version;
-    parts.extensions = request.extensions.clone();
-    parts.headers = fields;
-    let mut made = RequestHeader::from(parts);
-    if made.raw_path() != path.as_bytes() {
-        made.set_raw_path(path.as_bytes())?;
-    }
-    if let Some(end) = request.send_end_stream() {
-        made.set_send_end_stream(end);
-    }
-    *request = made;
-    Ok(())
 }
 
 /// Sets the field to exactly this value, or removes it.

@@ -368,6 +368,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
             connections: self.entrance.connections.clone(),
             socket_digest: Arc::new(socket_digest),
             ssl_digest,
+            alarm: None,
         })
     }
 }

@@ -54,6 +54,8 @@ pub(super) struct Connection {
     pub(super) ssl_digest: Option<Arc<SslDigest>>,
     /// Carries `info` to where only Pingora's digest is left of a stream.
     pub(super) tag: Option<Arc<ProxyDigest>>,
+    /// Runs while a head is awaited. Kept from request to request: putting a timer off costs nothing, a new one a lock.
+    pub(super) alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {

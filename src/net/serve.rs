@@ -56,9 +56,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
     /// Serves a connection to its end.
     pub(super) async fn serve(&self, mut connection: Connection) {
         let mut fresh = true;
+        let mut draining = self.draining.clone();
         loop {
             let settings = **self.settings.load();
-            let (head, body, start) = match self.next(&mut connection, &settings, fresh).await {
+            let (head, body, start) = match self.next(&mut connection, &settings, &mut draining, fresh).await {
                 Next::Request(head, body, start) => (head, body, start),
                 Next::Refused(refusal) => return self.refuse(connection, refusal).await,
                 Next::Http2 => return self.serve_http2(connection).await,
@@ -100,9 +101,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
     }
 
     /// Waits for the next head and judges it. `fresh`: the connection has not carried a request.
-    async fn next(&self, connection: &mut Connection, settings: &Settings, fresh: bool) -> Next {
+    async fn next(
+        &self,
+        connection: &mut Connection,
+        settings: &Settings,
+        draining: &mut watch::Receiver<bool>,
+        fresh: bool,
+    ) -> Next {
         let mut reader = HeadReader::new(HeadLimits::from(settings));
-        let mut draining = self.draining.clone();
         let control = connection.info.control.clone();
         let within = if fresh || !connection.rx.is_empty() { settings.head_timeout } else { settings.keepalive };
         let mut deadline = Instant::now() + within;
@@ -129,6 +135,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
             }
             let idle = connection.rx.is_empty();
             let (wire, rx) = (&mut connection.wire, &mut connection.rx);
+            let alarm = connection.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            alarm.as_mut().reset(deadline);
             let read = async {
                 wire.readable().await?;
                 rx.reserve(if idle && connection.info.tls { IDLE_READ } else { HEAD_READ });
@@ -142,14 +150,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                     Ok(_) => {}
                 },
                 () = control.closed() => return Next::Gone,
-                () = raised(&mut draining), if idle && !grace => {
+                () = raised(draining), if idle && !grace => {
                     if !fresh {
                         return Next::Gone;
                     }
                     grace = true;
                     deadline = deadline.min(Instant::now() + DRAIN_GRACE);
                 }
-                () = sleep_until(deadline) => {
+                () = alarm => {
                     return if idle {
                         Next::Gone
                     } else {

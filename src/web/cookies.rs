@@ -16,13 +16,16 @@ pub enum Stripped {
 pub fn strip(headers: &HeaderMap, owns: impl Fn(&str) -> bool) -> Stripped {
     let fields = || headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
     let ours = |piece: &[u8]| std::str::from_utf8(split(piece).0).is_ok_and(&owns);
-    if fields().count() < 2 && !fields().flat_map(pieces).any(ours) {
-        return Stripped::Unchanged;
-    }
-    let mut joined: Vec<u8> = Vec::with_capacity(fields().map(|field| field.len() + 2).sum());
+    let mut changed = fields().nth(1).is_some();
+    // Ours are long and often alone: room is made for what stays.
+    let mut joined: Vec<u8> = Vec::new();
     for field in fields().filter(|field| !field.trim_ascii().is_empty()) {
         let mut first = true;
-        for piece in pieces(field).filter(|piece| !ours(piece)) {
+        for piece in pieces(field) {
+            if ours(piece) {
+                changed = true;
+                continue;
+            }
             if joined.is_empty() {
                 joined.extend_from_slice(piece.trim_ascii_start());
             } else {
@@ -31,6 +34,9 @@ pub fn strip(headers: &HeaderMap, owns: impl Fn(&str) -> bool) -> Stripped {
             }
             first = false;
         }
+    }
+    if !changed {
+        return Stripped::Unchanged;
     }
     // The pieces come from valid values, so this one is valid; if it ever is not, no cookie is the safe side.
     let value = HeaderValue::from_bytes(&joined).ok().filter(|_| !joined.trim_ascii().is_empty());

@@ -5,6 +5,10 @@ use http::{HeaderMap, HeaderName, Method, header};
 use super::origin::Origin;
 use super::problem::Shape;
 
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+static SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+
 /// What the browser says about the page that caused a request. A page's script can set none of these fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Initiator {
@@ -94,7 +98,7 @@ impl Initiator {
     /// Reads the fields. Values are compared exactly: browsers write them in one way.
     pub fn read(headers: &HeaderMap, public: &Origin, allowed: &[Origin]) -> Self {
         Self {
-            site: match single(headers, &HeaderName::from_static("sec-fetch-site")) {
+            site: match single(headers, &SEC_FETCH_SITE) {
                 Field::Absent => Site::Absent,
                 Field::One("same-origin") => Site::SameOrigin,
                 Field::One("same-site") => Site::SameSite,
@@ -102,13 +106,13 @@ impl Initiator {
                 Field::One("none") => Site::Typed,
                 Field::One(_) | Field::Unreadable => Site::Unprovable,
             },
-            mode: match single(headers, &HeaderName::from_static("sec-fetch-mode")) {
+            mode: match single(headers, &SEC_FETCH_MODE) {
                 Field::Absent => Mode::Absent,
                 Field::One("navigate") => Mode::Navigate,
                 Field::One("no-cors") => Mode::NoCors,
                 Field::One(_) | Field::Unreadable => Mode::Other,
             },
-            dest: match single(headers, &HeaderName::from_static("sec-fetch-dest")) {
+            dest: match single(headers, &SEC_FETCH_DEST) {
                 Field::Absent => Dest::Absent,
                 Field::One("document") => Dest::Document,
                 Field::One("iframe" | "frame" | "embed" | "object" | "fencedframe") => Dest::Frame,

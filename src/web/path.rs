@@ -4,11 +4,12 @@
 //! around a route's policy. So such paths are refused; what is left has one reading.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// A canonical absolute path. Holding one proves: it begins with `/`, has no empty or dot segment, no encoded or raw
 /// byte that acts like `/`, no NUL, valid percent-encoding of valid UTF-8, and no needlessly encoded character.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CleanPath(String);
+pub struct CleanPath(Arc<str>);
 
 /// Why a path has no single reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ impl CleanPath {
             }
             previous = byte;
         }
-        let path = if escaped { decode_unreserved(raw)? } else { raw.to_owned() };
+        let path: Arc<str> = if escaped { decode_unreserved(raw)?.into() } else { raw.into() };
         if (dotted || escaped) && path.split('/').any(|segment| matches!(segment, "." | "..")) {
             return Err(PathError::DotSegment);
         }
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     fn parse(raw: &str) -> Result<String, PathError> {
-        CleanPath::parse(raw).map(|path| path.0)
+        CleanPath::parse(raw).map(|path| path.0.to_string())
     }
 
     /// ASVS-1.1.1.

@@ -45,7 +45,6 @@ impl ReturnTo {
 
     /// Takes a target back out of a sealed cookie. It was judged before; it is judged again because a `Location`
     /// is worth a second look.
-    #[allow(dead_code, reason = "the session layer is written in parallel")]
     pub(crate) fn restore(text: String) -> Self {
         local(&text, None).map_or_else(Self::home, Self)
     }
