@@ -895,8 +895,9 @@ impl Sink {
 
 /// Lines on their way to stdout.
 ///
-/// Under load the writer finds many lines at a time and writes them with one system call. A process that is killed
-/// loses what lies here: at most [`Queue::LINGER`], unless stdout is stuck.
+/// Under load the writer comes by itself every [`Queue::LINGER`], finds many lines and writes them with one system call:
+/// waking it for each would cost more than making the line. A process that is killed loses what lies here: the lines of
+/// that while, unless stdout is stuck.
 #[derive(Default)]
 struct Queue {
     pending: Mutex<Pending>,
@@ -918,7 +919,7 @@ struct Pending {
 
 impl Queue {
     /// How long the writer lets lines gather.
-    const LINGER: Duration = Duration::from_millis(2);
+    const LINGER: Duration = Duration::from_millis(10);
     /// Access lines beyond this are dropped; other lines beyond twice this.
     const ROOM: usize = 4 * 1024 * 1024;
     /// A buffer that grew larger is given back.
@@ -941,13 +942,14 @@ impl Queue {
         let mut bytes = Vec::new();
         loop {
             let mut pending = self.pending.lock();
-            while pending.bytes.is_empty() {
-                pending.asleep = true;
-                self.filled.wait(&mut pending);
-            }
-            pending.asleep = false;
             if !pending.hurry {
                 self.filled.wait_for(&mut pending, Self::LINGER);
+            }
+            if pending.bytes.is_empty() {
+                pending.asleep = true;
+                self.filled.wait_while(&mut pending, |pending| pending.bytes.is_empty());
+                pending.asleep = false;
+                continue;
             }
             std::mem::swap(&mut pending.bytes, &mut bytes);
             let dropped = std::mem::take(&mut pending.dropped);
