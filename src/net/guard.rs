@@ -213,6 +213,10 @@ impl Exchange {
         }
         if !self.head.is_empty() {
             hand_out(&mut self.head, buf);
+            if self.head.is_empty() {
+                // An empty slice would hold all of its buffer.
+                self.head = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let read = match self.tunnel {

@@ -124,7 +124,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                     // What came with the head is judged with it: a body that begins badly never reaches the upstream.
                     let mut body = BodyReader::new(head.body);
                     let mut start = BytesMut::new();
-                    return match body.read(&mut connection.rx, &mut start) {
+                    let read = body.read(&mut connection.rx, &mut start);
+                    if connection.rx.is_empty() {
+                        // Not held while the upstream works, nor while the connection idles.
+                        connection.rx = BytesMut::new();
+                    }
+                    return match read {
                         Ok(()) => Next::Request(head, body, start),
                         Err(refusal) => Next::Refused(refusal),
                     };
