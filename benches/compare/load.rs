@@ -115,6 +115,10 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
+    pub(crate) fn requests(&self) -> usize {
+        self.requests
+    }
+
     /// CPU microseconds of the proxy per request.
     pub(crate) fn cost(&self) -> f64 {
         self.cpu_nanos as f64 / 1000.0 / self.requests.max(1) as f64

@@ -28,6 +28,7 @@ mod stampede;
 mod start;
 mod storm;
 mod targets;
+mod train;
 mod upstream;
 
 /// As in the program, so that the plain proxy has it too.
@@ -98,6 +99,8 @@ enum Figure {
     Storm(storm::Options),
     /// From starting the process to its first answer
     Start(start::Options),
+    /// Load for a build that counts what runs: profile-guided optimisation
+    Train(train::Options),
     /// Be the plain proxy: listen there, forward there; replace the cookie by a bearer of so many bytes
     #[command(hide = true)]
     PlainProxy { listen: String, upstream: String, bearer: String },
@@ -131,6 +134,7 @@ async fn measure(rig: &Rig, figure: Figure) -> ExitCode {
     match figure {
         Figure::PlainProxy { .. } => {}
         Figure::Instructions(more) => return instructions::run(rig, &more).await,
+        Figure::Train(more) => return train::run(rig, &more).await,
         Figure::Cost(more) => cost::run(rig, &more).await,
         Figure::Latency(more) => latency::run(rig, &more).await,
         Figure::Memory(more) => memory::run(rig, &more).await,

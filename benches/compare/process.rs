@@ -102,6 +102,25 @@ impl Proxy {
         std::fs::read_to_string(self.dir().join("stderr")).unwrap_or_default()
     }
 
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// It does not end, or not well.
+    pub(crate) async fn stop(mut self) -> Result<(), String> {
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw).ok_or("no process")?;
+        kill_process(id, Signal::TERM).map_err(|error| error.to_string())?;
+        let asked = Instant::now();
+        loop {
+            match self.child.try_wait().map_err(|error| error.to_string())? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("ends with {status}: {}", self.errors())),
+                None if asked.elapsed() > PATIENCE => return Err("does not end".to_owned()),
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
     /// The process and those that it started.
     fn tree(&self) -> Vec<u32> {
         let mut found = vec![self.child.id()];
