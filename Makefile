@@ -5,7 +5,7 @@ KIT := client
 BINARY := $(or $(CARGO_TARGET_DIR),target)/debug/sidegate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check kit kit-built image supply-chain test test-rust test-outer test-servers bench soak instructions \
+.PHONY: help demo check kit kit-built release image supply-chain test test-rust test-outer test-servers bench soak instructions \
   instructions-baseline
 
 help: ## this list
@@ -62,9 +62,11 @@ instructions: ## instructions per request, against the baseline (needs valgrind)
 instructions-baseline: ## the same, as the new baseline
 	cargo bench --locked --bench compare -- instructions --bless
 
-image: ## the container image without a registry (needs buildah); deploy/Dockerfile for all else
-	cargo build --locked --release --no-default-features
-	scripts/image.sh $(or $(CARGO_TARGET_DIR),target)/release/sidegate
+release: ## the program as it is released, profile-guided: takes a while (needs rustup's llvm-tools, redis-server)
+	scripts/release.sh --no-default-features
+
+image: ## the container image of that without a registry (needs buildah); deploy/Dockerfile for all else
+	scripts/image.sh "$$(scripts/release.sh --no-default-features | tail -n 1)"
 
 supply-chain: ## licences, origins and advisories of all crates, and the list of them (needs cargo-deny, cargo-cyclonedx)
 	cargo deny --locked check

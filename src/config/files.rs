@@ -114,7 +114,12 @@ impl Files {
             Err(reason) => {
                 let place =
                     if Path::new(path).is_relative() { " (from the directory sidegate was started in)" } else { "" };
-                found.problem(key, format!("cannot read {path}{place}: {reason}"));
+                let hint = if key.starts_with("session.key_files") {
+                    "; `sidegate keygen` prints what belongs there"
+                } else {
+                    ""
+                };
+                found.problem(key, format!("cannot read {path}{place}: {reason}{hint}"));
                 None
             }
         }

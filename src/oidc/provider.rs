@@ -708,6 +708,9 @@ impl Provider {
                             self.settings.issuer
                         )
                     }
+                    ProviderError::Refused { reason: "status" } => {
+                        format!("the provider has no document at {url}: its answer is not 200; is the issuer right?")
+                    }
                     ProviderError::Refused { .. } => {
                         format!("the document at {url} is not usable: {reason}; is the issuer right?")
                     }
