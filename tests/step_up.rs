@@ -14,16 +14,13 @@ use support::wire::Answer;
 async fn sensitive() -> (ProviderDouble, Upstream, Inside) {
     let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
     let gateway = Inside::start_with(&provider, &upstream, |config| {
-        let more: toml::Table = format!(
+        let more = format!(
             "[[route]]\npath = '/api/pay/'\nupstream = '{0}'\nmax_auth_age = '5m'\n\
              [[route]]\npath = '/api/vault/'\nupstream = '{0}'\nacr_values = ['gold', 'silver']\n\
              [[route]]\npath = '/opt/pay'\nupstream = '{0}'\naccess = 'optional'\nmax_auth_age = '5m'\n",
             upstream.url()
-        )
-        .parse()
-        .unwrap();
-        let routes = more["route"].as_array().unwrap().clone();
-        config["route"].as_array_mut().unwrap().extend(routes);
+        );
+        support::exact::more_routes(config, &more);
         // What a route wants is passed on, whatever links may choose.
         support::gateway::set(config, "provider.login_params", "['prompt']");
     })

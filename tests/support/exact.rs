@@ -41,6 +41,13 @@ pub fn routes(config: &mut Table, text: &str) {
     config.insert("route".to_owned(), table.remove("route").expect("routes"));
 }
 
+/// Adds these routes to the configured ones.
+pub fn more_routes(config: &mut Table, text: &str) {
+    let table: Table = text.parse().expect("TOML");
+    let more = table["route"].as_array().expect("routes").clone();
+    config["route"].as_array_mut().expect("routes").extend(more);
+}
+
 /// One route on `path` with more keys, as TOML text.
 pub fn route(path: &str, upstream: &str, more: &str) -> String {
     format!("[[route]]\npath = {path:?}\nupstream = {upstream:?}\n{more}\n")

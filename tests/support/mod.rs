@@ -20,6 +20,7 @@ pub mod jose;
 pub mod leak;
 pub mod mutate;
 pub mod mutual_tls;
+pub mod own_tokens;
 pub mod provider;
 pub mod redis;
 pub mod server;
