@@ -121,7 +121,8 @@ impl Rig {
             nonce_hash: Some(hash.as_ref()[..16].try_into().unwrap()),
             dpop: None,
         };
-        self.provider.refresh(&RefreshToken::new("rt-1"), None, &expect, NOW).await
+        let token = RefreshToken::new("rt-1");
+        self.provider.refresh(RefreshRequest { token: &token, target: None, expect: &expect, now: NOW }).await
     }
 
     fn set(&self, change: impl FnOnce(&mut Script)) {
