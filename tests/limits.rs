@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 
 use support::client::Ask;
 use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, cookie_of, route, routes};
@@ -15,6 +15,7 @@ use support::gateway::{Gateway, set};
 use support::http2::{Raw, field, frame};
 use support::provider::{Endpoint, ProviderDouble};
 use support::upstream::Upstream;
+use support::wait::{eventually, until};
 use support::wire::{Conn, request_bytes};
 
 /// DOS-16, ASVS-15.2.2: a route's `rate_limit` counts by session, else by address, and says when to come again.
@@ -114,13 +115,10 @@ async fn ws_07_event_streams_of_a_session_are_bounded() {
         stream.abort();
     }
     // The gateway notices at the next write.
-    for _ in 0..200 {
-        if rig.browser.open(&Ask::fetch("/auth/events")).await.response.status == 200 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("streams that ended still count");
+    until("streams that ended count no more", async || {
+        rig.browser.open(&Ask::fetch("/auth/events")).await.response.status == 200
+    })
+    .await;
 }
 
 /// More than the kernel and a gateway that gathers nothing can hold.
@@ -270,8 +268,9 @@ async fn dos_20_without_descriptors_good_traffic_goes_on() {
     let fields = [&[("Host", host.as_str()), ("Cookie", cookie.as_str())], SCRIPT].concat();
     let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let request = request_bytes("GET", "/api/x", &fields, None);
-    let mut conn = Conn::dial(gateway.addr).await.expect("a connection");
-    let mut served = async || {
+    let conn = Mutex::new(Conn::dial(gateway.addr).await.expect("a connection"));
+    let served = async || {
+        let mut conn = conn.lock().await;
         conn.send(&request).await.expect("sent");
         assert_eq!(answer(&mut conn, "GET").await.map(|reply| reply.status), Some(200));
     };
@@ -285,14 +284,11 @@ async fn dos_20_without_descriptors_good_traffic_goes_on() {
     for _ in 0..40 {
         idle.push(TcpStream::connect(gateway.addr).await.expect("a place in the backlog"));
     }
-    for _ in 0..1000 {
+    let short = eventually(async || {
         served().await;
-        if gateway.output().contains("cannot accept") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(gateway.output().contains("cannot accept"), "descriptors are left:\n{}", gateway.output());
+        gateway.output().contains("cannot accept")
+    });
+    assert!(short.await, "descriptors are left:\n{}", gateway.output());
     for _ in 0..20 {
         served().await;
     }

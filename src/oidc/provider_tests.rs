@@ -306,9 +306,12 @@ async fn metadata_heals_by_itself() {
     assert!(rig.provider.known().is_none());
     rig.set(|script| script.metadata = json!({}));
     let keeper = tokio::spawn(Arc::clone(&rig.provider).keep_ready());
-    while rig.provider.keys.known().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let mended = async {
+        while rig.provider.keys.known().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), mended).await.unwrap();
     assert!(rig.provider.known().is_some());
     keeper.abort();
 }

@@ -1,7 +1,5 @@
 //! Requests that say exactly what a test wants them to say, to a gateway with a signed-in user.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use toml::Table;
 
@@ -10,10 +8,8 @@ use super::inside::Inside;
 use super::provider::ProviderDouble;
 use super::text::{self, Pairs};
 use super::upstream::Upstream;
+pub use super::wait::PATIENCE;
 use super::wire::{self, Conn, Reply, Request};
-
-/// Longer than anything takes; only a failing test waits for it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Header fields, in order.
 pub type Fields<'a> = [(&'a str, &'a str)];

@@ -14,11 +14,11 @@ use tokio::sync::watch;
 use toml::Table;
 
 use super::client::Browser;
-use super::exact::PATIENCE;
 use super::gateway::{config as smallest, metric_in};
 use super::provider::{ProviderDouble, Rotation};
 use super::text;
 use super::upstream::Upstream;
+use super::wait::eventually;
 
 /// A gateway in this process. Its tasks end with the test's runtime.
 #[derive(Debug)]
@@ -104,14 +104,8 @@ impl Inside {
 
     /// Waits until the sum of a metric's series is this or more: what it counts has no other sign.
     pub async fn reaches(&self, name: &str, value: f64) {
-        let reached = async {
-            while self.metric(name, &[]) < value {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if tokio::time::timeout(PATIENCE, reached).await.is_err() {
-            panic!("{name} stays at {}", self.metric(name, &[]));
-        }
+        let reached = eventually(async || self.metric(name, &[]) >= value).await;
+        assert!(reached, "{name} stays at {}", self.metric(name, &[]));
     }
 
     /// The sum of a metric's series that have these labels.

@@ -26,5 +26,6 @@ pub mod redis;
 pub mod server;
 pub mod text;
 pub mod upstream;
+pub mod wait;
 pub mod wire;
 pub mod ws;
