@@ -144,6 +144,7 @@ async fn bcl_01_bcl_02_a_token_that_does_not_hold_ends_nothing() {
         bodies.push(reply.body);
         assert!(rig.alive(&browser).await, "{fault:?}");
     }
+    rig.gateway.catch_up(&rig.provider);
     let odd = [
         ("typ", json!("id_token+jwt")),
         ("iat", json!(rig.provider.now() - 330)),
