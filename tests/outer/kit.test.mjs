@@ -12,7 +12,7 @@ import { accessTokenEnded, openWorld } from './world.mjs';
 const BUILT = new URL('../../client/dist/index.js', import.meta.url);
 const LIFE = 120;
 
-test('the demo has the kit as its source says', { skip: !existsSync(BUILT) && 'not built: `make kit`' }, async () => {
+test('the demo has the kit as its source says', { timeout: 10_000, skip: !existsSync(BUILT) && 'not built: `make kit`' }, async () => {
   const [built, shipped] = await Promise.all([BUILT, KIT].map((file) => readFile(file, 'utf8')));
   assert.equal(shipped, built, 'src/demo/page/client.js is not the current build: `make kit`');
 });
