@@ -265,6 +265,20 @@ async fn ws_01_other_upgrades_are_plain_requests() {
         }
     }
     assert!(rig.upstream.sockets().is_empty());
+    // A handshake is a GET without a body (RFC 6455 section 4.1).
+    let fields = rig.signed(&[&[("Connection", "Upgrade"), ("Upgrade", "websocket")], &rest[..]].concat());
+    let chunked = [&fields[..], &[("Transfer-Encoding", "chunked")]].concat();
+    for (head, body) in [
+        (rig.gateway.bytes("POST", "/api/x", &fields, None), ""),
+        (rig.gateway.bytes("GET", "/api/x", &fields, Some(b"hello")), ""),
+        (rig.gateway.bytes("GET", "/api/x", &chunked, None), "5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        rig.upstream.forget();
+        let mut conn = rig.gateway.dial().await;
+        conn.send(&[&head, body.as_bytes()].concat()).await.expect("sent");
+        let reply = answer(&mut conn, "GET").await.expect("an answer");
+        assert_eq!((reply.status, rig.upstream.last().header("upgrade")), (200, None), "{}", reply.text());
+    }
 }
 
 /// A quiet WebSocket outlives every time-out but the session's.

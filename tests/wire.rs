@@ -307,6 +307,24 @@ async fn http_22_broken_answers() {
         let reply = rig.call("GET", "/x", SCRIPT).await;
         assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()), "{raw:?}");
     }
+    // Two readers of these would find two ends.
+    let chunks = "\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    for raw in [
+        format!("{ok}Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
+        format!("{ok}Content-Length: 5, 5\r\n\r\nhello"),
+        format!("{ok}Content-Length: 05\r\n\r\nhello"),
+        format!("{ok}Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello"),
+        format!("{ok}Transfer-Encoding: gzip, chunked{chunks}"),
+        format!("{ok}Transfer-Encoding: chunked, identity{chunks}"),
+        format!("{ok}Transfer-Encoding: chunked, chunked{chunks}"),
+        format!("{ok}Transfer-Encoding: xchunked{chunks}"),
+        format!("{ok}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked{chunks}"),
+        format!("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked{chunks}"),
+    ] {
+        rig.upstream.on("/x", Script::RawThenClose(raw.clone().into_bytes()));
+        let reply = rig.call("GET", "/x", SCRIPT).await;
+        assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()), "{raw:?}");
+    }
     rig.upstream.on("/x", Script::Reset);
     assert_eq!(rig.call("GET", "/x", SCRIPT).await.verdict(), (502, "upstream_protocol".to_owned()));
     for raw in [
@@ -345,6 +363,48 @@ async fn http_23_the_pool_is_not_poisoned() {
             let reply = rig.call("GET", "/next", SCRIPT).await;
             assert!(reply.text().contains("\"target\":\"/next\""), "{method} {raw:?}: {}", reply.text());
         }
+    }
+}
+
+/// HTTP-23: an answer without a body says nothing of one, or who believes it waits for the next answer's bytes.
+#[tokio::test]
+async fn http_23_what_has_no_body_announces_none() {
+    let rig = Rig::start(bounded).await;
+    for (raw, gone) in [
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 45\r\n\r\n", "content-length"),
+        ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", "transfer-encoding"),
+        ("HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", "transfer-encoding"),
+    ] {
+        rig.upstream.on("/x", Script::RawThenClose(raw.as_bytes().to_vec()));
+        let reply = rig.call("GET", "/x", SCRIPT).await;
+        assert!([204, 304].contains(&reply.status) && reply.header(gone).is_none(), "{raw:?}: {}", reply.head());
+    }
+    rig.upstream.on("/x", Script::Raw(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 45\r\n\r\n".to_vec()));
+    let reply = rig.call("GET", "/x", SCRIPT).await;
+    assert_eq!(reply.header("content-length"), Some("45"), "the length of what the client has");
+}
+
+/// A client of HTTP/1.0 gets no chunks, which it need not know: the connection's end is the answer's.
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_no_chunks() {
+    let rig = Rig::start(bounded).await;
+    let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    for script in [
+        Script::Raw(chunks.as_bytes().to_vec()),
+        Script::RawThenClose(b"HTTP/1.1 200 OK\r\n\r\nhello".to_vec()),
+        Script::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_vec()),
+    ] {
+        let ends_itself = matches!(&script, Script::Raw(raw) if raw.ends_with(b"\r\nhello"));
+        rig.upstream.on("/x", script);
+        let more = if ends_itself { "" } else { "Connection: keep-alive\r\n" };
+        let request = format!("GET /x HTTP/1.0\r\nHost: {}\r\n{more}\r\n", rig.gateway.host());
+        let mut conn = rig.gateway.dial().await;
+        conn.send(request.as_bytes()).await.expect("sent");
+        let all = tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("an end");
+        let all = String::from_utf8_lossy(&all).to_lowercase();
+        let (head, body) = all.split_once("\r\n\r\n").expect("a head");
+        assert!(head.contains(" 200 ") && !head.contains("transfer-encoding"), "{all}");
+        assert!(body == "hello" && !head.contains("connection: keep-alive"), "{all}");
     }
 }
 

@@ -14,6 +14,7 @@ use crate::crypto::random;
 use crate::net::ConnectionInfo;
 use crate::web::fetch::{self, Initiator, OriginField, Proof, Site};
 use crate::web::forwarded;
+use crate::web::headers::has_plain_length;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
 use crate::web::request::RequestView;
@@ -71,6 +72,9 @@ impl Ctx {
         let settings = &self.state.settings;
         if http2 {
             within_limits(head, settings.head)?;
+            if !has_plain_length(headers) {
+                return Err(Problem::new(Code::BadRequest, "The Content-Length field is malformed."));
+            }
         }
         if matches!(head.method, Method::TRACE | Method::CONNECT) {
             return Err(Problem::new(Code::MethodNotAllowed, "This method is not served.").allow(String::new()));

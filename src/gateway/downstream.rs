@@ -1,7 +1,7 @@
 //! Towards the browser: the upstream's head as it leaves us.
 
 use base64_simd::STANDARD;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::ctx::Forward;
@@ -26,6 +26,20 @@ pub fn is_valid_switch(request: &RequestHeader, response: &ResponseHeader) -> bo
         && response.headers.get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value.as_bytes() == accept.as_bytes())
 }
 
+/// Whether everybody who reads this head finds the answer's end in the same place (RFC 9112 section 6). Pingora looks at the
+/// last word of `Transfer-Encoding` only and would pass the others on, for a proxy before us to be misled by.
+pub fn has_one_end(response: &ResponseHeader) -> bool {
+    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let coded = match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && response.version != Version::HTTP_10
+        }
+        (Some(_), Some(_)) => false,
+    };
+    coded && headers::has_plain_length(&response.headers)
+}
+
 /// Takes away what must not pass and adds what must: hop-by-hop fields and those that `Connection` nominates,
 /// cookies under our names, the route's own fields, CORS.
 pub fn rewrite(response: &mut ResponseHeader, state: &State, forward: &Forward, cors: Option<&HeaderValue>) {
@@ -39,6 +53,7 @@ pub fn rewrite(response: &mut ResponseHeader, state: &State, forward: &Forward, 
     for name in unwanted {
         response.remove_header(&name);
     }
+    drop_framing_of_nothing(response);
     drop_our_cookies(response, state);
     drop_internal_challenges(response);
     placement::withdraw(response, state, forward);
@@ -51,6 +66,12 @@ pub fn rewrite(response: &mut ResponseHeader, state: &State, forward: &Forward, 
         }
         let _ = response.append_header(header::VARY, HeaderValue::from_static("Origin"));
     }
+}
+
+/// For a client of HTTP/1.0, which need not know chunks and must not be sent any (RFC 9112 section 6.1). True when nothing
+/// but the connection's end tells where the answer ends.
+pub fn end_by_closing(response: &mut ResponseHeader) -> bool {
+    response.remove_header(&header::TRANSFER_ENCODING).is_some()
 }
 
 /// The same for an interim answer, on which nothing of ours stands: an early hint tells what to load and no more.
@@ -92,6 +113,19 @@ fn is_unwanted(name: &HeaderName, switching: bool) -> bool {
     let framing = *name == header::TRANSFER_ENCODING || *name == header::CONNECTION;
     let upgrade = *name == header::UPGRADE && switching;
     (headers::is_hop_by_hop(name.as_str()) && !framing && !upgrade) || headers::is_internal_response(name.as_str())
+}
+
+/// An answer that never has a body says nothing of one (RFC 9112 sections 6.1 and 6.2): who believed it would wait for
+/// what belongs to the next.
+fn drop_framing_of_nothing(response: &mut ResponseHeader) {
+    let status = response.status;
+    let bodiless = status.is_informational() || status == StatusCode::NO_CONTENT;
+    if bodiless || status == StatusCode::NOT_MODIFIED {
+        response.remove_header(&header::TRANSFER_ENCODING);
+    }
+    if bodiless {
+        response.remove_header(&header::CONTENT_LENGTH);
+    }
 }
 
 fn drop_our_cookies(response: &mut ResponseHeader, state: &State) {

@@ -54,8 +54,13 @@ impl Ctx {
         let safe = matches!(head.method, Method::GET | Method::HEAD);
         let bodiless =
             !head.headers.contains_key(header::CONTENT_LENGTH) && !head.headers.contains_key(header::TRANSFER_ENCODING);
+        // RFC 6455 section 4.1: anything else is a request like others, and loses its `Upgrade`.
+        let handshake = head.method == Method::GET
+            && !head.headers.contains_key(header::TRANSFER_ENCODING)
+            && head.headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
+            && fetch::is_websocket_handshake(&head.headers);
         Outcome::Forward(Box::new(Forward {
-            upgrade: entry.settings.websocket && fetch::is_websocket_handshake(&head.headers),
+            upgrade: entry.settings.websocket && handshake,
             grpc,
             event_stream,
             repeatable: safe && bodiless,

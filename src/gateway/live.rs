@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use parking_lot::Mutex;
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -204,8 +204,10 @@ async fn write_head(stream: &mut Session, state: &State) -> Result<()> {
     for (name, value) in &answer.headers {
         head.append_header(name.clone(), value.clone())?;
     }
-    if !stream.is_http2() {
+    if stream.req_header().version == Version::HTTP_11 {
         head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    } else if !stream.is_http2() {
+        stream.set_keepalive(None);
     }
     stream.set_write_timeout(Some(state.settings.body_idle));
     stream.write_response_header(Box::new(head), false).await?;

@@ -44,7 +44,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -247,6 +247,9 @@ impl ProxyHttp for Gateway {
             return Err(Error::new_up(ErrorType::HTTPStatus(401)));
         }
         ctx.upstream_answered.get_or_insert_with(Instant::now);
+        if !downstream::has_one_end(response) {
+            return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
+        }
         if ctx.renew_refused_token(response).await {
             return Err(Error::new_up(TOKEN_RENEWED));
         }
@@ -293,6 +296,9 @@ impl ProxyHttp for Gateway {
             downstream::rewrite(response, &ctx.state, forward, ctx.cors.as_ref());
         }
         downstream::add_cookies(response, cookies);
+        if session.req_header().version == Version::HTTP_10 && downstream::end_by_closing(response) {
+            session.set_keepalive(None);
+        }
         Ok(())
     }
 

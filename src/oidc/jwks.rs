@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::error::{Fault, ProviderError};
 use super::json;
 use super::jwt::{Algorithm, Claims, PublicKey, Unverified, Verified};
+use super::settings::tenant;
 
 /// A set with more entries is not a provider's: it is refused as a whole.
 const MAX_KEYS: usize = 256;
@@ -27,13 +28,24 @@ pub struct Key {
     kid: Option<String>,
     /// The JWK's own `alg`, which then is the only one that the key serves.
     alg: Option<Algorithm>,
+    /// Whose tokens it signs, where a set says so: see [`KeySet::keep_apart`].
+    issuer: Option<String>,
     public: PublicKey,
+}
+
+impl Key {
+    fn signs_for(&self, claims: &Claims) -> bool {
+        let Some(issuer) = &self.issuer else { return true };
+        claims.get("iss").and_then(Value::as_str).is_some_and(|iss| iss == issuer || tenant(issuer, iss).is_some())
+    }
 }
 
 /// The usable keys of a set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeySet {
     keys: Vec<Key>,
+    /// Whether each key counts for its own issuer only.
+    apart: bool,
 }
 
 impl KeySet {
@@ -48,7 +60,14 @@ impl KeySet {
         if entries.len() > MAX_KEYS {
             return Err(Fault("jwks"));
         }
-        Ok(Self { keys: entries.iter().filter_map(|entry| key(entry.as_object()?)).collect() })
+        Ok(Self { keys: entries.iter().filter_map(|entry| key(entry.as_object()?)).collect(), apart: false })
+    }
+
+    /// The set that the tenants of a provider share: a key that names an issuer signs for that one only. Entra has keys
+    /// there that are for personal accounts alone; what they sign is no token of a company's tenant.
+    #[must_use]
+    pub fn keep_apart(self) -> Self {
+        Self { apart: true, ..self }
     }
 
     /// How many keys are usable.
@@ -63,7 +82,7 @@ impl KeySet {
 
     #[cfg(test)]
     pub(super) fn verify_for_test(&self, token: &Unverified<'_>, algorithm: Algorithm) -> bool {
-        token.verify(algorithm, self.candidates(None, algorithm).1).is_ok()
+        self.verify(token, algorithm).1.is_ok()
     }
 
     /// Whether any key can verify signatures of `algorithm`.
@@ -71,8 +90,24 @@ impl KeySet {
         !self.candidates(None, algorithm).1.is_empty()
     }
 
+    /// Whether the token means a key by name, and what comes of verifying it.
+    fn verify(&self, token: &Unverified<'_>, algorithm: Algorithm) -> (bool, Result<Verified<Claims>, Fault>) {
+        let (by_name, candidates) = self.candidates(token.header().kid.as_deref(), algorithm);
+        let mut verdict = Err(Fault("signature"));
+        for key in candidates {
+            verdict = token.verify(algorithm, [&key.public]).and_then(|verified| {
+                let foreign = self.apart && !key.signs_for(verified.get());
+                if foreign { Err(Fault("key_issuer")) } else { Ok(verified) }
+            });
+            if !matches!(verdict, Err(Fault("signature" | "key_issuer"))) {
+                break;
+            }
+        }
+        (by_name, verdict)
+    }
+
     /// The keys that may have signed a token with this header, and whether they were meant by name.
-    fn candidates(&self, kid: Option<&str>, algorithm: Algorithm) -> (bool, Vec<&PublicKey>) {
+    fn candidates(&self, kid: Option<&str>, algorithm: Algorithm) -> (bool, Vec<&Key>) {
         let fit = |key: &&Key| key.public.fits(algorithm) && key.alg.is_none_or(|alg| alg == algorithm);
         let fitting = || self.keys.iter().filter(fit);
         let named: Vec<_> = fitting().filter(|key| kid.is_some() && key.kid.as_deref() == kid).collect();
@@ -83,7 +118,7 @@ impl KeySet {
             Some(_) => fitting().filter(|key| key.kid.is_none()).collect(),
             None => fitting().collect(),
         };
-        (by_name, keys.into_iter().take(MAX_TRIES).map(|key| &key.public).collect())
+        (by_name, keys.into_iter().take(MAX_TRIES).collect())
     }
 }
 
@@ -120,7 +155,13 @@ fn key(jwk: &Map<String, Value>) -> Option<Key> {
         ("OKP", Some("Ed25519")) => PublicKey::Ed25519(bytes("x").filter(|x| x.len() == 32)?),
         _ => return None,
     };
-    alg.is_none_or(|alg| public.fits(alg)).then_some(Key { kid: optional("kid")?.map(str::to_owned), alg, public })
+    let issuer = jwk.get("issuer").and_then(Value::as_str).map(str::to_owned);
+    alg.is_none_or(|alg| public.fits(alg)).then_some(Key {
+        kid: optional("kid")?.map(str::to_owned),
+        alg,
+        issuer,
+        public,
+    })
 }
 
 fn trimmed(mut number: Vec<u8>) -> Vec<u8> {
@@ -234,8 +275,8 @@ impl Keys {
         algorithm: Algorithm,
         keys: &KeySet,
     ) -> Result<Result<Verified<Claims>, Fault>, Fault> {
-        let (by_name, candidates) = keys.candidates(token.header().kid.as_deref(), algorithm);
-        match token.verify(algorithm, candidates) {
+        let (by_name, verdict) = keys.verify(token, algorithm);
+        match verdict {
             Ok(verified) => {
                 self.spent.store(false, Ordering::Release);
                 Ok(Ok(verified))

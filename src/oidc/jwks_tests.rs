@@ -11,7 +11,7 @@ use crate::oidc::testing::{Signer, b64};
 impl KeySet {
     /// For the tests of signatures.
     pub(in crate::oidc) fn public_keys(&self, algorithm: Algorithm) -> Vec<PublicKey> {
-        self.candidates(None, algorithm).1.into_iter().cloned().collect()
+        self.candidates(None, algorithm).1.into_iter().map(|key| key.public.clone()).collect()
     }
 }
 
@@ -75,6 +75,30 @@ fn extra_members_are_ignored() {
     jwk["use"] = json!("sig");
     jwk["key_ops"] = json!(["sign", "verify"]);
     assert_eq!(set(&[jwk]), set(&[rsa.jwk()]));
+}
+
+/// Where tenants share a set, a key that names an issuer signs for no other; else that member means nothing.
+#[test]
+fn keys_of_a_shared_set_are_kept_apart() {
+    let signer = Signer::new(Algorithm::Es256, Some("k"));
+    let token = |iss: &str| signer.sign(&json!({"iss": iss}));
+    let (one, other) = ("https://op.example/t-1/v2.0", "https://op.example/t-2/v2.0");
+    let verdict = |keys: &KeySet, iss: &str| {
+        let token = token(iss);
+        keys.verify(&Unverified::parse(&token).unwrap(), Algorithm::Es256).1.map(drop)
+    };
+    let of = |issuer: &str| with(signer.jwk(), "issuer", json!(issuer));
+    for (keys, one_is, other_is) in [
+        (vec![signer.jwk()], Ok(()), Ok(())),
+        (vec![of("https://op.example/{tenantid}/v2.0")], Ok(()), Ok(())),
+        (vec![of(one)], Ok(()), Err(Fault("key_issuer"))),
+        (vec![of(other), of(one)], Ok(()), Ok(())),
+        (vec![of("https://other.example/{tenantid}/v2.0")], Err(Fault("key_issuer")), Err(Fault("key_issuer"))),
+    ] {
+        assert_eq!(verdict(&set(&keys), other), Ok(()), "a set of one issuer");
+        let shared = set(&keys).keep_apart();
+        assert_eq!((verdict(&shared, one), verdict(&shared, other)), (one_is, other_is), "{keys:?}");
+    }
 }
 
 /// KEY-09: monstrous and odd documents.

@@ -300,7 +300,7 @@ impl Provider {
     }
 
     fn key_source(&self, metadata: &Arc<ProviderMetadata>) -> KeySource<'_> {
-        KeySource { client: &self.client, metadata: Arc::clone(metadata) }
+        KeySource { client: &self.client, metadata: Arc::clone(metadata), apart: self.settings.has_tenants() }
     }
 
     async fn verify(&self, metadata: &Arc<ProviderMetadata>, token: &str) -> Result<Verified<Claims>, ProviderError> {
@@ -915,6 +915,8 @@ fn userinfo_members(answer: &Answer) -> Result<Claims, ProviderError> {
 struct KeySource<'a> {
     client: &'a Client,
     metadata: Arc<ProviderMetadata>,
+    /// Tenants share the set.
+    apart: bool,
 }
 
 #[async_trait]
@@ -923,7 +925,8 @@ impl FetchKeys for KeySource<'_> {
         let url = self.metadata.jwks.as_ref().ok_or(ProviderError::Refused { reason: "jwks_uri" })?;
         let answer = self.client.get("jwks", url, None).await;
         let answer = document(answer.map_err(CallError::of_read)?)?;
-        KeySet::parse(&answer.body).map_err(|Fault(reason)| ProviderError::Refused { reason })
+        let keys = KeySet::parse(&answer.body).map_err(|Fault(reason)| ProviderError::Refused { reason })?;
+        Ok(if self.apart { keys.keep_apart() } else { keys })
     }
 }
 

@@ -209,15 +209,27 @@ impl Settings {
     /// Whether this `iss` is our provider's. With a template the tenant must be one that may come; a token says it in
     /// `tid` too, and then both must agree.
     pub fn is_issuer(&self, iss: &str, tid: Option<&str>) -> bool {
-        let Some((before, after)) = self.issuer.split_once(TENANT) else { return iss == self.issuer };
-        let tenant = iss.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
-        tenant.is_some_and(|tenant| {
-            !tenant.is_empty()
-                && tenant.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-                && tid.is_none_or(|tid| tid == tenant)
+        if !self.has_tenants() {
+            return iss == self.issuer;
+        }
+        tenant(&self.issuer, iss).is_some_and(|tenant| {
+            tid.is_none_or(|tid| tid == tenant)
                 && (self.allowed_tenants.is_empty() || self.allowed_tenants.iter().any(|allowed| allowed == tenant))
         })
     }
+
+    /// Whether the issuer stands for those of many tenants.
+    pub fn has_tenants(&self) -> bool {
+        self.issuer.contains(TENANT)
+    }
+}
+
+/// The tenant whose issuer this is, by a template.
+pub(super) fn tenant<'i>(template: &str, iss: &'i str) -> Option<&'i str> {
+    let (before, after) = template.split_once(TENANT)?;
+    let tenant = iss.strip_prefix(before)?.strip_suffix(after)?;
+    let plain = tenant.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    (plain && !tenant.is_empty()).then_some(tenant)
 }
 
 impl fmt::Debug for Settings {

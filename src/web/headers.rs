@@ -51,6 +51,18 @@ pub fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
+/// Whether `Content-Length` is absent, or one number in the one way to write it. The libraries below take repeated fields,
+/// lists and leading zeros as long as they agree, and would pass them on to somebody who reads them otherwise.
+pub fn has_plain_length(headers: &HeaderMap) -> bool {
+    let mut fields = headers.get_all(header::CONTENT_LENGTH).iter();
+    let (length, more) = (fields.next(), fields.next());
+    more.is_none()
+        && length.is_none_or(|length| {
+            let digits = length.as_bytes();
+            digits == b"0" || (!digits.starts_with(b"0") && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
+        })
+}
+
 /// Fields that a client must not send upstream: credentials, and what only a proxy may say. Identity headers of the
 /// configuration come on top ([`folds_to`]). `Cookie`, `X-Request-Id` and `traceparent` are judged by their values.
 pub fn is_removed_from_client(name: &str) -> bool {
@@ -210,6 +222,21 @@ mod tests {
             assert!(is_hop_by_hop(name), "{name}");
         }
         assert!(!is_hop_by_hop("set-cookie"));
+    }
+
+    #[test]
+    fn http_02_03_a_length_is_said_once_and_in_one_way() {
+        let plain = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(value));
+            }
+            has_plain_length(&headers)
+        };
+        assert!(plain(&[]) && plain(&["0"]) && plain(&["10"]));
+        for odd in [&["5", "5"][..], &["5, 5"], &["05"], &["00"], &["+5"], &["-0"], &["0x5"], &[""], &["5 "]] {
+            assert!(!plain(odd), "{odd:?}");
+        }
     }
 
     #[test]
