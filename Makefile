@@ -36,7 +36,10 @@ kit: kit-built ## the SPA kit, also into the demo's page
 kit-built: $(KIT)/node_modules
 	npm --prefix $(KIT) run --silent build
 
-NODE_TEST = SIDEGATE_BIN=$(abspath $(BINARY)) node --test --test-concurrency=1 --test-reporter=spec
+# Whatever hangs comes to an end: a file of tests, its hooks too, after 45 minutes (the first time a server is built
+# there), and with a file's last test what it has left running.
+NODE_TEST = SIDEGATE_BIN=$(abspath $(BINARY)) node --test --test-concurrency=1 --test-reporter=spec \
+  --test-timeout=2700000 --test-force-exit
 
 test-outer: $(OUTER)/node_modules kit-built ## the binary, real providers and a real browser
 	cargo build --locked

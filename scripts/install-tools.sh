@@ -17,7 +17,7 @@ need() { # need NAME PACKAGE COMMAND...: one of the commands must exist
 }
 
 node_is_new_enough() {
-  command -v node >/dev/null 2>&1 && node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 20 ? 0 : 1)'
+  node --test-force-exit -e 0 >/dev/null 2>&1
 }
 
 look_for() {
@@ -38,7 +38,7 @@ look_for() {
         need npm npm npm
         # Not on everybody's path, where Debian puts it.
         PATH=$PATH:/usr/sbin need nginx nginx-light nginx
-        node_is_new_enough || { missing+=('Node.js 20 or newer'); packages+=(nodejs); }
+        node_is_new_enough || { missing+=('Node.js 22 or newer, or 20.14'); packages+=(nodejs); }
         ;;
       servers)
         # What brings and runs the providers of the outer tests. Go is not among them: a distribution's is often too

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::client::{Ask, Browser, Initiator};
 use support::gateway::{Gateway, set};
-use support::inside::Inside;
+use support::inside::Rig;
 use support::provider::{Endpoint, LogoutFault, ProviderDouble, Verdict};
 use support::text;
 use support::upstream::{Script, Upstream};
@@ -27,25 +27,17 @@ fn both_on(config: &mut Table) {
     set(config, "logout.frontchannel", "true");
 }
 
-struct Rig {
-    provider: ProviderDouble,
-    upstream: Upstream,
-    gateway: Inside,
-}
-
 impl Rig {
-    async fn start() -> Self {
-        Self::with(|_| {}).await
+    async fn listening() -> Self {
+        Self::listening_with(|_| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut Table)) -> Self {
-        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-        let gateway = Inside::start_with(&provider, &upstream, |config| {
+    async fn listening_with(change: impl FnOnce(&mut Table)) -> Self {
+        Self::with(|config| {
             both_on(config);
             change(config);
         })
-        .await;
-        Self { provider, upstream, gateway }
+        .await
     }
 
     /// A browser that is signed in, and the provider's name of that session.
@@ -95,7 +87,7 @@ fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
 /// BCL-05: a session that the provider ends while its code is being exchanged is over before it has begun.
 #[tokio::test]
 async fn a_logout_during_the_exchange_counts() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let hold = rig.provider.hold_token_answers();
     let browser = rig.gateway.browser();
     let tab = browser.clone();
@@ -115,7 +107,7 @@ async fn a_logout_during_the_exchange_counts() {
 /// cookie, and the answer is as the specification wants it.
 #[tokio::test]
 async fn a_logout_token_ends_the_session() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     let copy = browser.fork();
     let reply = rig.send(&rig.provider.logout_token(Some("alice-4711"), Some(&sid), None)).await;
@@ -143,7 +135,7 @@ async fn a_logout_token_ends_the_session() {
 /// the same body, and ends nothing. What is only unusual is taken.
 #[tokio::test]
 async fn bcl_01_bcl_02_a_token_that_does_not_hold_ends_nothing() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     let mut bodies = Vec::new();
     for fault in LogoutFault::ALL.iter().filter(|fault| fault.verdict() == Verdict::Refused) {
@@ -152,6 +144,7 @@ async fn bcl_01_bcl_02_a_token_that_does_not_hold_ends_nothing() {
         bodies.push(reply.body);
         assert!(rig.alive(&browser).await, "{fault:?}");
     }
+    rig.gateway.catch_up(&rig.provider);
     let odd = [
         ("typ", json!("id_token+jwt")),
         ("iat", json!(rig.provider.now() - 330)),
@@ -207,7 +200,7 @@ async fn bcl_01_bcl_02_a_token_that_does_not_hold_ends_nothing() {
 /// BCL-03: a token is good once: what comes again ends no later session, and neither does an old one.
 #[tokio::test]
 async fn bcl_03_a_replay_ends_no_later_session() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (first, _) = rig.signed_in().await;
     let token = rig.provider.logout_token(Some("alice-4711"), None, None);
     assert_eq!(rig.send(&token).await.status, 200);
@@ -227,7 +220,7 @@ async fn bcl_03_a_replay_ends_no_later_session() {
 /// BCL-04: one form, POST, one token; whatever else the request carries does not matter.
 #[tokio::test]
 async fn bcl_04_only_a_form_with_one_token() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     let good = || text::form(&[("logout_token", &rig.provider.logout_token(None, Some(&sid), None))]);
     let get = rig.post("GET", FORM, b"").await;
@@ -264,7 +257,7 @@ async fn bcl_04_only_a_form_with_one_token() {
 /// BCL-10: the body is bounded, announced or not, and a body that does not end is not waited for.
 #[tokio::test]
 async fn bcl_10_the_body_is_bounded() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let large = format!("logout_token={}", "x".repeat(1 << 20));
     assert_eq!(rig.post("POST", FORM, large.as_bytes()).await.status, 413);
     let host = rig.gateway.public_url.trim_start_matches("http://").to_owned();
@@ -292,7 +285,7 @@ async fn bcl_10_the_body_is_bounded() {
 /// front-channel requests are limited as such. Good tokens are not counted.
 #[tokio::test]
 async fn bcl_10_a_flood_is_turned_away() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     for _ in 0..150 {
         assert_eq!(rig.send(&rig.provider.logout_token(None, Some("unheard-of"), None)).await.status, 200);
@@ -321,7 +314,7 @@ async fn bcl_10_a_flood_is_turned_away() {
 /// BCL-05, ASVS-7.4.1: `sid` ends one session, `sub` alone all of the user, and nobody else's.
 #[tokio::test]
 async fn bcl_05_the_right_sessions_and_only_those() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (one, sid_of_one) = rig.signed_in().await;
     let (two, _) = rig.signed_in().await;
     rig.provider.set(|s| s.sub = "bob-0815".to_owned());
@@ -347,7 +340,7 @@ async fn bcl_05_the_right_sessions_and_only_those() {
 /// a cookie.
 #[tokio::test]
 async fn a_refresh_under_way_brings_nothing_back() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     let copy = browser.fork();
     rig.gateway.advance(&rig.provider, 3600);
@@ -367,7 +360,7 @@ async fn a_refresh_under_way_brings_nothing_back() {
 /// The same when the refresh began because the app refused the token: the app's answer stays, and nothing is sent again.
 #[tokio::test]
 async fn a_refused_token_is_not_replaced_once_the_session_has_ended() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     rig.upstream.otherwise(Script::invalid_token());
     let hold = rig.provider.hold_token_endpoint();
@@ -385,7 +378,7 @@ async fn a_refused_token_is_not_replaced_once_the_session_has_ended() {
 /// KEY-06, DOS-14: a key that was rotated in between is looked for; forged tokens cause no flood of look-ups.
 #[tokio::test]
 async fn key_06_an_unknown_key_is_looked_for_once() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     rig.provider.rotate_keys();
     let before = rig.provider.calls_to(Endpoint::Jwks).len();
@@ -403,7 +396,7 @@ async fn key_06_an_unknown_key_is_looked_for_once() {
 /// Contract 2.9: what is off is not there.
 #[tokio::test]
 async fn off_is_404() {
-    let rig = Rig::with(|config| {
+    let rig = Rig::listening_with(|config| {
         set(config, "logout.backchannel", "false");
         set(config, "logout.frontchannel", "false");
     })
@@ -420,7 +413,7 @@ async fn off_is_404() {
 /// WS-06, contract 5: tunnels and streams of the session end, `/auth/events` says so; others go on.
 #[tokio::test]
 async fn ws_06_what_is_open_ends_with_the_session() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     let (other, _) = rig.signed_in().await;
     let mut socket = browser.websocket("/api/ws", Initiator::SameOrigin).await.expect("a tunnel");
@@ -441,7 +434,7 @@ async fn ws_06_what_is_open_ends_with_the_session() {
 /// although no cookie comes along, tells the provider nothing, and nobody else may frame it.
 #[tokio::test]
 async fn fcl_01_a_frame_of_the_provider_ends_the_session() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     let (other, _) = rig.signed_in().await;
     let calls = rig.provider.calls().len();
@@ -461,7 +454,7 @@ async fn fcl_01_a_frame_of_the_provider_ends_the_session() {
 /// oidcc-client-test-rp-frontchannel-rpinitlogout: another issuer, another session or half a name ends nothing.
 #[tokio::test]
 async fn a_front_channel_request_needs_issuer_and_sid() {
-    let rig = Rig::start().await;
+    let rig = Rig::listening().await;
     let (browser, sid) = rig.signed_in().await;
     let iss = rig.provider.issuer.as_str();
     for (pairs, status) in [

@@ -6,7 +6,6 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 use support::client::Browser;
@@ -14,6 +13,7 @@ use support::gateway::{config, free_port, set};
 use support::provider::{Endpoint, ProviderDouble};
 use support::text::unb64u;
 use support::upstream::Upstream;
+use support::wait::until;
 use toml::Table;
 
 fn sidegate() -> Command {
@@ -244,15 +244,7 @@ async fn the_demo_runs() {
     let url = format!("http://localhost:{port}");
     assert!(said.contains(&url) && said.contains('@'), "{said}");
     let browser = Browser::new(&url);
-    let mut page = browser.navigate("/").await;
-    for _ in 0..500 {
-        if page.status == 200 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        page = browser.navigate("/").await;
-    }
-    assert_eq!(page.status, 200, "{page:?}");
+    until("the page is there", async || browser.navigate("/").await.status == 200).await;
     assert_eq!(browser.session().await["authenticated"], false);
     assert_eq!(browser.fetch("/api/x").await.status, 401);
     let id = i32::try_from(child.0.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();

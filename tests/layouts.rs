@@ -6,15 +6,16 @@
 
 mod support;
 
-use std::time::Duration;
+use std::cell::Cell;
 
 use serde_json::json;
 use support::client::{Ask, Browser, Initiator, Response, SameSite};
 use support::gateway::{Gateway, set};
-use support::inside::Inside;
+use support::inside::{Inside, Rig};
 use support::provider::{Endpoint, Outage, ProviderDouble, Rotation};
 use support::redis::Redis;
 use support::upstream::Upstream;
+use support::wait::until;
 use toml::Table;
 
 const SESSION: &str = "sidegate";
@@ -22,12 +23,6 @@ const REFRESH: &str = "sidegate-refresh";
 const MARKER: &str = "sidegate-verify";
 /// The access tokens of the double live for an hour.
 const HOUR: u64 = 3600;
-
-struct Rig {
-    provider: ProviderDouble,
-    upstream: Upstream,
-    gateway: Inside,
-}
 
 fn single(_: &mut Table) {}
 
@@ -46,14 +41,6 @@ fn kept_in(redis: &Redis) -> impl FnOnce(&mut Table) {
 }
 
 impl Rig {
-    /// Before a provider that ends the whole session when a refresh token comes twice.
-    async fn start(change: impl FnOnce(&mut Table)) -> Self {
-        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-        provider.set(|s| s.rotation = Rotation::Family);
-        let gateway = Inside::start_with(&provider, &upstream, change).await;
-        Self { provider, upstream, gateway }
-    }
-
     fn expire_token(&self) {
         self.gateway.advance(&self.provider, HOUR);
     }
@@ -66,16 +53,6 @@ impl Rig {
     /// Token requests for refreshes, and refresh tokens that came twice.
     fn spent(&self) -> (usize, u32) {
         (self.provider.refreshes(), self.provider.reuse_alarms())
-    }
-
-    async fn reaches(&self, metric: &str, value: f64) {
-        for _ in 0..2000 {
-            if self.gateway.metric(metric, &[]) >= value {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("{metric} stays at {}", self.gateway.metric(metric, &[]));
     }
 }
 
@@ -94,7 +71,7 @@ fn sets(answer: &Response, name: &str) -> bool {
 // -- The three stampedes, in every form ----------------------------------------------------------------------------
 
 async fn fifty_at_once(change: impl FnOnce(&mut Table)) {
-    let rig = Rig::start(change).await;
+    let rig = Rig::strict(change).await;
     let browser = rig.gateway.signed_in().await;
     for round in 1..=3 {
         rig.expire_token();
@@ -104,7 +81,7 @@ async fn fifty_at_once(change: impl FnOnce(&mut Table)) {
             let browser = browser.clone();
             async move { browser.fetch_many("/api/x", 50).await }
         });
-        rig.reaches("sidegate_refresh_joined_total", joined + 49.0).await;
+        rig.gateway.reaches("sidegate_refresh_joined_total", joined + 49.0).await;
         hold.release();
         let answers = burst.await.unwrap();
         assert_eq!(answers.iter().filter(|answer| rig.is_live(answer)).count(), 50, "round {round}");
@@ -114,7 +91,7 @@ async fn fifty_at_once(change: impl FnOnce(&mut Table)) {
 }
 
 async fn a_late_answer(change: impl FnOnce(&mut Table)) {
-    let rig = Rig::start(change).await;
+    let rig = Rig::strict(change).await;
     let browser = rig.gateway.signed_in().await;
     rig.expire_token();
     let hold = rig.provider.hold_token_answers();
@@ -125,7 +102,7 @@ async fn a_late_answer(change: impl FnOnce(&mut Table)) {
     let first = burst(25);
     hold.wait_for(1).await;
     let second = burst(25);
-    rig.reaches("sidegate_refresh_joined_total", 49.0).await;
+    rig.gateway.reaches("sidegate_refresh_joined_total", 49.0).await;
     hold.release();
     let answers = [first.await.unwrap(), second.await.unwrap()].concat();
     assert_eq!(answers.iter().filter(|answer| rig.is_live(answer)).count(), 50);
@@ -135,7 +112,7 @@ async fn a_late_answer(change: impl FnOnce(&mut Table)) {
 }
 
 async fn a_client_that_leaves(change: impl FnOnce(&mut Table)) {
-    let rig = Rig::start(change).await;
+    let rig = Rig::strict(change).await;
     let browser = rig.gateway.signed_in().await;
     for (round, after_commit) in [(1, true), (2, false)] {
         rig.expire_token();
@@ -218,7 +195,7 @@ async fn a_client_that_leaves_loses_nothing_in_redis() {
 /// COOKIE-01, COOKIE-12, COOKIE-13, BFF-07: what the browser gets, where it sends it, and that a logout takes it all.
 #[tokio::test]
 async fn the_refresh_token_travels_below_the_prefix_only() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let browser = rig.gateway.signed_in().await;
     assert_eq!(ours(&browser), [SESSION, REFRESH]);
     let jar = browser.jar();
@@ -229,7 +206,7 @@ async fn the_refresh_token_travels_below_the_prefix_only() {
     }
     assert!(refresh.max_age.unwrap() > 0 && refresh.max_age.unwrap() <= 12 * 3600);
     let whole = {
-        let rig = Rig::start(single).await;
+        let rig = Rig::strict(single).await;
         rig.gateway.signed_in().await.cookie(SESSION).unwrap().len()
     };
     assert!(session.value.len() < whole, "{} to {whole}", session.value.len());
@@ -254,7 +231,7 @@ async fn the_refresh_token_travels_below_the_prefix_only() {
 /// Contract 3: an expired token is answered with a 307 below the prefix, and a 307 back; method and body survive.
 #[tokio::test]
 async fn an_expired_token_is_fetched_by_way_of_the_prefix() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let browser = rig.gateway.signed_in().await;
     let long = "x".repeat(200_000);
     for (round, ask) in [
@@ -294,7 +271,7 @@ async fn an_expired_token_is_fetched_by_way_of_the_prefix() {
 /// Contract 2.6, 3: what cannot be sent again gets 401 and clears nothing; the page fetches the token by itself.
 #[tokio::test]
 async fn what_cannot_be_sent_again_is_told_so() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let browser = rig.gateway.signed_in().await;
     rig.expire_token();
     rig.upstream.forget();
@@ -327,7 +304,7 @@ async fn what_cannot_be_sent_again_is_told_so() {
 /// Contract 3: an expired access token with a live refresh token counts as authenticated.
 #[tokio::test]
 async fn the_session_endpoint_knows_of_the_refresh_token() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let browser = rig.gateway.signed_in().await;
     rig.expire_token();
     let told = browser.session().await;
@@ -345,7 +322,7 @@ async fn the_session_endpoint_knows_of_the_refresh_token() {
 /// A sibling site can plant a cookie under that name, with a refresh token of its own that was validly sealed.
 #[tokio::test]
 async fn a_foreign_refresh_cookie_does_not_count() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let (victim, attacker) = (rig.gateway.signed_in().await, rig.gateway.signed_in().await);
     let planted = attacker.cookie(REFRESH).unwrap();
     let header = |own: Option<String>| {
@@ -378,7 +355,7 @@ async fn a_foreign_refresh_cookie_does_not_count() {
 /// A refresh cookie that the browser lost: the session goes on to its token's end, and no further.
 #[tokio::test]
 async fn without_the_refresh_cookie_the_session_ends_with_its_token() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let browser = rig.gateway.signed_in().await;
     browser.with_jar(|jar| jar.remove(REFRESH));
     assert!(rig.is_live(&browser.fetch("/api/x").await));
@@ -397,7 +374,7 @@ async fn without_the_refresh_cookie_the_session_ends_with_its_token() {
 #[tokio::test]
 async fn cookies_of_two_answers_are_set_right_by_a_refresh() {
     for kept in [SESSION, REFRESH] {
-        let rig = Rig::start(split).await;
+        let rig = Rig::strict(split).await;
         let browser = rig.gateway.signed_in().await;
         let old = browser.jar().get(kept).unwrap().clone();
         rig.expire_token();
@@ -418,7 +395,7 @@ async fn cookies_of_two_answers_are_set_right_by_a_refresh() {
 /// The provider says that it is over, or does not answer.
 #[tokio::test]
 async fn the_way_round_tells_how_it_went() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let browser = rig.gateway.signed_in().await;
     rig.expire_token();
     rig.provider.set(|s| s.fail_refresh(Outage::Status(503)));
@@ -444,7 +421,7 @@ async fn the_way_round_tells_how_it_went() {
 /// BFF-19: before the way round and after it the request is judged like any other; the way itself needs a pass.
 #[tokio::test]
 async fn the_way_round_opens_nothing() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let (browser, other) = (rig.gateway.signed_in().await, rig.gateway.signed_in().await);
     rig.expire_token();
     rig.upstream.forget();
@@ -480,7 +457,7 @@ async fn the_way_round_opens_nothing() {
 /// A browser that never comes back with the new cookie is not led round for ever.
 #[tokio::test]
 async fn the_way_round_has_an_end() {
-    let rig = Rig::start(split).await;
+    let rig = Rig::strict(split).await;
     let browser = rig.gateway.signed_in().await;
     rig.expire_token();
     for _ in 0..3 {
@@ -498,7 +475,7 @@ async fn the_way_round_has_an_end() {
 /// With `idle_timeout` the last use is sealed in the session alone; the refresh token lasts as long.
 #[tokio::test]
 async fn use_keeps_both_cookies_alive() {
-    let rig = Rig::start(|table| {
+    let rig = Rig::strict(|table| {
         split(table);
         set(table, "session.idle_timeout", "\"30m\"");
     })
@@ -519,7 +496,7 @@ async fn use_keeps_both_cookies_alive() {
 /// A table for `refresh first` on one route.
 #[tokio::test]
 async fn a_route_that_wants_a_fresh_token_gets_one() {
-    let rig = Rig::start(|table| {
+    let rig = Rig::strict(|table| {
         split(table);
         let routes = table["route"].as_array_mut().unwrap();
         let mut fresh = routes[0].clone();
@@ -543,7 +520,7 @@ async fn a_route_that_wants_a_fresh_token_gets_one() {
 #[tokio::test]
 async fn the_browser_has_a_ticket_only() {
     let redis = Redis::start().await;
-    let rig = Rig::start(kept_in(&redis)).await;
+    let rig = Rig::strict(kept_in(&redis)).await;
     let browser = rig.gateway.signed_in().await;
     assert_eq!(ours(&browser), [SESSION]);
     let ticket = browser.jar().get(SESSION).unwrap().clone();
@@ -577,7 +554,7 @@ async fn the_browser_has_a_ticket_only() {
 #[tokio::test]
 async fn while_redis_is_away_sessions_wait() {
     let redis = Redis::start().await;
-    let rig = Rig::start(kept_in(&redis)).await;
+    let rig = Rig::strict(kept_in(&redis)).await;
     let browser = rig.gateway.signed_in().await;
     redis.stop();
     rig.upstream.forget();
@@ -601,7 +578,7 @@ async fn while_redis_is_away_sessions_wait() {
 #[tokio::test]
 async fn replicas_share_the_sessions_in_redis() {
     let redis = Redis::start().await;
-    let rig = Rig::start(kept_in(&redis)).await;
+    let rig = Rig::strict(kept_in(&redis)).await;
     let mut other = rig.gateway.config.clone();
     set(&mut other, "server.listen", &format!("\"127.0.0.1:{}\"", support::gateway::free_port()));
     let second = Inside::run(other).await;
@@ -621,7 +598,7 @@ async fn replicas_share_the_sessions_in_redis() {
 async fn use_keeps_a_session_in_redis_alive() {
     let redis = Redis::start().await;
     let keep = kept_in(&redis);
-    let rig = Rig::start(|table| {
+    let rig = Rig::strict(|table| {
         keep(table);
         set(table, "session.idle_timeout", "\"10m\"");
     })
@@ -643,7 +620,7 @@ async fn use_keeps_a_session_in_redis_alive() {
 #[tokio::test]
 async fn a_new_login_removes_the_old_session_from_redis() {
     let redis = Redis::start().await;
-    let rig = Rig::start(kept_in(&redis)).await;
+    let rig = Rig::strict(kept_in(&redis)).await;
     let browser = rig.gateway.signed_in().await;
     let old = browser.fork();
     browser.login("/").await;
@@ -658,7 +635,7 @@ async fn a_new_login_removes_the_old_session_from_redis() {
 /// No session is lost when the layout changes, in either direction; it takes the new form at the next write.
 #[tokio::test]
 async fn a_session_goes_from_one_layout_to_the_other() {
-    let rig = Rig::start(single).await;
+    let rig = Rig::strict(single).await;
     let mut other = rig.gateway.config.clone();
     split(&mut other);
     set(&mut other, "server.listen", &format!("\"127.0.0.1:{}\"", support::gateway::free_port()));
@@ -692,19 +669,15 @@ async fn the_program_itself_in_two_cookies() {
     provider.set(|s| (s.rotation, s.access_lifetime) = (Rotation::Family, 2));
     let gateway = Gateway::start_with(&provider, &upstream, split).await;
     let browser = gateway.signed_in().await;
-    let mut ways = 0;
-    for _ in 0..40 {
-        let answers = browser.fetch_many("/api/x", 4).await;
-        for answer in &answers {
+    let ways = Cell::new(0);
+    until("two tokens have ended", async || {
+        for answer in &browser.fetch_many("/api/x", 4).await {
             assert_eq!(answer.status, 200, "{answer:?}\n{}", gateway.output());
-            ways += usize::from(answer.via.len() == 2);
+            ways.set(ways.get() + usize::from(answer.via.len() == 2));
         }
-        if ways > 0 && provider.refreshes() > 1 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(ways > 0 && provider.refreshes() > 1);
+        ways.get() > 0 && provider.refreshes() > 1
+    })
+    .await;
     assert_eq!(provider.reuse_alarms(), 0);
 }
 
@@ -712,7 +685,7 @@ async fn the_program_itself_in_two_cookies() {
 #[tokio::test]
 async fn a_session_moves_from_the_cookie_into_redis() {
     let redis = Redis::start().await;
-    let rig = Rig::start(single).await;
+    let rig = Rig::strict(single).await;
     let mut other = rig.gateway.config.clone();
     kept_in(&redis)(&mut other);
     set(&mut other, "server.listen", &format!("\"127.0.0.1:{}\"", support::gateway::free_port()));

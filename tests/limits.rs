@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 
 use support::client::Ask;
 use support::exact::{FOREIGN_SCRIPT, Rig, SCRIPT, TYPED, answer, cookie_of, route, routes};
@@ -15,6 +15,7 @@ use support::gateway::{Gateway, set};
 use support::http2::{Raw, field, frame};
 use support::provider::{Endpoint, ProviderDouble};
 use support::upstream::Upstream;
+use support::wait::{eventually, until};
 use support::wire::{Conn, request_bytes};
 
 /// DOS-16, ASVS-15.2.2: a route's `rate_limit` counts by session, else by address, and says when to come again.
@@ -114,17 +115,18 @@ async fn ws_07_event_streams_of_a_session_are_bounded() {
         stream.abort();
     }
     // The gateway notices at the next write.
-    for _ in 0..200 {
-        if rig.browser.open(&Ask::fetch("/auth/events")).await.response.status == 200 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("streams that ended still count");
+    until("streams that ended count no more", async || {
+        rig.browser.open(&Ask::fetch("/auth/events")).await.response.status == 200
+    })
+    .await;
 }
 
-/// An upstream whose one answer has no end: tells how much it could send before nobody took more for a while.
-async fn endless() -> (u16, oneshot::Receiver<usize>) {
+/// More than the kernel and a gateway that gathers nothing can hold.
+const TOO_MUCH: usize = 512 << 20;
+
+/// An upstream whose answer to the first `/big` has no end. Tells how much it could send before nobody took more for that
+/// long, or before the connection was gone.
+async fn endless(patience: Duration) -> (u16, oneshot::Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let (told, sent) = oneshot::channel();
@@ -140,11 +142,10 @@ async fn endless() -> (u16, oneshot::Receiver<usize>) {
             let Some(told) = told.take() else { continue };
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n").await;
             let (piece, mut sent) = (vec![b'x'; 64 * 1024], 0);
-            while let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(700), stream.write(&piece)).await {
+            while sent < TOO_MUCH
+                && let Ok(Ok(n)) = tokio::time::timeout(patience, stream.write(&piece)).await
+            {
                 sent += n;
-                if sent > 512 << 20 {
-                    break;
-                }
             }
             let _ = told.send(sent);
         }
@@ -156,7 +157,7 @@ async fn endless() -> (u16, oneshot::Receiver<usize>) {
 #[tokio::test]
 async fn dos_22_a_slow_reader_holds_the_upstream_back() {
     for http2 in [false, true] {
-        let (port, sent) = endless().await;
+        let (port, sent) = endless(Duration::from_millis(700)).await;
         let rig = Rig::start(|config, _| {
             set(config, "server.h2c", "true");
             routes(config, &route("/", &format!("http://127.0.0.1:{port}"), "access = 'public'"));
@@ -180,35 +181,11 @@ async fn dos_22_a_slow_reader_holds_the_upstream_back() {
     }
 }
 
-/// An application that answers `/big` without end, and tells when its connection is gone.
-async fn unstoppable() -> (u16, oneshot::Receiver<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-    let port = listener.local_addr().expect("an address").port();
-    let (told, gone) = oneshot::channel();
-    tokio::spawn(async move {
-        let mut told = Some(told);
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut head = [0; 4096];
-            let length = stream.read(&mut head).await.unwrap_or(0);
-            if !String::from_utf8_lossy(head.get(..length).unwrap_or_default()).contains("/big") {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-                continue;
-            }
-            let Some(told) = told.take() else { continue };
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n").await;
-            let piece = vec![b'x'; 64 * 1024];
-            while stream.write_all(&piece).await.is_ok() {}
-            let _ = told.send(());
-        }
-    });
-    (port, gone)
-}
-
 /// DOS-22: a client that takes nothing of its answer for `body_idle` is cut off, and so is what the app still sends.
 #[tokio::test]
 async fn dos_22_who_takes_nothing_is_cut_off() {
     for http2 in [false, true] {
-        let (port, gone) = unstoppable().await;
+        let (port, gone) = endless(Duration::MAX).await;
         let rig = Rig::start(|config, _| {
             set(config, "server.h2c", "true");
             set(config, "limits.body_idle", "'1s'");
@@ -225,10 +202,11 @@ async fn dos_22_who_takes_nothing_is_cut_off() {
             conn = rig.gateway.dial().await;
             conn.send(&rig.gateway.bytes("GET", "/big", &[], None)).await.expect("sent");
         }
-        tokio::time::timeout(Duration::from_secs(30), gone)
+        let sent = tokio::time::timeout(Duration::from_secs(30), gone)
             .await
             .unwrap_or_else(|_| panic!("HTTP/2 {http2}: the connection to the app stays"))
             .expect("told");
+        assert!(sent < TOO_MUCH, "HTTP/2 {http2}: {sent} bytes");
     }
 }
 
@@ -290,8 +268,9 @@ async fn dos_20_without_descriptors_good_traffic_goes_on() {
     let fields = [&[("Host", host.as_str()), ("Cookie", cookie.as_str())], SCRIPT].concat();
     let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let request = request_bytes("GET", "/api/x", &fields, None);
-    let mut conn = Conn::dial(gateway.addr).await.expect("a connection");
-    let mut served = async || {
+    let conn = Mutex::new(Conn::dial(gateway.addr).await.expect("a connection"));
+    let served = async || {
+        let mut conn = conn.lock().await;
         conn.send(&request).await.expect("sent");
         assert_eq!(answer(&mut conn, "GET").await.map(|reply| reply.status), Some(200));
     };
@@ -305,14 +284,11 @@ async fn dos_20_without_descriptors_good_traffic_goes_on() {
     for _ in 0..40 {
         idle.push(TcpStream::connect(gateway.addr).await.expect("a place in the backlog"));
     }
-    for _ in 0..1000 {
+    let short = eventually(async || {
         served().await;
-        if gateway.output().contains("cannot accept") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(gateway.output().contains("cannot accept"), "descriptors are left:\n{}", gateway.output());
+        gateway.output().contains("cannot accept")
+    });
+    assert!(short.await, "descriptors are left:\n{}", gateway.output());
     for _ in 0..20 {
         served().await;
     }

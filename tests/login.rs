@@ -9,30 +9,13 @@ use std::collections::HashSet;
 use serde_json::json;
 use support::client::{Ask, Browser, Cookie, Initiator, Kind, Response, SameSite};
 use support::gateway::{Gateway, set};
-use support::inside::Inside;
+use support::inside::Rig;
 use support::provider::{AccessToken, Authorization, Endpoint, IssParameter, Outage, ProviderDouble};
 use support::text::{self, percent};
 use support::upstream::Upstream;
-use toml::Table;
 use url::Url;
 
-struct Rig {
-    provider: ProviderDouble,
-    upstream: Upstream,
-    gateway: Inside,
-}
-
 impl Rig {
-    async fn start() -> Self {
-        Self::with(|_| {}).await
-    }
-
-    async fn with(change: impl FnOnce(&mut Table)) -> Self {
-        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-        let gateway = Inside::start_with(&provider, &upstream, change).await;
-        Self { provider, upstream, gateway }
-    }
-
     /// A login up to the provider's redirect back: the callback's URL.
     async fn callback(&self, browser: &Browser, return_to: &str) -> String {
         let start = browser.start_login(return_to).await;
@@ -568,10 +551,7 @@ async fn a_callback_from_another_browser_is_not_taken() {
 #[tokio::test]
 async fn the_issuer_of_the_answer_is_checked() {
     for announced in [true, false] {
-        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-        provider.set(|s| s.announce_iss = announced);
-        let gateway = Inside::start(&provider, &upstream).await;
-        let rig = Rig { provider, upstream, gateway };
+        let rig = Rig::prepared(|provider| provider.set(|s| s.announce_iss = announced), |_, _| {}).await;
         let issuer = rig.provider.issuer.clone();
         let wrong = [
             IssParameter::Is(format!("{issuer}/")),

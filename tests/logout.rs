@@ -7,29 +7,11 @@ mod support;
 use serde_json::json;
 use support::client::{Ask, Browser, Cookie, Initiator, Response, SameSite};
 use support::gateway::set;
-use support::inside::Inside;
-use support::provider::{AccessToken, Endpoint, Grants, LogoutReturn, Moment, Outage, ProviderDouble};
+use support::inside::Rig;
+use support::provider::{AccessToken, Endpoint, Grants, LogoutReturn, Moment, Outage};
 use support::text;
-use support::upstream::Upstream;
-use toml::Table;
-
-struct Rig {
-    provider: ProviderDouble,
-    upstream: Upstream,
-    gateway: Inside,
-}
 
 impl Rig {
-    async fn start() -> Self {
-        Self::with(|_| {}).await
-    }
-
-    async fn with(change: impl FnOnce(&mut Table)) -> Self {
-        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-        let gateway = Inside::start_with(&provider, &upstream, change).await;
-        Self { provider, upstream, gateway }
-    }
-
     /// Everything that a user would take for "signed out", for this browser and for a copy of its cookies.
     async fn over(&self, browser: &Browser, copy: &Browser, what: &str) {
         assert!(browser.jar().names().iter().all(|name| !name.contains("sidegate")), "{what}: {:?}", browser.jar());
@@ -224,14 +206,12 @@ async fn a_logout_may_stay_at_home() {
     let end = browser.navigate_from(Initiator::SameOrigin, "/auth/logout/return").await;
     assert_eq!(end.url, format!("{}/bye?x=1", local.gateway.public_url));
 
-    let provider = ProviderDouble::start().await;
-    provider.set(|s| s.omit = vec!["end_session_endpoint".to_owned(), "revocation_endpoint".to_owned()]);
-    let upstream = Upstream::start().await;
-    let gateway = Inside::start_with(&provider, &upstream, |config| {
-        set(config, "logout.clear_site_data", r#"["cache", "storage"]"#);
-    })
+    let missing = ["end_session_endpoint", "revocation_endpoint"].map(str::to_owned);
+    let poor = Rig::prepared(
+        |provider| provider.set(|s| s.omit = missing.to_vec()),
+        |config, _| set(config, "logout.clear_site_data", r#"["cache", "storage"]"#),
+    )
     .await;
-    let poor = Rig { provider, upstream, gateway };
     let browser = poor.gateway.signed_in().await;
     let copy = browser.fork();
     let answer = browser.post("/auth/logout").await;

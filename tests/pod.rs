@@ -24,6 +24,7 @@ use sidegate::crypto::keyring::Key;
 use support::client::Browser;
 use support::provider::ProviderDouble;
 use support::upstream::Upstream;
+use support::wait::{PATIENCE, found};
 use support::wire::{Conn, read_reply, request_bytes};
 use tempfile::TempDir;
 use tokio::io::copy_bidirectional;
@@ -37,7 +38,6 @@ const INSIDE: &str = "SIDEGATE_TEST_POD";
 const POD_IP: [u8; 4] = [127, 0, 0, 2];
 /// The Service of the small Redis.
 const REDIS_IP: &str = "127.0.0.3";
-const PATIENCE: Duration = Duration::from_secs(30);
 
 // -- Manifests -----------------------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ fn port(container: &Value, port: &Value) -> Result<u16, String> {
 
 /// A container that runs. Killed when dropped.
 struct Running {
-    child: Child,
+    child: Mutex<Child>,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
@@ -171,7 +171,7 @@ impl Running {
         std::thread::spawn(move || {
             BufReader::new(err).lines().map_while(Result::ok).for_each(|one| complained.lock().push(one));
         });
-        Ok(Self { child, lines })
+        Ok(Self { child: Mutex::new(child), lines })
     }
 
     fn output(&self) -> String {
@@ -180,7 +180,7 @@ impl Running {
 
     /// Asks as the kubelet does until one answer is a success: as often as the probe allows, but faster. What does not
     /// take a connection yet is waited for.
-    async fn probe(&mut self, container: &Value, name: &str) -> Result<(), String> {
+    async fn probe(&self, container: &Value, name: &str) -> Result<(), String> {
         let probe = &container[name];
         let ask = &probe["httpGet"];
         let to = SocketAddr::from((POD_IP, port(container, &ask["port"])?));
@@ -204,30 +204,29 @@ impl Running {
             if seen.is_some_and(|status| (200..400).contains(&status)) {
                 return Ok(());
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await; // the probe's period
         }
         Err(format!("{name} at {to}{path}: {seen:?}\n{}", self.output()))
     }
 
     /// A connection, unless all that listens has been told and it is not there, or the program ends.
-    async fn connect(&mut self, to: SocketAddr) -> Result<Conn, String> {
-        loop {
+    async fn connect(&self, to: SocketAddr) -> Result<Conn, String> {
+        let tried = found(async || {
             let listens = self.lines.lock().iter().filter(|line| line.contains(r#""event":"listening""#)).count();
             match Conn::dial(to).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) if listens >= 2 => return Err(format!("{to}: {error}\n{}", self.output())),
+                Ok(connection) => return Some(Ok(connection)),
+                Err(error) if listens >= 2 => return Some(Err(format!("{to}: {error}\n{}", self.output()))),
                 Err(_) => {}
             }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return Err(format!("ended with {status}:\n{}", self.output()));
-            }
-            sleep(Duration::from_millis(20)).await; // the kernel does not tell when somebody listens
-        }
+            let ended = self.child.lock().try_wait().unwrap();
+            ended.map(|status| Err(format!("ended with {status}:\n{}", self.output())))
+        });
+        tried.await.unwrap_or_else(|| Err(format!("nothing listens on {to}")))
     }
 
     /// A signal to the program itself, which is the youngest descendant of the sandbox's process.
     fn signal(&self, signal: Signal) {
-        let mut id = self.child.id();
+        let mut id = self.child.lock().id();
         while let Some(child) = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))
             .ok()
             .and_then(|all| all.split_whitespace().next()?.parse().ok())
@@ -239,15 +238,10 @@ impl Running {
     }
 
     /// SIGTERM, and its exit code.
-    async fn stop(&mut self) -> Option<i32> {
+    async fn stop(&self) -> Option<i32> {
         self.signal(Signal::TERM);
-        for _ in 0..1500 {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-        panic!("still running:\n{}", self.output())
+        let ended = found(async || self.child.lock().try_wait().unwrap()).await;
+        ended.unwrap_or_else(|| panic!("still running:\n{}", self.output())).code()
     }
 }
 
@@ -255,7 +249,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // Not the sandbox first: the next pod needs the ports, so the program has to be gone when this returns.
         self.signal(Signal::KILL);
-        let _ = self.child.wait();
+        let _ = self.child.get_mut().wait();
     }
 }
 
@@ -356,8 +350,7 @@ async fn comes_up(manifest: &Manifest) -> Result<(), String> {
 
     let sidegate = containers(pod).find(|one| one["name"] == "sidegate").unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_sidegate"));
-    let mut running =
-        Running::start(program, "/usr/local/bin/sidegate", &["run"], pod, sidegate, volumes.path(), &hosts)?;
+    let running = Running::start(program, "/usr/local/bin/sidegate", &["run"], pod, sidegate, volumes.path(), &hosts)?;
     running.probe(sidegate, "startupProbe").await?;
 
     // Only now the app, which listens where the manifest tells it to.

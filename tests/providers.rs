@@ -12,6 +12,7 @@ use support::provider::{Dpop, Endpoint, IssParameter, ProviderDouble, Rotation};
 use support::redis::Redis;
 use support::text::{self, percent};
 use support::upstream::Upstream;
+use support::wait::until;
 use support::wire::{self, Conn};
 use toml::{Table, Value};
 use url::Url;
@@ -371,15 +372,7 @@ async fn replicas_keep_to_the_provider() {
     let ask = Ask::fetch("/auth/logout/backchannel").method("POST").from(Initiator::Typed);
     let ask = ask.body("application/x-www-form-urlencoded", format!("logout_token={token}"));
     assert_eq!(one.browser().send(ask).await.status, 200);
-    let mut over = there.fetch("/api/x").await.status;
-    for _ in 0..1000 {
-        if over == 401 {
-            break;
-        }
-        tokio::task::yield_now().await;
-        over = there.fetch("/api/x").await.status;
-    }
-    assert_eq!(over, 401, "told to the other replica");
+    until("the other replica is told", async || there.fetch("/api/x").await.status == 401).await;
 }
 
 /// Contract 2.3, CFG-04: an operator ends sessions by user and issuer; a reload that takes a provider away ends its

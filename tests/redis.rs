@@ -23,23 +23,13 @@ use support::inside::Inside;
 use support::provider::{Endpoint, Grants, Moment, Outage, ProviderDouble, Rotation};
 use support::redis::{Redis, Reply, cluster};
 use support::upstream::Upstream;
+use support::wait::until;
 use toml::Table;
 
 const PREFIX: &str = "sidegate:";
 /// The access tokens of the double live for an hour.
 const HOUR: u64 = 3600;
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// Waits until something is so.
-async fn until<F: Future<Output = bool>>(what: &str, mut so: impl FnMut() -> F) {
-    for _ in 0..2000 {
-        if so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("waited in vain until {what}");
-}
 
 // -- The store by itself -------------------------------------------------------------------------------------------
 
@@ -72,11 +62,11 @@ impl Told {
     }
 
     async fn is_up(&self) {
-        until("Redis is up", || async { *self.up.lock() }).await;
+        until("Redis is up", async || *self.up.lock()).await;
     }
 
     async fn hears(&self, ending: Ending) {
-        until("it is heard", || async { self.endings.lock().contains(&ending) }).await;
+        until("it is heard", async || self.endings.lock().contains(&ending)).await;
     }
 }
 
@@ -170,7 +160,7 @@ async fn a_lock_is_its_owners() {
     store.settle(handle, Rung::Renewed(vec![5; 9]), MINUTE * 60).await.unwrap();
     assert_eq!(store.renew(handle, [1; 16], LIFE).await, Ok(false), "it is a result now");
     store.acknowledge(handle, MINUTE);
-    until("it lives for the grace time only", || async { life_of(&redis, "h").await <= 60_000 }).await;
+    until("it lives for the grace time only", async || life_of(&redis, "h").await <= 60_000).await;
     assert_eq!(store.read(handle).await, Ok(Rung::Renewed(vec![5; 9])));
 }
 
@@ -215,12 +205,11 @@ fn ending(name: u8) -> Ending {
 async fn endings_reach_every_replica() {
     let redis = Redis::start().await;
     let ((one, told), (_other, heard)) = (replica(settings(&redis)).await, replica(settings(&redis)).await);
-    until("both listen", || async { redis.say("PUBSUB NUMSUB sidegate:endings").await.list()[1] == Reply::Int(2) })
-        .await;
+    until("both listen", async || redis.say("PUBSUB NUMSUB sidegate:endings").await.list()[1] == Reply::Int(2)).await;
     one.announce(&[ending(1), ending(2)].map(|it| Ending { until: it.begun_before + MINUTE * 60, ..it }));
     let pushed = redis_endings(&redis).await;
     for line in &pushed {
-        until("it is heard", || async { heard.endings.lock().iter().any(|it| line.contains(&written(it))) }).await;
+        until("it is heard", async || heard.endings.lock().iter().any(|it| line.contains(&written(it)))).await;
     }
     assert_eq!(told.fate(Fate::Told), 2);
 
@@ -233,7 +222,7 @@ async fn endings_reach_every_replica() {
 
     let (_third, late) = replica(settings(&redis)).await;
     late.hears(lost).await;
-    until("all are read", || async { late.endings.lock().len() >= 3 }).await;
+    until("all are read", async || late.endings.lock().len() >= 3).await;
     let life = redis.say("PTTL sidegate:endings").await.int();
     assert!(life > 3_500_000 && life <= 3_600_000, "{life}");
 }
@@ -244,7 +233,7 @@ fn written(ending: &Ending) -> String {
 
 /// The set, once it has two endings.
 async fn redis_endings(redis: &Redis) -> Vec<String> {
-    until("two are written", || async { redis.say("ZCARD sidegate:endings").await.int() == 2 }).await;
+    until("two are written", async || redis.say("ZCARD sidegate:endings").await.int() == 2).await;
     let lines = redis.say("ZRANGE sidegate:endings 0 -1").await.list();
     lines.iter().map(|line| String::from_utf8(line.text()).unwrap()).collect()
 }
@@ -255,7 +244,7 @@ async fn endings_wait_for_a_redis_that_is_away() {
     let redis = Redis::start().await;
     let ((one, told), (_other, heard)) = (replica(settings(&redis)).await, replica(settings(&redis)).await);
     redis.stop();
-    until("it is known", || async { !*told.up.lock() }).await;
+    until("it is known", async || !*told.up.lock()).await;
     assert_eq!(one.take(Name([1; 16]), MINUTE).await, Err(Away));
     let kept = ending(1);
     one.announce(&[kept]);
@@ -383,15 +372,13 @@ async fn by_tls_with_client_certificates() {
 async fn behind_a_sentinel_after_a_fail_over_too() {
     let master = Redis::start().await;
     let follower = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port.to_string()]).await;
-    until("it follows", || async {
+    until("it follows", async || {
         String::from_utf8(follower.say("INFO replication").await.text()).unwrap().contains("master_link_status:up")
     })
     .await;
     let sentinel = master.sentinel().await;
-    until("the sentinel knows the follower", || async {
-        sentinel.say("SENTINEL replicas main").await.list().len() == 1
-    })
-    .await;
+    until("the sentinel knows the follower", async || sentinel.say("SENTINEL replicas main").await.list().len() == 1)
+        .await;
     let sentinels = vec![Address::parse(&sentinel.url()).unwrap()];
     let deployment = Deployment::Sentinel { sentinels, master: "main".to_owned() };
     let settings = Settings { deployment, ..settings(&master) };
@@ -401,7 +388,7 @@ async fn behind_a_sentinel_after_a_fail_over_too() {
     master.stop();
     // However short the time without a master was: the next lock is taken at the new one.
     let handle = Handle([99; 16]);
-    until("the new master is found", || async { store.lock(handle, [1; 16], MINUTE).await == Ok(Rung::Absent) }).await;
+    until("the new master is found", async || store.lock(handle, [1; 16], MINUTE).await == Ok(Rung::Absent)).await;
     assert_eq!(follower.say("EXISTS sidegate:h:Y2NjY2NjY2NjY2NjY2NjYw").await.int(), 1);
 }
 
@@ -462,13 +449,13 @@ impl Replicas {
 
     async fn are_up(&self) {
         for gateway in &self.gateways {
-            until("Redis is up", || async { gateway.metric("sidegate_redis_up", &[]) == 1.0 }).await;
+            until("Redis is up", async || gateway.metric("sidegate_redis_up", &[]) == 1.0).await;
         }
     }
 
     async fn are_alone(&self) {
         for gateway in &self.gateways {
-            until("Redis is away", || async { gateway.metric("sidegate_redis_up", &[]) == 0.0 }).await;
+            until("Redis is away", async || gateway.metric("sidegate_redis_up", &[]) == 0.0).await;
         }
     }
 
@@ -594,7 +581,7 @@ async fn a_delivered_result_is_cut_to_the_grace_time() {
     assert!(replicas.is_live(&browser.fetch("/api/x").await));
     assert!(life_of(&replicas.redis, "h").await > 60_000, "nobody has shown the new cookie");
     assert!(replicas.is_live(&browser.fetch("/api/x").await));
-    until("it is cut", || async { life_of(&replicas.redis, "h").await <= 30_000 }).await;
+    until("it is cut", async || life_of(&replicas.redis, "h").await <= 30_000).await;
 }
 
 /// LOGOUT: a copy of the cookie is worthless at every replica after a logout at one, and after one that happened while
@@ -615,7 +602,7 @@ async fn a_logout_is_known_to_every_replica() {
             assert_eq!(copy.fetch("/api/x").await.status, 200, "nobody has told it yet");
             replicas.redis.restart().await;
         }
-        until("the other replica knows", || async { copy.fork().send(Ask::fetch("/api/x")).await.status == 401 }).await;
+        until("the other replica knows", async || copy.fork().send(Ask::fetch("/api/x")).await.status == 401).await;
     }
     let kept = replicas.gateways[0].metric("sidegate_redis_endings_total", &[("outcome", "kept")]);
     assert!(kept >= 1.0);
@@ -632,7 +619,7 @@ async fn bcl_06_a_logout_token_is_heard_by_every_replica() {
     let token = replicas.provider.logout_token(None, Some(&sid), None);
     let ask = Ask::fetch("/auth/logout/backchannel").form(&[("logout_token", &token)]);
     assert_eq!(replicas.gateways[0].browser().send(ask).await.status, 200);
-    until("the other replica knows", || async { other.fork().fetch("/api/x").await.status == 401 }).await;
+    until("the other replica knows", async || other.fork().fetch("/api/x").await.status == 401).await;
 }
 
 /// K8S-11: no step of a session needs the replica of the step before.
@@ -657,7 +644,7 @@ async fn k8s_11_every_step_at_another_replica() {
     let copy = browser.fork();
     assert_eq!(at(2).post("/auth/logout").await.status, 200);
     let first = replicas.at(&copy, 0);
-    until("the first replica knows", || async { first.fork().fetch("/api/x").await.status == 401 }).await;
+    until("the first replica knows", async || first.fork().fetch("/api/x").await.status == 401).await;
     assert_eq!(replicas.spent().1, 0);
 }
 
@@ -721,7 +708,7 @@ async fn starts_without_redis() {
     assert_eq!(browser.fetch("/api/x").await.status, 200);
     assert_eq!(gateway.metric("sidegate_redis_up", &[]), 0.0);
     redis.restart().await;
-    until("it is found", || async { gateway.metric("sidegate_redis_up", &[]) == 1.0 }).await;
+    until("it is found", async || gateway.metric("sidegate_redis_up", &[]) == 1.0).await;
     gateway.advance(&provider, HOUR);
     assert_eq!(browser.fetch("/api/x").await.status, 200);
     assert_eq!(life_of(&redis, "h").await.signum(), 1);

@@ -19,6 +19,7 @@ use support::provider::{Call, Endpoint, ProviderDouble, Rotation};
 use support::redis::Redis;
 use support::text::filler;
 use support::upstream::{Gate, Script, Upstream};
+use support::wait::{PATIENCE, until};
 use support::ws::{CLOSE, WebSocket};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -35,7 +36,6 @@ const TOKEN_LIFE: i64 = 3;
 const PAUSE: Duration = Duration::from_millis(40);
 /// A kubelet's period, as short as this test's delay before the drain needs it.
 const PROBE: Duration = Duration::from_millis(50);
-const PATIENCE: Duration = Duration::from_secs(30);
 
 // -- The Service ---------------------------------------------------------------------------------------------------
 
@@ -341,11 +341,7 @@ async fn a_rolling_update_under_load_fails_no_request_and_signs_nobody_out() {
     let spent: HashSet<&str> = refreshes.iter().filter_map(|call| call.param("refresh_token")).collect();
     assert_eq!(spent.len(), refreshes.len(), "a token was spent twice");
     assert!(refreshes.iter().all(|call| call.status == Some(200)));
-    for _ in 0..200 {
-        if replicas.iter().map(|replica| renewed(replica)).sum::<usize>() == provider.refreshes() {
-            break;
-        }
-        sleep(PROBE).await; // the readers of the logs may be a moment behind
-    }
-    assert_eq!(replicas.iter().map(|replica| renewed(replica)).sum::<usize>(), provider.refreshes(), "one call each");
+    // The readers of the logs may be a moment behind.
+    let told = async || replicas.iter().map(|replica| renewed(replica)).sum::<usize>() == provider.refreshes();
+    until("the logs tell of one call for each refresh", told).await;
 }

@@ -7,28 +7,10 @@ mod support;
 use serde_json::{Value, json};
 use support::client::{Ask, Browser, Initiator, Kind, Response};
 use support::gateway::set;
-use support::inside::Inside;
-use support::provider::{Endpoint, Grants, Moment, Outage, ProviderDouble, Rotation};
-use support::upstream::Upstream;
-use toml::Table;
-
-struct Rig {
-    provider: ProviderDouble,
-    upstream: Upstream,
-    gateway: Inside,
-}
+use support::inside::Rig;
+use support::provider::{Endpoint, Grants, Moment, Outage, Rotation};
 
 impl Rig {
-    async fn start() -> Self {
-        Self::with(|_| {}).await
-    }
-
-    async fn with(change: impl FnOnce(&mut Table)) -> Self {
-        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-        let gateway = Inside::start_with(&provider, &upstream, change).await;
-        Self { provider, upstream, gateway }
-    }
-
     fn advance(&self, seconds: u64) {
         self.gateway.advance(&self.provider, seconds);
     }

@@ -14,6 +14,7 @@ use support::client::Ask;
 use support::gateway::{Gateway, config, set};
 use support::provider::{Endpoint, ProviderDouble};
 use support::upstream::{Gate, Script, Upstream};
+use support::wait::eventually;
 use tokio::net::TcpStream;
 use toml::Table;
 
@@ -30,13 +31,8 @@ async fn status(gateway: &Gateway, path: &str) -> u16 {
 
 /// Polls a path of the admin listener until it answers so.
 async fn answers(gateway: &Gateway, path: &str, wanted: u16) {
-    for _ in 0..1000 {
-        if status(gateway, path).await == wanted {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{path} is never {wanted}:\n{}", gateway.output());
+    let answered = eventually(async || status(gateway, path).await == wanted).await;
+    assert!(answered, "{path} is never {wanted}:\n{}", gateway.output());
 }
 
 /// DOS-25, K8S: not ready at once, alive, and the request in flight is finished. The end has status 0.
@@ -226,13 +222,6 @@ async fn a_taken_address_is_named() {
         let gateway = Gateway::run(&table);
         let ended = tokio::time::timeout(Duration::from_secs(10), gateway.wait_for_exit()).await;
         assert_eq!(ended.expect("within seconds").code(), Some(71), "{}", gateway.output());
-        // The reader of stderr may be a moment behind the exit.
-        for _ in 0..200 {
-            if gateway.output().contains(&address) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
         assert!(gateway.output().contains(&address), "{}", gateway.output());
         assert!(gateway.output().contains(key), "{}", gateway.output());
     }
@@ -275,12 +264,6 @@ async fn a_refused_configuration_does_not_start() {
     set(&mut table, "refresh.timeout", "\"soon\"");
     let gateway = Gateway::run(&table);
     assert_eq!(gateway.wait_for_exit().await.code(), Some(78));
-    for _ in 0..200 {
-        if gateway.output().contains("refresh.timeout") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
     for word in ["server.public_url", "session.max_agee", "max_age", "refresh.timeout"] {
         assert!(gateway.output().contains(word), "{word}: {}", gateway.output());
     }
@@ -304,11 +287,6 @@ async fn it_starts_while_provider_and_upstream_are_down() {
     assert!(page.header("retry-after").is_some());
     provider.come_back().await;
     upstream.come_back().await;
-    for _ in 0..200 {
-        if browser.login("/").await.status == 200 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("does not heal:\n{}", gateway.output());
+    let healed = eventually(async || browser.login("/").await.status == 200).await;
+    assert!(healed, "does not heal:\n{}", gateway.output());
 }

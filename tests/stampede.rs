@@ -16,6 +16,7 @@ use support::gateway::{Gateway, config, free_port, set};
 use support::provider::{ExpiresIn, Outage, ProviderDouble, Rotation};
 use support::redis::Redis;
 use support::upstream::Upstream;
+use support::wait::{eventually, until};
 use tokio::task::JoinSet;
 
 const PROCESSES: usize = 3;
@@ -55,23 +56,18 @@ impl Replicas {
         }
         for gateway in &gateways {
             gateway.wait_until_ready().await;
-            while gateway.metric("sidegate_redis_up", &[]).await < 1.0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            gateway.reaches("sidegate_redis_up", 1.0).await;
         }
         Self { provider, _upstream: upstream, _redis: redis, gateways }
     }
 
     /// Waits until the access token is over, by the gateway's clock.
     async fn expiry(&self, browser: &Browser) {
-        for _ in 0..600 {
+        until("the access token has ended", async || {
             let session = browser.session().await;
-            if session["now"].as_u64().unwrap() > session["access_token_expires_at"].as_u64().unwrap() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("the access token does not end");
+            session["now"].as_u64().unwrap() > session["access_token_expires_at"].as_u64().unwrap()
+        })
+        .await;
     }
 
     /// So many requests at once, each to the next process.
@@ -94,13 +90,8 @@ impl Replicas {
     }
 
     async fn wait_for_joined(&self, wanted: f64) {
-        for _ in 0..2000 {
-            if self.joined().await >= wanted {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{} instead of {wanted} wait", self.joined().await);
+        let all = eventually(async || self.joined().await >= wanted).await;
+        assert!(all, "{} instead of {wanted} wait", self.joined().await);
     }
 
     fn assert_all_live(&self, what: &str, answers: &[Response]) {

@@ -4,7 +4,6 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,6 +19,7 @@ use support::gateway::{free_port, set};
 use support::inside::Inside;
 use support::provider::ProviderDouble;
 use support::upstream::Upstream;
+use support::wait::until;
 
 fn fixture(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", "tls", name].iter().collect()
@@ -124,13 +124,7 @@ async fn pitfall_29_listener_certificates_are_taken_from_changed_files() {
     let read = |name: &str| std::fs::read(fixture(name)).expect("read");
     let reloads = |outcome: &'static str| gateway.metric("sidegate_config_reloads_total", &[("outcome", outcome)]);
     let wait_for = async |outcome: &'static str, count: f64| {
-        for _ in 0..500 {
-            if reloads(outcome) >= count {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("no reload that is {outcome} within 10 s");
+        until(&format!("{count} reloads {outcome}"), async || reloads(outcome) >= count).await;
     };
     // Of two pairs; no certificate at all.
     secret.put("..2", &read("other.pem"), &read("localhost.key"));
@@ -186,13 +180,7 @@ async fn trust_in_upstreams_is_taken_from_changed_files() {
     assert_eq!(status().await.as_deref(), Some("HTTP/1.1 200"));
     let other = std::fs::read(fixture("other.pem")).expect("read");
     secret.put("..2", &other, b"");
-    for _ in 0..500 {
-        if status().await.as_deref() == Some("HTTP/1.1 502") {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("still trusted after 10 s");
+    until("it is trusted no more", async || status().await.as_deref() == Some("HTTP/1.1 502")).await;
 }
 
 /// ASVS-12.1.1, ASVS-12.1.2: both versions, and in TLS 1.2 only suites with forward secrecy and AEAD.

@@ -5,35 +5,29 @@
 mod support;
 
 use support::client::Ask;
-use support::inside::Inside;
+use support::exact::{more_routes, route};
+use support::inside::Rig;
+use support::own_tokens;
 use support::provider::{Call, Endpoint, ProviderDouble, Rotation};
-use support::upstream::Upstream;
 
 /// `/api/orders/` and `/api/other/` have tokens of their own, `/api/ID/` with the audience `ID` too.
-async fn own_tokens() -> (ProviderDouble, Upstream, Inside) {
-    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-    provider.set(|s| s.rotation = Rotation::Family);
-    let gateway = Inside::start_with(&provider, &upstream, |config| {
-        let orders =
-            "audience = 'orders', resource = ['https://orders.example/', 'https://b.example/'], scopes = ['read']";
-        let mut text = String::new();
-        for (name, target) in [
-            ("orders", orders),
-            ("other", "audience = 'other'"),
-            ("unknown", "audience = 'unknown'"),
-            ("broken", "audience = 'broken'"),
-            ("admin", "audience = 'orders', scopes = ['admin']"),
-        ] {
-            text.push_str(&format!(
-                "[[route]]\npath = '/api/{name}/'\nupstream = '{}'\ntoken = {{ {target}, exchange = true }}\n",
-                upstream.url()
-            ));
-        }
-        let more: toml::Table = text.parse().unwrap();
-        config["route"].as_array_mut().unwrap().extend(more["route"].as_array().unwrap().clone());
-    })
-    .await;
-    (provider, upstream, gateway)
+async fn own_tokens() -> Rig {
+    const ORDERS: &str =
+        "audience = 'orders', resource = ['https://orders.example/', 'https://b.example/'], scopes = ['read']";
+    let targets = [
+        ("orders", ORDERS),
+        ("other", "audience = 'other'"),
+        ("unknown", "audience = 'unknown'"),
+        ("broken", "audience = 'broken'"),
+        ("admin", "audience = 'orders', scopes = ['admin']"),
+    ];
+    let targets = targets.map(|(name, target)| (name, format!("{target}, exchange = true")));
+    let targets = targets.each_ref().map(|(name, target)| (*name, target.as_str()));
+    Rig::prepared(
+        |provider| provider.set(|s| s.rotation = Rotation::Family),
+        |config, upstream| own_tokens::routes(config, upstream, &targets),
+    )
+    .await
 }
 
 fn exchanges(provider: &ProviderDouble) -> Vec<Call> {
@@ -45,15 +39,10 @@ fn exchanges(provider: &ProviderDouble) -> Vec<Call> {
 /// Each token reaches only its upstream, is kept until it ends, and costs the session nothing.
 #[tokio::test]
 async fn a_token_of_its_own_is_exchanged_once_and_goes_nowhere_else() {
-    let (provider, upstream, gateway) = own_tokens().await;
-    let browser = gateway.signed_in().await;
-    let mut tokens = Vec::new();
-    for path in ["/api/x", "/api/orders/1", "/api/other/1", "/api/orders/2", "/api/x", "/api/other/2"] {
-        assert_eq!(browser.fetch(path).await.status, 200, "{path}");
-        tokens.push(upstream.last().bearer().unwrap().to_owned());
-    }
-    assert_eq!((&tokens[0], &tokens[1], &tokens[2]), (&tokens[4], &tokens[3], &tokens[5]));
-    assert!(tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2]);
+    let rig = own_tokens().await;
+    let browser = rig.gateway.signed_in().await;
+    let tokens = own_tokens::each_its_own(&rig, &browser, ["/api/orders", "/api/other"]).await;
+    let Rig { provider, upstream, gateway } = rig;
 
     let asked = exchanges(&provider);
     assert_eq!(asked.len(), 2);
@@ -72,7 +61,7 @@ async fn a_token_of_its_own_is_exchanged_once_and_goes_nowhere_else() {
 
 #[tokio::test]
 async fn many_at_once_share_one_exchange_and_users_share_nothing() {
-    let (provider, upstream, gateway) = own_tokens().await;
+    let Rig { provider, upstream, gateway } = own_tokens().await;
     let browser = gateway.signed_in().await;
     let mut flights = Vec::new();
     for _ in 0..10 {
@@ -92,7 +81,7 @@ async fn many_at_once_share_one_exchange_and_users_share_nothing() {
 /// ASVS-8.3.3: never the session's own token instead; the session stays.
 #[tokio::test]
 async fn a_failed_exchange_is_told_and_nothing_is_forwarded() {
-    let (provider, upstream, gateway) = own_tokens().await;
+    let Rig { provider, upstream, gateway } = own_tokens().await;
     let browser = gateway.signed_in().await;
     upstream.forget();
     for (path, status, code) in [
@@ -112,36 +101,26 @@ async fn a_failed_exchange_is_told_and_nothing_is_forwarded() {
 /// A session that is ended while its token is exchanged: the token of the route reaches nobody.
 #[tokio::test]
 async fn a_session_that_ends_during_the_exchange_forwards_nothing() {
-    let (provider, upstream, gateway) = own_tokens().await;
-    let browser = gateway.signed_in().await;
-    let copy = browser.fork();
-    upstream.forget();
-    let hold = provider.hold_token_answers();
-    let waiting = browser.launch(&Ask::fetch("/api/orders/x")).await;
-    hold.wait_for(1).await;
-    assert_eq!(copy.send(Ask::fetch("/auth/logout").method("POST")).await.status, 200);
-    hold.release();
-    let answer = waiting.answer().await;
-    assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
-    assert!(upstream.untouched());
+    own_tokens::ended_meanwhile(&own_tokens().await).await;
 }
 
 /// The application's own token: one for all users, for its route only, and none for who has no session.
 #[tokio::test]
 async fn a_token_of_the_application_is_one_for_all_users() {
-    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-    let gateway = Inside::start_with(&provider, &upstream, |config| {
-        let mut text = String::new();
-        for (path, more) in [("/api/app/", "scopes = ['jobs']"), ("/opt/app/", "scopes = ['jobs']"), ("/api/admin/", "scopes = ['admin']")] {
-            let access = if path.starts_with("/opt/") { "optional" } else { "session" };
-            text.push_str(&format!(
-                "[[route]]\npath = '{path}'\naccess = '{access}'\nupstream = '{}'\ntoken = {{ {more}, client_credentials = true }}\n",
-                upstream.url()
-            ));
-        }
-        let more: toml::Table = text.parse().unwrap();
-        config["route"].as_array_mut().unwrap().extend(more["route"].as_array().unwrap().clone());
-    })
+    let Rig { provider, upstream, gateway } = Rig::prepared(
+        |_| {},
+        |config, upstream| {
+            for (path, access, scope) in [
+                ("/api/app/", "session", "jobs"),
+                ("/opt/app/", "optional", "jobs"),
+                ("/api/admin/", "session", "admin"),
+            ] {
+                let keys =
+                    format!("access = '{access}'\ntoken = {{ scopes = ['{scope}'], client_credentials = true }}");
+                more_routes(config, &route(path, upstream, &keys));
+            }
+        },
+    )
     .await;
     let asked = || {
         let mut calls = provider.calls_to(Endpoint::Token);

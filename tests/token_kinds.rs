@@ -6,27 +6,17 @@ mod support;
 
 use support::client::{Initiator, Response};
 use support::gateway::set;
-use support::inside::Inside;
+use support::inside::Rig;
 use support::jose::Key;
-use support::provider::{AccessToken, Endpoint, ExpiresIn, Outage, ProviderDouble, Switches};
-use support::upstream::Upstream;
+use support::provider::{AccessToken, Endpoint, ExpiresIn, Outage, Switches};
 use toml::Table;
 
 /// The access tokens of the double live for an hour.
 const HOUR: u64 = 3600;
 
-struct Rig {
-    provider: ProviderDouble,
-    upstream: Upstream,
-    gateway: Inside,
-}
-
 impl Rig {
-    async fn with(switches: impl FnOnce(&mut Switches), change: impl FnOnce(&mut Table)) -> Self {
-        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-        provider.set(switches);
-        let gateway = Inside::start_with(&provider, &upstream, change).await;
-        Self { provider, upstream, gateway }
+    async fn behind(switches: impl FnOnce(&mut Switches), change: impl FnOnce(&mut Table)) -> Self {
+        Self::prepared(|provider| provider.set(switches), |config, _| change(config)).await
     }
 
     fn introspections(&self) -> usize {
@@ -47,7 +37,7 @@ fn introspects(config: &mut Table) {
 /// Once for each token, never for a request, and with the client's proof (BFF-01).
 #[tokio::test]
 async fn the_end_of_an_opaque_token_is_asked_for_once() {
-    let rig = Rig::with(|s| s.expires_in = ExpiresIn::Missing, introspects).await;
+    let rig = Rig::behind(|s| s.expires_in = ExpiresIn::Missing, introspects).await;
     let browser = rig.gateway.signed_in().await;
     for refreshes in 0..2 {
         for _ in 0..4 {
@@ -73,7 +63,7 @@ async fn what_is_known_is_not_asked_for() {
         (ExpiresIn::Missing, AccessToken::Opaque, |_| {}),
     ];
     for (expires_in, token, change) in cases {
-        let rig = Rig::with(|s| (s.expires_in, s.access_token) = (expires_in.clone(), token.clone()), change).await;
+        let rig = Rig::behind(|s| (s.expires_in, s.access_token) = (expires_in.clone(), token.clone()), change).await;
         let browser = rig.gateway.signed_in().await;
         assert_eq!(browser.post("/auth/refresh").await.status, 200);
         assert_eq!(rig.introspections(), 0, "{expires_in:?} {token:?}");
@@ -93,7 +83,7 @@ async fn a_question_that_is_not_answered_fails_nothing() {
         Outage::json(200, "{\"active\": true, \"exp\": \"soon\"}"),
         Outage::json(401, "{\"error\": \"invalid_client\"}"),
     ] {
-        let rig = Rig::with(
+        let rig = Rig::behind(
             |s| {
                 s.expires_in = ExpiresIn::Missing;
                 s.fail(Endpoint::Introspection, outage.clone());
@@ -126,7 +116,7 @@ async fn encrypted_id_tokens_are_opened_and_verified() {
     std::fs::write(&file, content).unwrap();
     let (other, _) = Key::p256_with_file("other");
     for (alg, to, wrong) in [("ECDH-ES", Some(key.jwk()), Some(other.jwk())), ("dir", None, Some(key.jwk()))] {
-        let rig = Rig::with(
+        let rig = Rig::behind(
             |s| s.id_token_encryption = Some(to.clone()),
             |config| {
                 set(config, "provider.id_token_encrypted_response_alg", &format!("{alg:?}"));
@@ -163,7 +153,7 @@ async fn encrypted_id_tokens_are_opened_and_verified() {
 #[tokio::test]
 async fn encrypted_access_tokens_are_passed_on() {
     let five_parts = ".eyJ0.bm9uY2U.Y29udGVudA.dGFn".to_owned();
-    let rig = Rig::with(|s| s.access_token = AccessToken::With(five_parts.clone()), |_| {}).await;
+    let rig = Rig::behind(|s| s.access_token = AccessToken::With(five_parts.clone()), |_| {}).await;
     let browser = rig.gateway.signed_in().await;
     for _ in 0..2 {
         assert_eq!(browser.fetch("/api/x").await.status, 200);

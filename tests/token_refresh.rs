@@ -6,41 +6,34 @@ mod support;
 
 use support::client::Ask;
 use support::gateway::{free_port, set};
-use support::inside::Inside;
+use support::inside::{Inside, Rig};
+use support::own_tokens;
 use support::provider::{AccessToken, Call, Endpoint, ProviderDouble, Rotation};
-use support::upstream::Upstream;
 use toml::Table;
 
 /// Routes below `/api/` with tokens of their own; nothing is forgiven by the provider.
-async fn own_tokens() -> (ProviderDouble, Upstream, Inside) {
+async fn own_tokens() -> Rig {
     with(|_| {}).await
 }
 
-async fn with(change: impl FnOnce(&mut Table)) -> (ProviderDouble, Upstream, Inside) {
-    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-    provider.set(|s| s.rotation = Rotation::Family);
-    let gateway = Inside::start_with(&provider, &upstream, |config| {
-        set(config, "provider.scopes", "['openid', 'offline_access', 'read', 'write']");
-        let mut text = String::new();
-        for (name, target) in [
-            ("orders", "audience = 'orders', resource = ['https://orders.example/', 'https://b.example/']"),
-            ("other", "audience = 'other'"),
-            ("narrow", "scopes = ['read']"),
-            ("unknown", "audience = 'unknown'"),
-            ("consent", "audience = 'consent'"),
-            ("broken", "audience = 'broken'"),
-        ] {
-            text.push_str(&format!(
-                "[[route]]\npath = '/api/{name}/'\nupstream = '{}'\ntoken = {{ {target} }}\n",
-                upstream.url()
-            ));
-        }
-        let more: Table = text.parse().unwrap();
-        config["route"].as_array_mut().unwrap().extend(more["route"].as_array().unwrap().clone());
-        change(config);
-    })
-    .await;
-    (provider, upstream, gateway)
+async fn with(change: impl FnOnce(&mut Table)) -> Rig {
+    Rig::prepared(
+        |provider| provider.set(|s| s.rotation = Rotation::Family),
+        |config, upstream| {
+            set(config, "provider.scopes", "['openid', 'offline_access', 'read', 'write']");
+            let targets = [
+                ("orders", "audience = 'orders', resource = ['https://orders.example/', 'https://b.example/']"),
+                ("other", "audience = 'other'"),
+                ("narrow", "scopes = ['read']"),
+                ("unknown", "audience = 'unknown'"),
+                ("consent", "audience = 'consent'"),
+                ("broken", "audience = 'broken'"),
+            ];
+            own_tokens::routes(config, upstream, &targets);
+            change(config);
+        },
+    )
+    .await
 }
 
 /// Refreshes that were made for a route.
@@ -54,15 +47,10 @@ fn aside(provider: &ProviderDouble) -> Vec<Call> {
 /// what the provider gave in the place of the refresh token.
 #[tokio::test]
 async fn each_route_has_the_token_that_it_asks_for() {
-    let (provider, upstream, gateway) = own_tokens().await;
-    let browser = gateway.signed_in().await;
-    let mut tokens = Vec::new();
-    for path in ["/api/x", "/api/orders/1", "/api/narrow/1", "/api/orders/2", "/api/x", "/api/narrow/2"] {
-        assert_eq!(browser.fetch(path).await.status, 200, "{path}");
-        tokens.push(upstream.last().bearer().unwrap().to_owned());
-    }
-    assert_eq!((&tokens[0], &tokens[1], &tokens[2]), (&tokens[4], &tokens[3], &tokens[5]));
-    assert!(tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2]);
+    let rig = own_tokens().await;
+    let browser = rig.gateway.signed_in().await;
+    let tokens = own_tokens::each_its_own(&rig, &browser, ["/api/orders", "/api/narrow"]).await;
+    let Rig { provider, upstream, gateway } = rig;
 
     let asked = aside(&provider);
     let said = |call: &Call| {
@@ -83,7 +71,7 @@ async fn each_route_has_the_token_that_it_asks_for() {
 /// What the browser holds is enough: another process, which knows nothing of the first, goes on from its cookie.
 #[tokio::test]
 async fn the_cookie_has_the_refresh_token_that_came_with_the_other_one() {
-    let (provider, _upstream, gateway) = own_tokens().await;
+    let Rig { provider, upstream: _upstream, gateway } = own_tokens().await;
     let browser = gateway.signed_in().await;
     let answer = browser.fetch("/api/orders/1").await;
     assert!(answer.set_cookie("sidegate").is_some(), "{answer:?}");
@@ -101,7 +89,7 @@ async fn the_cookie_has_the_refresh_token_that_came_with_the_other_one() {
 /// RFR-01: ten requests for each of three tokens, and ten for the session's, which is over: no refresh token comes twice.
 #[tokio::test]
 async fn whatever_is_asked_for_at_once_the_refresh_token_is_spent_once() {
-    let (provider, _upstream, gateway) = own_tokens().await;
+    let Rig { provider, upstream: _upstream, gateway } = own_tokens().await;
     let browser = gateway.signed_in().await;
     gateway.advance(&provider, 3600);
     let mut flights = Vec::new();
@@ -121,7 +109,7 @@ async fn whatever_is_asked_for_at_once_the_refresh_token_is_spent_once() {
 /// ASVS-8.3.3: never the session's own token instead; what the provider says of another token does not end the session.
 #[tokio::test]
 async fn a_token_that_is_not_to_be_had_is_told_and_nothing_is_forwarded() {
-    let (provider, upstream, gateway) = own_tokens().await;
+    let Rig { provider, upstream, gateway } = own_tokens().await;
     let browser = gateway.signed_in().await;
     upstream.forget();
     for (path, status, code) in [
@@ -151,7 +139,7 @@ async fn a_token_that_is_not_to_be_had_is_told_and_nothing_is_forwarded() {
 /// A provider that does not heed the parameter gives one more token for the session's own API: it goes nowhere.
 #[tokio::test]
 async fn a_token_for_the_wrong_api_is_not_sent() {
-    let (provider, upstream, gateway) = own_tokens().await;
+    let Rig { provider, upstream, gateway } = own_tokens().await;
     provider.set(|s| s.access_token = AccessToken::Jwt);
     let browser = gateway.signed_in().await;
     upstream.forget();
@@ -165,7 +153,7 @@ async fn a_token_for_the_wrong_api_is_not_sent() {
 /// The provider has ended the session: that is what the user learns, as after a refresh.
 #[tokio::test]
 async fn a_session_that_the_provider_ended_is_over() {
-    let (provider, upstream, gateway) = with(|config| set(config, "server.single_replica", "true")).await;
+    let Rig { provider, upstream, gateway } = with(|config| set(config, "server.single_replica", "true")).await;
     let browser = gateway.signed_in().await;
     provider.kill_all_sessions();
     upstream.forget();
@@ -178,24 +166,13 @@ async fn a_session_that_the_provider_ended_is_over() {
 /// A session that is ended while its token is asked for: the token of the route reaches nobody.
 #[tokio::test]
 async fn a_session_that_ends_meanwhile_forwards_nothing() {
-    let (provider, upstream, gateway) = own_tokens().await;
-    let browser = gateway.signed_in().await;
-    let copy = browser.fork();
-    upstream.forget();
-    let hold = provider.hold_token_answers();
-    let waiting = browser.launch(&Ask::fetch("/api/orders/x")).await;
-    hold.wait_for(1).await;
-    assert_eq!(copy.send(Ask::fetch("/auth/logout").method("POST")).await.status, 200);
-    hold.release();
-    let answer = waiting.answer().await;
-    assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
-    assert!(upstream.untouched());
+    own_tokens::ended_meanwhile(&own_tokens().await).await;
 }
 
 /// Without a refresh token there is none of the route's own either; the session is not over for that.
 #[tokio::test]
 async fn without_a_refresh_token_the_route_has_none() {
-    let (provider, upstream, gateway) = own_tokens().await;
+    let Rig { provider, upstream, gateway } = own_tokens().await;
     provider.set(|s| s.refresh_token_at_login = false);
     let browser = gateway.signed_in().await;
     upstream.forget();

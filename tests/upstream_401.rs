@@ -6,8 +6,8 @@ mod support;
 
 use support::client::Ask;
 use support::gateway::set;
-use support::inside::Inside;
-use support::provider::{Outage, ProviderDouble, Rotation};
+use support::inside::{Inside, Rig};
+use support::provider::{Outage, ProviderDouble};
 use support::upstream::{Script, Upstream};
 use support::wire::Answer;
 
@@ -15,9 +15,7 @@ use support::wire::Answer;
 async fn refused(
     change: impl FnOnce(&mut toml::Table),
 ) -> (ProviderDouble, Upstream, Inside, support::client::Browser) {
-    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
-    provider.set(|s| s.rotation = Rotation::Family);
-    let gateway = Inside::start_with(&provider, &upstream, change).await;
+    let Rig { provider, upstream, gateway } = Rig::strict(change).await;
     let browser = gateway.signed_in().await;
     browser.fetch("/api/first").await;
     let old = upstream.last().bearer().unwrap().to_owned();

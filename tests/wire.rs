@@ -209,7 +209,7 @@ async fn dos_08_silence_is_judged_by_the_answer() {
         let (pieces, script) = feed(kind);
         rig.upstream.on("/api/events", script);
         let mut stream = rig.browser.open(&Ask::fetch("/api/events").header("Accept", "*/*")).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(700)).await; // longer than others may be silent
         assert!(pieces.send("late"));
         assert_eq!(stream.read_until("late").await.as_deref(), Some("late"), "{kind}");
         stream.abort();

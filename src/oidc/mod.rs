@@ -24,6 +24,6 @@ pub mod types;
 pub use authorize::AuthorizationRequest;
 pub use client::{Observer, SetupError};
 pub use error::ProviderError;
-pub use provider::{Finding, Grant, Provider, RedeemContext, RefreshExpectation};
+pub use provider::{Finding, Grant, Provider, RedeemContext, RefreshExpectation, RefreshRequest};
 pub use settings::Settings;
 pub use several::Providers;

@@ -59,21 +59,25 @@ pub struct RefreshExpectation {
     pub dpop: Option<DpopKey>,
 }
 
+/// A refresh token to be spent (RFC 6749 section 6).
+#[derive(Clone, Copy, Debug)]
+pub struct RefreshRequest<'a> {
+    pub token: &'a RefreshToken,
+    /// What the new tokens are for: none for the session's own.
+    pub target: Option<&'a TokenTarget>,
+    /// What its answer must agree with.
+    pub expect: &'a RefreshExpectation,
+    pub now: Timestamp,
+}
+
 /// The refresh grant (RFC 6749 section 6), as a trait so that the refresh engine's tests pass a double.
 #[async_trait]
 pub trait Grant: Send + Sync {
-    /// Spends `token` once, for the session's own tokens or for those of a target. One call is one try: retries are the
-    /// caller's business.
+    /// Spends the token once. One call is one try: retries are the caller's business.
     ///
     /// # Errors
     /// By who is to blame; `Invalid` when the answer's ID token does not belong to the session.
-    async fn refresh(
-        &self,
-        token: &RefreshToken,
-        target: Option<&TokenTarget>,
-        expect: &RefreshExpectation,
-        now: Timestamp,
-    ) -> Result<TokenSet, ProviderError>;
+    async fn refresh(&self, request: RefreshRequest<'_>) -> Result<TokenSet, ProviderError>;
 }
 
 /// What the login attempt remembers for the exchange of its code.
@@ -870,13 +874,8 @@ impl Provider {
 
 #[async_trait]
 impl Grant for Provider {
-    async fn refresh(
-        &self,
-        token: &RefreshToken,
-        target: Option<&TokenTarget>,
-        expect: &RefreshExpectation,
-        now: Timestamp,
-    ) -> Result<TokenSet, ProviderError> {
+    async fn refresh(&self, request: RefreshRequest<'_>) -> Result<TokenSet, ProviderError> {
+        let RefreshRequest { token, target, expect, now } = request;
         // `Invalid` ends the session, and a badly made answer is no word about the session.
         let not_ours = |error| match error {
             ProviderError::Invalid { reason } => ProviderError::Refused { reason },

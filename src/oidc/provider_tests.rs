@@ -121,7 +121,8 @@ impl Rig {
             nonce_hash: Some(hash.as_ref()[..16].try_into().unwrap()),
             dpop: None,
         };
-        self.provider.refresh(&RefreshToken::new("rt-1"), None, &expect, NOW).await
+        let token = RefreshToken::new("rt-1");
+        self.provider.refresh(RefreshRequest { token: &token, target: None, expect: &expect, now: NOW }).await
     }
 
     fn set(&self, change: impl FnOnce(&mut Script)) {
@@ -305,9 +306,12 @@ async fn metadata_heals_by_itself() {
     assert!(rig.provider.known().is_none());
     rig.set(|script| script.metadata = json!({}));
     let keeper = tokio::spawn(Arc::clone(&rig.provider).keep_ready());
-    while rig.provider.keys.known().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let mended = async {
+        while rig.provider.keys.known().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), mended).await.unwrap();
     assert!(rig.provider.known().is_some());
     keeper.abort();
 }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::error::ProviderError;
-use super::provider::{Grant, Provider, RefreshExpectation};
-use super::types::{ProviderKey, RefreshToken, TokenSet, TokenTarget};
-use crate::clock::Timestamp;
+use super::provider::{Grant, Provider, RefreshRequest};
+use super::types::{ProviderKey, TokenSet};
 
 /// Never empty.
 #[derive(Clone, Debug)]
@@ -64,15 +63,9 @@ impl Providers {
 
 #[async_trait]
 impl Grant for Providers {
-    async fn refresh(
-        &self,
-        token: &RefreshToken,
-        target: Option<&TokenTarget>,
-        expect: &RefreshExpectation,
-        now: Timestamp,
-    ) -> Result<TokenSet, ProviderError> {
+    async fn refresh(&self, request: RefreshRequest<'_>) -> Result<TokenSet, ProviderError> {
         // A token is shown to whoever gave it, and to nobody else.
-        let provider = self.of_key(expect.provider).ok_or(ProviderError::Refused { reason: "provider_gone" })?;
-        provider.refresh(token, target, expect, now).await
+        let provider = self.of_key(request.expect.provider);
+        provider.ok_or(ProviderError::Refused { reason: "provider_gone" })?.refresh(request).await
     }
 }

@@ -23,7 +23,7 @@ use super::shared::{self, Away, Claim, Held, OnError, Owner, Rung, Shared};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::random;
 use crate::oidc::ProviderError;
-use crate::oidc::provider::{Grant, RefreshExpectation};
+use crate::oidc::provider::{Grant, RefreshExpectation, RefreshRequest};
 use crate::oidc::token;
 use crate::oidc::types::{AccessToken, RefreshToken, TokenSet, TokenTarget};
 use crate::session::model::{Handle, Session, SessionId};
@@ -856,7 +856,8 @@ impl Aloft {
             let now = self.coordinator.clock.now();
             let tried = Instant::now();
             let sent = *first_sent.get_or_insert(tried);
-            let answer = timeout(settings.timeout, self.terms.grant.refresh(&token, target, &expect, now)).await;
+            let request = RefreshRequest { token: &token, target, expect: &expect, now };
+            let answer = timeout(settings.timeout, self.terms.grant.refresh(request)).await;
             drop(permit);
             let answer = answer.unwrap_or(Err(ProviderError::Ambiguous { reason: "timeout" }));
             self.report(&answer, tried);

@@ -98,12 +98,7 @@ impl Apart {
         }
         let (mut id, mut generation, mut index_key) = (None, None, None);
         let (mut previous, mut refresh_token, mut id_token) = (None, None, None);
-        let mut last = 0;
-        while let Some((tag, value)) = reader.field()? {
-            if tag <= last {
-                return None;
-            }
-            last = tag;
+        reader.fields(|tag, value| {
             match tag {
                 ID => id = Some(SessionId(value.try_into().ok()?)),
                 GENERATION => generation = Some(Reader(value).varint()?),
@@ -113,7 +108,8 @@ impl Apart {
                 ID_TOKEN => id_token = Some(PackedToken::read(value)?),
                 _ => return None,
             }
-        }
+            Some(())
+        })?;
         Some(Self { id: id?, generation: generation?, index_key: index_key?, previous, refresh_token, id_token })
     }
 }

@@ -587,6 +587,20 @@ impl<'a> Reader<'a> {
         Some(Some((tag, self.take(len)?)))
     }
 
+    /// Every field that is left, by rising tags: a thing has one spelling. None when they are not, or at the first that
+    /// `take` does not want.
+    pub(super) fn fields(&mut self, mut take: impl FnMut(u8, &'a [u8]) -> Option<()>) -> Option<()> {
+        let mut last = 0;
+        while let Some((tag, value)) = self.field()? {
+            if tag <= last {
+                return None;
+            }
+            last = tag;
+            take(tag, value)?;
+        }
+        Some(())
+    }
+
     fn segment(&mut self, text: &mut String) -> Option<()> {
         let word = self.varint()?;
         let bytes = self.take(usize::try_from(word / 2).ok()?)?;

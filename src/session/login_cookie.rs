@@ -258,12 +258,7 @@ impl Attempt {
         let (mut silent, mut restarts, mut replaces) = (false, None, None);
         let (mut replaces_entry, mut dpop) = (None, None);
         let mut provider = None;
-        let mut last = 0;
-        while let Some((tag, value)) = reader.field()? {
-            if tag <= last {
-                return None;
-            }
-            last = tag;
+        reader.fields(|tag, value| {
             match tag {
                 ID => id = Some(value.try_into().ok()?),
                 NONCE => nonce = Some(Nonce::new(text(value)?)),
@@ -280,7 +275,8 @@ impl Attempt {
                 PROVIDER => provider = Some(ProviderKey(value.try_into().ok()?)),
                 _ => return None,
             }
-        }
+            Some(())
+        })?;
         Some(Self {
             id: id?,
             provider,

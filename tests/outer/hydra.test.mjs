@@ -14,7 +14,7 @@ const { found, skip } = await hydraAtHand();
 describe('Ory Hydra', { skip }, () => {
   let hydra;
   before(async () => { hydra = await startHydra(found); });
-  after(() => hydra?.stop());
+  after(() => hydra?.stop(), { timeout });
   const open = (t, { ofGateway, ...options } = {}) => openWorld(t, {
     begin: hydra.openClient, ofGateway: { preset: 'hydra', ...ofGateway }, ...options,
   });

@@ -16,7 +16,7 @@ const { found, skip } = await keycloakAtHand();
 describe('Keycloak', { skip }, () => {
   let keycloak;
   before(async () => { keycloak = await startKeycloak(found); });
-  after(() => keycloak?.stop());
+  after(() => keycloak?.stop(), { timeout });
   const open = (t, { ofGateway, ...options } = {}) => openWorld(t, {
     begin: keycloak.openRealm, ofGateway: { preset: 'keycloak', ...ofGateway }, ...options,
   });

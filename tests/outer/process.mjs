@@ -50,7 +50,8 @@ export function startProcess(program, args, { cwd, env = {} } = {}) {
     ready: async (url, within) => {
       const answers = async () => {
         assert.ok(!isOver(), `${program} ended early:\n${output()}`);
-        return fetch(url).then((answer) => answer.ok, () => false);
+        // One that takes the connection and says nothing is not ready.
+        return fetch(url, { signal: AbortSignal.timeout(30_000) }).then((answer) => answer.ok, () => false);
       };
       await until(`${url} answers`, answers, within).catch(async (error) => {
         await stop();

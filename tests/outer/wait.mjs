@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 /** The first truthy answer of `probe`, asked again and again; an error that names `what` after `within` ms. */
-export async function until(what, probe, within = 15_000) {
+export async function until(what, probe, within = 45_000) {
   const end = Date.now() + within;
   for (;;) {
     const answer = await probe();

@@ -11,8 +11,8 @@ use base64_simd::URL_SAFE_NO_PAD;
 use sidegate::clock::{Clock, Timestamp};
 use sidegate::crypto::keyring::{Key, Keyring};
 use sidegate::oidc::ProviderError;
-use sidegate::oidc::provider::{Grant, RefreshExpectation};
-use sidegate::oidc::types::{AccessToken, IdToken, Identity, Login, RefreshToken, TokenSet, TokenTarget};
+use sidegate::oidc::provider::{Grant, RefreshRequest};
+use sidegate::oidc::types::{AccessToken, IdToken, Identity, Login, RefreshToken, TokenSet};
 use sidegate::refresh::coordinator::{Freshened, Handles};
 use sidegate::refresh::{Coordinator, Demand, Observer, OnReuse, Settings};
 use sidegate::session::jar::Jar;
@@ -77,13 +77,7 @@ impl Keycloak {
 
 #[async_trait]
 impl Grant for Keycloak {
-    async fn refresh(
-        &self,
-        _: &RefreshToken,
-        _: Option<&TokenTarget>,
-        _: &RefreshExpectation,
-        _: Timestamp,
-    ) -> Result<TokenSet, ProviderError> {
+    async fn refresh(&self, _: RefreshRequest<'_>) -> Result<TokenSet, ProviderError> {
         Ok(self.tokens(1 << 32 | self.calls.fetch_add(1, Ordering::Relaxed)))
     }
 }

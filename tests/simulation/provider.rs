@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sidegate::clock::{Clock, Timestamp};
+use sidegate::clock::Clock;
 use sidegate::oidc::ProviderError;
-use sidegate::oidc::provider::{Grant, RefreshExpectation};
-use sidegate::oidc::types::{AccessToken, RefreshToken, TokenSet, TokenTarget};
+use sidegate::oidc::provider::{Grant, RefreshRequest};
+use sidegate::oidc::types::{AccessToken, RefreshToken, TokenSet};
 use tokio::time::{Instant, sleep};
 
 use crate::dice::Dice;
@@ -219,15 +219,9 @@ pub(crate) struct Line {
 
 #[async_trait]
 impl Grant for Line {
-    async fn refresh(
-        &self,
-        token: &RefreshToken,
-        _: Option<&TokenTarget>,
-        _: &RefreshExpectation,
-        _: Timestamp,
-    ) -> Result<TokenSet, ProviderError> {
+    async fn refresh(&self, request: RefreshRequest<'_>) -> Result<TokenSet, ProviderError> {
         self.alive.check().await;
-        let answer = self.provider.answer(token.expose()).await;
+        let answer = self.provider.answer(request.token.expose()).await;
         self.alive.check().await;
         answer
     }

@@ -275,10 +275,8 @@ impl World {
         }
         for replica in &replicas {
             replica.process.lock().await.wait_until_ready().await;
-            while !matches!(plan.share, Share::Nothing | Share::Absent)
-                && replica.process.lock().await.metric("sidegate_redis_up", &[]).await < 1.0
-            {
-                sleep(Duration::from_millis(20)).await;
+            if !matches!(plan.share, Share::Nothing | Share::Absent) {
+                replica.process.lock().await.reaches("sidegate_redis_up", 1.0).await;
             }
         }
         let home = Url::parse(&public_url).expect("a URL");
@@ -398,7 +396,7 @@ impl World {
                 // The upstream's start page has no token and says 401; that we arrived there is enough.
                 return;
             }
-            sleep(Duration::from_millis(200)).await;
+            sleep(Duration::from_millis(200)).await; // and presses again
         }
         panic!("nobody can log in");
     }
@@ -440,7 +438,7 @@ impl World {
                 if !self.plan.kills {
                     return Fate { end: End::Failed(response.error.unwrap_or_default()), ..fate };
                 }
-                sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await; // as such scripts do
                 continue;
             }
             if lost {

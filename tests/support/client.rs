@@ -4,7 +4,6 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -12,13 +11,13 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use super::text::{self, Pairs, find, latin1, mark};
+use super::wait::PATIENCE;
 use super::wire::{self, Conn, Reply};
 use super::ws::{self, WebSocket};
 
 const AGENT: &str =
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36";
 const PAGE: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8";
-const PATIENCE: Duration = Duration::from_secs(30);
 const HOPS: usize = 20;
 
 // -- Cookies -------------------------------------------------------------------------------------------------------

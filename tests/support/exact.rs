@@ -1,7 +1,5 @@
 //! Requests that say exactly what a test wants them to say, to a gateway with a signed-in user.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use toml::Table;
 
@@ -10,10 +8,8 @@ use super::inside::Inside;
 use super::provider::ProviderDouble;
 use super::text::{self, Pairs};
 use super::upstream::Upstream;
+pub use super::wait::PATIENCE;
 use super::wire::{self, Conn, Reply, Request};
-
-/// Longer than anything takes; only a failing test waits for it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Header fields, in order.
 pub type Fields<'a> = [(&'a str, &'a str)];
@@ -39,6 +35,13 @@ pub const FOREIGN_SCRIPT: &Fields<'static> = &[
 pub fn routes(config: &mut Table, text: &str) {
     let mut table: Table = text.parse().expect("TOML");
     config.insert("route".to_owned(), table.remove("route").expect("routes"));
+}
+
+/// Adds these routes to the configured ones.
+pub fn more_routes(config: &mut Table, text: &str) {
+    let table: Table = text.parse().expect("TOML");
+    let more = table["route"].as_array().expect("routes").clone();
+    config["route"].as_array_mut().expect("routes").extend(more);
 }
 
 /// One route on `path` with more keys, as TOML text.

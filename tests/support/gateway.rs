@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use super::client::{Browser, Response};
 use super::provider::ProviderDouble;
 use super::text::{b64u, random};
 use super::upstream::Upstream;
+use super::wait::{PATIENCE, eventually, found};
 use super::wire::{self, Conn, Reply};
 
 /// A port that nobody listens on. Below the range from which the kernel takes ports for `:0`, counting up from a
@@ -102,6 +104,7 @@ pub struct Gateway {
     pub public_url: String,
     lines: Arc<watch::Sender<Vec<String>>>,
     errors: Arc<Mutex<String>>,
+    readers: [JoinHandle<()>; 2],
 }
 
 impl Gateway {
@@ -147,14 +150,14 @@ impl Gateway {
 
         let lines = Arc::new(watch::Sender::new(Vec::new()));
         let (out, seen) = (child.stdout.take().expect("piped"), Arc::clone(&lines));
-        std::thread::spawn(move || {
+        let of_lines = std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
                 seen.send_modify(|all| all.push(line));
             }
         });
         let errors = Arc::new(Mutex::new(String::new()));
         let (mut err, seen) = (child.stderr.take().expect("piped"), Arc::clone(&errors));
-        std::thread::spawn(move || {
+        let of_errors = std::thread::spawn(move || {
             let mut piece = [0; 4096];
             while let Ok(n @ 1..) = err.read(&mut piece) {
                 seen.lock().push_str(&String::from_utf8_lossy(&piece[..n]));
@@ -168,21 +171,27 @@ impl Gateway {
         };
         let public_url = text("server", "public_url").unwrap_or_default();
         let (addr, admin_addr) = (address("server"), address("admin"));
-        Self { child: Mutex::new(child), dir, addr, admin_addr, public_url, lines, errors }
+        Self {
+            child: Mutex::new(child),
+            dir,
+            addr,
+            admin_addr,
+            public_url,
+            lines,
+            errors,
+            readers: [of_lines, of_errors],
+        }
     }
 
     /// Polls `/readyz`; panics with the log when the program ends instead.
     pub async fn wait_until_ready(&self) {
-        for _ in 0..1000 {
+        let ready = eventually(async || {
             if let Some(status) = self.exit_status() {
                 panic!("the program ended with {status}:\n{}", self.output());
             }
-            if self.admin("/readyz").await.is_some_and(|r| r.status == 200) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("not ready:\n{}", self.output());
+            self.admin("/readyz").await.is_some_and(|reply| reply.status == 200)
+        });
+        assert!(ready.await, "not ready:\n{}", self.output());
     }
 
     /// A fresh browser for it.
@@ -218,6 +227,12 @@ impl Gateway {
         metric_in(&self.metrics().await, name, labels)
     }
 
+    /// Waits until the sum of a metric's series is this or more: what it counts has no other sign.
+    pub async fn reaches(&self, name: &str, value: f64) {
+        let reached = eventually(async || self.metric(name, &[]).await >= value).await;
+        assert!(reached, "{name} stays below {value}:\n{}", self.output());
+    }
+
     /// The log lines of one event.
     pub fn log_events(&self, event: &str) -> Vec<Value> {
         events_in(&self.lines.borrow(), event)
@@ -227,7 +242,7 @@ impl Gateway {
     pub async fn wait_for_log(&self, event: &str, n: usize) -> Vec<Value> {
         let mut lines = self.lines.subscribe();
         let enough = lines.wait_for(|lines| events_in(lines, event).len() >= n);
-        let waited = tokio::time::timeout(Duration::from_secs(20), enough).await.is_ok();
+        let waited = tokio::time::timeout(PATIENCE, enough).await.is_ok();
         assert!(waited, "no {n} times {event} in the log:\n{}", self.output());
         self.log_events(event)
     }
@@ -269,15 +284,11 @@ impl Gateway {
         rustix::process::kill_process(id, signal).expect("our own child");
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and until all that it wrote is read.
     pub async fn wait_for_exit(&self) -> ExitStatus {
-        for _ in 0..3000 {
-            if let Some(status) = self.exit_status() {
-                return status;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("still running:\n{}", self.output());
+        let is_read = || self.readers.iter().all(JoinHandle::is_finished);
+        let ended = found(async || self.exit_status().filter(|_| is_read())).await;
+        ended.unwrap_or_else(|| panic!("still running:\n{}", self.output()))
     }
 }
 

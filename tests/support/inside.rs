@@ -15,9 +15,10 @@ use toml::Table;
 
 use super::client::Browser;
 use super::gateway::{config as smallest, metric_in};
-use super::provider::ProviderDouble;
+use super::provider::{ProviderDouble, Rotation};
 use super::text;
 use super::upstream::Upstream;
+use super::wait::eventually;
 
 /// A gateway in this process. Its tasks end with the test's runtime.
 #[derive(Debug)]
@@ -101,8 +102,47 @@ impl Inside {
         browser
     }
 
+    /// Waits until the sum of a metric's series is this or more: what it counts has no other sign.
+    pub async fn reaches(&self, name: &str, value: f64) {
+        let reached = eventually(async || self.metric(name, &[]) >= value).await;
+        assert!(reached, "{name} stays at {}", self.metric(name, &[]));
+    }
+
     /// The sum of a metric's series that have these labels.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         metric_in(&self.metrics.render(), name, labels)
+    }
+}
+
+/// A gateway, and what stands before and behind it. Tests give it more methods of their own.
+#[derive(Debug)]
+pub struct Rig {
+    pub provider: ProviderDouble,
+    pub upstream: Upstream,
+    pub gateway: Inside,
+}
+
+impl Rig {
+    /// With the smallest configuration.
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With changes to the configuration.
+    pub async fn with(change: impl FnOnce(&mut Table)) -> Self {
+        Self::prepared(|_| {}, |config, _| change(config)).await
+    }
+
+    /// Before a provider that ends the whole session when a refresh token comes twice.
+    pub async fn strict(change: impl FnOnce(&mut Table)) -> Self {
+        Self::prepared(|provider| provider.set(|s| s.rotation = Rotation::Family), |config, _| change(config)).await
+    }
+
+    /// With the provider prepared first, and changes to the configuration, which may name the upstream.
+    pub async fn prepared(prepare: impl FnOnce(&ProviderDouble), change: impl FnOnce(&mut Table, &str)) -> Self {
+        let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+        prepare(&provider);
+        let gateway = Inside::start_with(&provider, &upstream, |config| change(config, &upstream.url())).await;
+        Self { provider, upstream, gateway }
     }
 }

@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::gateway::free_port;
+use super::wait::until;
 
 /// An answer of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,16 +103,13 @@ impl Redis {
     }
 
     async fn wait_until_ready(&self) {
-        for _ in 0..500 {
-            if UnixStream::connect(self.socket()).await.is_ok() {
-                return;
-            }
+        until("it listens", async || {
             if let Ok(Some(status)) = self.child.lock().try_wait() {
                 panic!("{} ended with {status}", self.program);
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{} does not come up", self.program);
+            UnixStream::connect(self.socket()).await.is_ok()
+        })
+        .await;
     }
 
     pub fn dir(&self) -> &Path {
@@ -235,18 +232,14 @@ pub async fn cluster() -> Vec<Redis> {
         let met = nodes[0].say(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", other.port)).await;
         assert_eq!(met, Reply::Text(b"OK".to_vec()));
     }
-    for _ in 0..1000 {
-        let mut ready = 0;
-        for node in &nodes {
+    for node in &nodes {
+        until("the nodes are a cluster", async || {
             let info = String::from_utf8(node.say("CLUSTER INFO").await.text()).expect("text");
-            ready += usize::from(info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3"));
-        }
-        if ready == nodes.len() {
-            return nodes;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+        })
+        .await;
     }
-    panic!("no cluster")
+    nodes
 }
 
 fn spawn(program: &str, arguments: &[String]) -> Child {

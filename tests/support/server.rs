@@ -3,12 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use tempfile::TempDir;
 
-/// A server that does not answer in this time hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::wait::until;
 
 /// Ends with the test.
 #[derive(Debug)]
@@ -57,12 +55,8 @@ pub async fn start(name: &str, port: u16, write: impl FnOnce(&Path) -> Vec<Strin
         .spawn()
         .expect("the server starts");
     let addr: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
-    let up = async {
-        while tokio::net::TcpStream::connect(addr).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await; // it does not tell when it listens
-        }
-    };
-    tokio::time::timeout(PATIENCE, up).await.unwrap_or_else(|_| panic!("{name} does not start"));
+    // It does not tell when it listens.
+    until(&format!("{name} listens"), async || tokio::net::TcpStream::connect(addr).await.is_ok()).await;
     Some(Running { addr, _process: Process(child), folder })
 }
 

@@ -43,14 +43,8 @@ struct Rotating {
 
 #[async_trait]
 impl Grant for Rotating {
-    async fn refresh(
-        &self,
-        token: &RefreshToken,
-        target: Option<&TokenTarget>,
-        expect: &RefreshExpectation,
-        _: Timestamp,
-    ) -> Result<TokenSet, ProviderError> {
-        assert_eq!(expect.subject, "alice");
+    async fn refresh(&self, request: RefreshRequest<'_>) -> Result<TokenSet, ProviderError> {
+        assert_eq!(request.expect.subject, "alice");
         self.calls.fetch_add(1, Ordering::SeqCst);
         let act = self.script.lock().pop_front().unwrap_or(Act::Answer);
         match act {
@@ -60,7 +54,7 @@ impl Grant for Rotating {
             _ => {}
         }
         let current = self.current.load(Ordering::SeqCst);
-        if token.expose() != format!("rt-{current}") {
+        if request.token.expose() != format!("rt-{current}") {
             return Err(ProviderError::Dead { reason: "invalid_grant" });
         }
         let keeps = matches!(act, Act::Keep);
@@ -74,7 +68,7 @@ impl Grant for Rotating {
             Act::Held(gate) => gate.notified().await,
             _ => {}
         }
-        let name = target.map_or("at", |_| "other");
+        let name = request.target.map_or("at", |_| "other");
         Ok(TokenSet {
             access_token: AccessToken::new(format!("{name}-{}", current + 1)),
             access_expires: Some(self.clock.now() + secs(300)),
