@@ -1034,10 +1034,10 @@ impl Drop for Aloft {
     }
 }
 
-/// With what an allocator adds, which has blocks of a few sizes and pages that are not full: three eighths, by
+/// With what an allocator adds, which has blocks of a few sizes and pages that are not full: three sixteenths, by
 /// `tests/refresh_memory.rs`.
 fn rounded(bytes: usize) -> usize {
-    bytes + bytes * 3 / 8
+    bytes + bytes * 3 / 16
 }
 
 /// What a session occupies without its packed tokens, about.
