@@ -96,6 +96,8 @@ impl DemoProvider {
             (&Method::POST, "/token") => self.token(&form, authorization.as_deref()),
             (&Method::POST, "/revoke") => self.revoke(&form, authorization.as_deref()),
             (&Method::GET, "/logout") => self.logout(&query, browser.as_deref()),
+            // Asked for by every browser; an error in its console would look like one of ours.
+            (&Method::GET, "/favicon.ico") => text(StatusCode::NO_CONTENT, ""),
             _ => text(StatusCode::NOT_FOUND, "not found"),
         }
     }
