@@ -13,10 +13,12 @@ use crate::process::Proxy;
 
 /// Bytes of an ordinary answer.
 pub(crate) const BODY: usize = 1024;
-/// Bytes of the answer to a path that begins with [`LARGE_PATH`].
+/// Bytes of the answer to a path that begins like one of these.
 pub(crate) const LARGE_BODY: usize = 100 * 1024;
 /// Below it answers are large.
 pub(crate) const LARGE_PATH: &str = "/api/large";
+/// The same where nobody has to be signed in.
+pub(crate) const LARGE_PUBLIC_PATH: &str = "/large";
 
 /// Answers every request with 200 and `x`es.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ impl Upstream {
             // No request of ours has a body: a head's end is a request's end.
             while let Some(at) = memchr::memmem::find(&unread, b"\r\n\r\n") {
                 let path = unread.strip_prefix(b"GET ").unwrap_or_default();
-                let is_large = path.starts_with(LARGE_PATH.as_bytes());
+                let is_large = [LARGE_PATH, LARGE_PUBLIC_PATH].iter().any(|large| path.starts_with(large.as_bytes()));
                 if is_large && large.is_empty() {
                     large = answer(LARGE_BODY);
                 }

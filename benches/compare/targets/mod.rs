@@ -14,7 +14,7 @@ use crate::support::provider::ProviderDouble;
 use crate::support::provider::switches::AccessToken;
 use crate::support::redis::Redis;
 use crate::support::text::{b64u, random};
-use crate::upstream::{LARGE_PATH, Upstream};
+use crate::upstream::{LARGE_PATH, LARGE_PUBLIC_PATH, Upstream};
 
 pub(crate) mod apache;
 pub(crate) mod envoy;
@@ -275,7 +275,8 @@ pub(crate) fn with_sessions() -> Vec<Contender> {
 
 /// The same with answers of 100 kB.
 pub(crate) fn large(contender: &Contender) -> Contender {
-    Contender { name: format!("{}, 100 kB", contender.name), path: LARGE_PATH, ..contender.clone() }
+    let path = if contender.path.starts_with("/api/") { LARGE_PATH } else { LARGE_PUBLIC_PATH };
+    Contender { name: format!("{}, 100 kB", contender.name), path, ..contender.clone() }
 }
 
 /// Starts all; who is not there is skipped, with a word, unless it is one of ours.
