@@ -895,9 +895,10 @@ impl Sink {
 
 /// Lines on their way to stdout.
 ///
-/// Under load the writer comes by itself every [`Queue::LINGER`], finds many lines and writes them with one system call:
-/// waking it for each would cost more than making the line. A process that is killed loses what lies here: the lines of
-/// that while, unless stdout is stuck.
+/// The first line after a silence is written at once. Under load the writer then comes by itself every
+/// [`Queue::LINGER`], finds many lines and writes them with one system call: waking it for each would cost more than
+/// making the line. Events do not wait. A process that is killed loses what lies here: the access lines of that while,
+/// unless stdout is stuck.
 #[derive(Default)]
 struct Queue {
     pending: Mutex<Pending>,
@@ -913,13 +914,13 @@ struct Pending {
     /// The writer waits for `filled`; it need not be told otherwise.
     asleep: bool,
     writing: bool,
-    /// Somebody waits in `flush`.
+    /// An event is there, or somebody waits in `flush`.
     hurry: bool,
 }
 
 impl Queue {
-    /// How long the writer lets lines gather.
-    const LINGER: Duration = Duration::from_millis(10);
+    /// How long the writer lets access lines gather.
+    const LINGER: Duration = Duration::from_millis(4);
     /// Access lines beyond this are dropped; other lines beyond twice this.
     const ROOM: usize = 4 * 1024 * 1024;
     /// A buffer that grew larger is given back.
@@ -933,7 +934,8 @@ impl Queue {
             return;
         }
         pending.bytes.extend_from_slice(line);
-        if std::mem::take(&mut pending.asleep) {
+        let hurries = kind == Kind::Event && !std::mem::replace(&mut pending.hurry, true);
+        if std::mem::take(&mut pending.asleep) || hurries {
             self.filled.notify_one();
         }
     }
@@ -942,15 +944,11 @@ impl Queue {
         let mut bytes = Vec::new();
         loop {
             let mut pending = self.pending.lock();
-            if !pending.hurry {
-                self.filled.wait_for(&mut pending, Self::LINGER);
-            }
-            if pending.bytes.is_empty() {
+            while pending.bytes.is_empty() {
                 pending.asleep = true;
-                self.filled.wait_while(&mut pending, |pending| pending.bytes.is_empty());
-                pending.asleep = false;
-                continue;
+                self.filled.wait(&mut pending);
             }
+            pending.asleep = false;
             std::mem::swap(&mut pending.bytes, &mut bytes);
             let dropped = std::mem::take(&mut pending.dropped);
             pending.writing = true;
@@ -968,6 +966,9 @@ impl Queue {
             if pending.bytes.is_empty() {
                 pending.hurry = false;
                 self.written.notify_all();
+            }
+            if !pending.hurry {
+                self.filled.wait_for(&mut pending, Self::LINGER);
             }
         }
     }
