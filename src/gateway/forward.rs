@@ -162,7 +162,6 @@ fn forwarded_for(request: &Request<'_>, trusted: &[IpNet]) -> HeaderValue {
 /// The caller's trace goes on, or one begins here. `left_out`: we record traces, and not this one. Else it is said to be
 /// sampled: with the other flag an upstream that follows its parent would record nothing.
 fn traceparent(headers: &HeaderMap, left_out: bool) -> Option<String> {
-    let given = headers.get(upstream::TRACEPARENT).and_then(|value| value.to_str().ok());
-    let given = given.filter(|value| forwarded::valid_traceparent(value));
+    let given = forwarded::traceparent(headers);
     Some(given.map_or_else(|| forwarded::new_traceparent(random::identifier(), !left_out), ToOwned::to_owned))
 }

@@ -403,6 +403,7 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Box<Ctx>) {
         ctx.record(session);
     }
+
     /// Pingora's default prints the query, which may hold a code.
     fn request_summary(&self, session: &Session, ctx: &Box<Ctx>) -> String {
         format!("{} {}", session.req_header().method, ctx.route.as_str())

@@ -17,6 +17,7 @@ use super::state::{Endpoint, State};
 use crate::oidc::dpop;
 use crate::oidc::types::AccessToken;
 use crate::session::Session;
+use crate::web::forwarded::{TRACEPARENT, X_FORWARDED_FOR, X_REQUEST_ID};
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
 use crate::web::{cookies, headers};
@@ -31,15 +32,10 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all answers on a connection.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// The id that the log, the upstream and a problem document share.
-pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const DPOP: HeaderName = HeaderName::from_static("dpop");
 const DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
-/// W3C trace context.
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The peer of this try. Every try takes the next address, so that a dead one is passed over.
 ///

@@ -7,9 +7,12 @@ use base64_simd::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The chain of hops, nearest last.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The id that the log, the upstream and a problem document share.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C trace context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// As long as any sensible chain; the rest of a longer one is dropped on the far side.
 const MAX_HOPS: usize = 32;
@@ -65,7 +68,7 @@ pub fn forwarded_for(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Ve
 
 /// The client's request id, if it gave a single usable one: 8 to 128 of `[A-Za-z0-9._:-]`.
 pub fn request_id(headers: &HeaderMap) -> Option<&str> {
-    only(headers, &X_REQUEST_ID).filter(|id| {
+    only(headers, X_REQUEST_ID).filter(|id| {
         (8..=128).contains(&id.len())
             && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-'))
     })
@@ -78,7 +81,7 @@ pub fn new_request_id(random: [u8; 15]) -> String {
 
 /// The client's trace context, if it gave a single valid one.
 pub fn traceparent(headers: &HeaderMap) -> Option<&str> {
-    only(headers, &TRACEPARENT).filter(|value| valid_traceparent(value))
+    only(headers, TRACEPARENT).filter(|value| valid_traceparent(value))
 }
 
 /// Whether a value is a `traceparent` of W3C Trace Context level 1, version 00. A later version is begun anew: we
@@ -126,7 +129,7 @@ fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
 /// beyond.
 fn chain(headers: &HeaderMap) -> impl Iterator<Item = IpAddr> {
     headers
-        .get_all(&X_FORWARDED_FOR)
+        .get_all(X_FORWARDED_FOR)
         .iter()
         .rev()
         .flat_map(|value| value.to_str().unwrap_or("?").rsplit(','))
@@ -141,7 +144,7 @@ fn address(text: &str) -> Option<IpAddr> {
     parsed.map(|address| address.to_canonical())
 }
 
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
     if values.next().is_some() {
