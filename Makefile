@@ -68,8 +68,8 @@ instructions-baseline: ## the same, as the new baseline
 release: ## the program as it is released, profile-guided: takes a while (needs rustup's llvm-tools, redis-server)
 	scripts/release.sh --no-default-features
 
-image: ## the container image of that without a registry (needs buildah); deploy/Dockerfile for all else
-	scripts/image.sh "$$(scripts/release.sh --no-default-features | tail -n 1)"
+image: release ## the container image of that without a registry (needs buildah); deploy/Dockerfile for all else
+	scripts/image.sh $(or $(CARGO_TARGET_DIR),target)/release-profiled/sidegate
 
 supply-chain: ## licences, origins and advisories of all crates, and the list of them (needs cargo-deny, cargo-cyclonedx)
 	cargo deny --locked check

@@ -4,7 +4,7 @@
 # what it is worth. Needs rustup's llvm-tools and, for the load, redis-server.
 #
 # Usage: scripts/release.sh [OPTION OF CARGO BUILD]...      --no-default-features leaves the demo out
-# The last line is the program's path.
+# The program is at release-profiled/sidegate below the target directory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,12 +24,13 @@ build() { # FLAG [OPTION]...
   shift
   RUSTFLAGS="${RUSTFLAGS:-} $flag" CARGO_TARGET_DIR=$target cargo build --locked --release --bin sidegate --target "$host" "$@"
 }
-program=$target/$host/release/sidegate
+built=$target/$host/release/sidegate
 
 build "-Cprofile-generate=$counts" "$@"
-cp "$program" "$target/counting"
+cp "$built" "$target/counting"
 # The load's own speed does not matter.
 cargo bench --locked --profile dev --bench compare -- train "$target/counting"
 "$profdata" merge --output "$target/merged.profdata" "$counts"
 build "-Cprofile-use=$target/merged.profdata" "$@"
-echo "$program"
+cp "$built" "$target/sidegate"
+echo "$target/sidegate"
