@@ -83,6 +83,15 @@ pub struct Head {
     pub upgrade: Upgrade,
 }
 
+impl Head {
+    /// The whole head, not copied where nobody else holds a part of it.
+    pub fn into_bytes(self) -> BytesMut {
+        let Self { bytes, method, target, host, .. } = self;
+        drop((method, target, host));
+        bytes.into()
+    }
+}
+
 /// What the bytes so far amount to.
 #[derive(Clone, Debug)]
 pub enum Verdict {
@@ -163,6 +172,13 @@ impl HeadReader {
     /// it until the verdict: an accepted head is split off the front, what follows it stays.
     pub fn read(&mut self, buffer: &mut BytesMut) -> Verdict {
         while let Some(&byte) = buffer.get(self.judged) {
+            if self.state == At::LineStart {
+                match self.lines(buffer) {
+                    Ok(false) => {}
+                    Ok(true) => continue,
+                    Err(refusal) => return Verdict::Refuse(refusal),
+                }
+            }
             let plain = self.plain(buffer);
             if plain > 0 {
                 self.judged += plain;
@@ -181,6 +197,31 @@ impl HeadReader {
             }
         }
         Verdict::NeedMore
+    }
+
+    /// Takes the field lines that are whole and good at once, to the verdict that [`Self::step`] would come to byte by byte;
+    /// all others are left to it. True when there were any.
+    fn lines(&mut self, buffer: &[u8]) -> Result<bool, Refusal> {
+        let before = self.judged;
+        while self.count < self.limits.header_count {
+            let rest = buffer.get(self.judged..).unwrap_or_default();
+            let name_len = rest.iter().take_while(|byte| is_token(**byte)).count();
+            let (name, rest) = rest.split_at(name_len);
+            let Some((b':', rest)) = rest.split_first() else { break };
+            let Some(length) = memchr::memchr(b'\r', rest) else { break };
+            let (value, end) = rest.split_at(length);
+            let name_end = self.judged + name_len;
+            let last = name_end + 1 + length + 1;
+            let good = name_len > 0 && all_values(value) && end.starts_with(b"\r\n");
+            if !good || self.within_header_bytes(last).is_err() {
+                break;
+            }
+            self.seen.field(name, value, name_end + 1)?;
+            self.count += 1;
+            self.judged = last + 1;
+        }
+        self.start = self.judged;
+        Ok(self.judged > before)
     }
 
     /// How many of the next bytes only continue the target, or a field's name or value: what [`Self::step`] would pass one by one. Most
@@ -526,13 +567,16 @@ fn is_value(byte: u8) -> bool {
     is_of(VALUE, byte)
 }
 
+/// Without a branch for each byte, so that the compiler takes many at a time.
+fn all_values(bytes: &[u8]) -> bool {
+    let wrong = |byte: u8| (byte < b' ' && byte != b'\t') || byte == 0x7f;
+    bytes.iter().fold(0, |bad, byte| bad | u8::from(wrong(*byte))) == 0
+}
+
 /// How many bytes a value goes on for at least.
 fn plain_value(bytes: &[u8]) -> usize {
-    // Without a branch for each byte, so that the compiler takes many at a time.
-    let wrong = |byte: u8| (byte < b' ' && byte != b'\t') || byte == 0x7f;
-    let clean = |block: &&[u8; 32]| block.iter().fold(0, |bad, byte| bad | u8::from(wrong(*byte))) == 0;
-    let (blocks, _) = bytes.as_chunks();
-    let whole = blocks.iter().take_while(clean).count() * 32;
+    let (blocks, _) = bytes.as_chunks::<32>();
+    let whole = blocks.iter().take_while(|block| all_values(*block)).count() * 32;
     let tail = bytes.get(whole..).unwrap_or_default();
     whole + tail.iter().take_while(|byte| is_value(**byte)).count()
 }

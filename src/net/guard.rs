@@ -1,7 +1,7 @@
 //! The stream that Pingora reads one request from and writes its answer to.
 //!
-//! A guard holds back what Pingora must not see: it hands out the judged head, then the judged body, then nothing,
-//! though the client may already have sent its next request. It watches the answer for `101`, and only then lets bytes
+//! A guard holds back what Pingora must not see: behind the judged head, which Pingora gets by itself, it hands out the
+//! judged body, then nothing, though the client may already have sent its next request. It watches the answer for `101`, and only then lets bytes
 //! through as they come. When Pingora drops it, the connection goes home to the serve loop, which decides what becomes
 //! of it.
 
@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::connection::{ConnectionInfo, Connections, Half, TunnelCount};
-use super::framer::{BodyReader, Head, Upgrade};
+use super::framer::{BodyReader, Upgrade};
 use super::refusal::Refusal;
 use super::websocket::{Frames, GOING_AWAY};
 use super::wire::Wire;
@@ -87,7 +87,7 @@ impl Guard {
     /// `body_start`: what of the body was judged together with the head.
     pub(super) fn new(
         connection: Connection,
-        head: &Head,
+        upgrade: Upgrade,
         body: BodyReader,
         body_start: BytesMut,
         body_idle: Duration,
@@ -96,14 +96,13 @@ impl Guard {
         let info = connection.info.clone();
         let exchange = Exchange {
             connection,
-            head: head.bytes.clone(),
             ready: body_start,
             body,
             body_idle,
             silence: None,
             stall: None,
             probe: None,
-            upgrade: head.upgrade,
+            upgrade,
             answer: Answer::default(),
             tunnel: None,
             tx: BytesMut::new(),
@@ -147,8 +146,6 @@ impl Drop for Guard {
 /// The state of one request and its answer.
 pub(super) struct Exchange {
     pub(super) connection: Connection,
-    /// What Pingora has not read of the head.
-    head: Bytes,
     /// Judged body bytes that Pingora has not read.
     ready: BytesMut,
     body: BodyReader,
@@ -184,7 +181,6 @@ impl Exchange {
         self.fault.is_none()
             && self.tunnel.is_none()
             && matches!(self.answer, Answer::Final)
-            && self.head.is_empty()
             && self.ready.is_empty()
             && self.body.is_done()
             && !self.connection.info.control.is_closed()
@@ -209,14 +205,6 @@ impl Exchange {
             return self.read_closed(cx);
         }
         if buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        if !self.head.is_empty() {
-            hand_out(&mut self.head, buf);
-            if self.head.is_empty() {
-                // An empty slice would hold all of its buffer.
-                self.head = Bytes::new();
-            }
             return Poll::Ready(Ok(()));
         }
         let read = match self.tunnel {

@@ -67,9 +67,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
             };
             fresh = false;
             let home = Home::default();
-            let guard = Guard::new(connection, &head, body, start, settings.body_idle, home.clone());
-            drop(head);
-            let session = ServerSession::new_http1(Box::new(guard));
+            let guard = Guard::new(connection, head.upgrade, body, start, settings.body_idle, home.clone());
+            let mut session = ServerSession::new_http1(Box::new(guard));
+            // Judged as a whole, so it goes as a whole: Pingora parses it where it lies, without reading.
+            session.set_pipelined_prefix(head.into_bytes());
             let served = caught(self.app.process_new_http(session, &self.draining)).await;
             // Dropping what Pingora gives back sends the connection home.
             let wants_more = matches!(served, Ok(Some(_)));
