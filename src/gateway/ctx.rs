@@ -280,7 +280,7 @@ impl Ctx {
     }
 
     /// How long the upstream may be silent from here on depends on what it answers.
-    pub fn watch_answer(&mut self, request: &RequestHeader, response: &ResponseHeader) {
+    pub fn watch_answer(&mut self, request: &RequestHeader, response: &ResponseHeader, now: Instant) {
         let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
         let Some(silence) = &self.silence else { return };
         if response.status.is_informational() && !switching {
@@ -291,7 +291,7 @@ impl Ctx {
         if switching || media_type.is_some_and(is_quiet) {
             silence.pause();
         } else {
-            silence.listen();
+            silence.listen_from(now);
         }
         let framed = response.headers.contains_key(header::CONTENT_LENGTH)
             || response.headers.contains_key(header::TRANSFER_ENCODING);

@@ -136,7 +136,7 @@ impl Ctx {
     /// worked another request may have refreshed the session, or ended it.
     pub(super) fn cookies_of(&self, used: &Used) -> Vec<HeaderValue> {
         let state = &self.state;
-        if state.ends.is_over(&used.session) {
+        if state.ends.was_ended_outside(&used.session) {
             return Vec::new();
         }
         let Some(newest) = state.refresh.outgoing(&used.session, self.started.elapsed()) else { return Vec::new() };

@@ -213,8 +213,9 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Box<Ctx>,
     ) -> Result<()> {
+        let was_over = ctx.request_over;
         ctx.request_over |= end;
-        if let Some(silence) = &ctx.silence {
+        if let (false, Some(silence)) = (was_over, &ctx.silence) {
             if end && !ctx.answering { silence.listen() } else { silence.heard() }
         }
         if end && body.as_ref().is_some_and(Bytes::is_empty) {
@@ -247,7 +248,8 @@ impl ProxyHttp for Gateway {
             ctx.proof = Again::Now;
             return Err(Error::new_up(ErrorType::HTTPStatus(401)));
         }
-        ctx.upstream_answered.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        ctx.upstream_answered.get_or_insert(now);
         if !downstream::has_one_end(response) {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
@@ -264,7 +266,7 @@ impl ProxyHttp for Gateway {
         {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
-        ctx.watch_answer(session.req_header(), response);
+        ctx.watch_answer(session.req_header(), response, now);
         Ok(())
     }
 
@@ -276,7 +278,12 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         let Some(silence) = &ctx.silence else { return Ok(None) };
-        silence.heard();
+        if end {
+            // The client may take its time over what is left.
+            silence.pause();
+        } else {
+            silence.heard();
+        }
         if end && ctx.until_close && silence.is_over() {
             // The end was our doing, not the upstream's: the client is not to take it for the answer's.
             return Err(Error::new_up(ErrorType::ReadTimedout));

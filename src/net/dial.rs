@@ -294,16 +294,25 @@ pub struct Silence {
 impl Silence {
     /// From now on something is expected of the upstream; also a sign of life, from which silence is counted anew.
     pub fn listen(&self) {
-        self.listen_for(self.allowed);
+        self.listen_from(Instant::now());
+    }
+
+    /// The same, for who knows the time.
+    pub fn listen_from(&self, now: Instant) {
+        self.expect(self.allowed, now);
     }
 
     /// The same, with another limit.
     pub fn listen_for(&self, allowed: Duration) {
+        self.expect(allowed, Instant::now());
+    }
+
+    fn expect(&self, allowed: Duration, now: Instant) {
         let mut watch = self.line.watch.lock();
         if watch.request != self.request {
             return;
         }
-        watch.since = Instant::now();
+        watch.since = now;
         watch.allowed = Some(allowed);
         let sooner = watch.looks.is_none_or(|looks| watch.since + allowed < looks);
         drop(watch);

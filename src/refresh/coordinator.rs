@@ -430,13 +430,19 @@ impl Coordinator {
     /// answer that took longer than `grace`: other replicas may have gone on, and what they knew of the generations before
     /// is gone. Nothing is lost by it, for who still has the older cookie finds its successor here.
     pub fn outgoing(&self, used: &Arc<Session>, age: Duration) -> Option<Arc<Session>> {
-        if self.is_ended(used.id) || self.is_behind(used) {
-            return None;
-        }
-        let newest = self.newest(used.id).filter(|newest| newest.generation >= used.generation);
+        let Some(shard) = self.shard(used.id) else { return Some(Arc::clone(used)) };
+        let (newest, now) = {
+            let (mut shard, now) = self.enter(shard);
+            let engine = &mut shard.engine;
+            if engine.is_ended(used.id, now) || engine.is_behind(&Facts::of(used), now) {
+                return None;
+            }
+            (engine.newest(used.id, now), now)
+        };
+        let newest = newest.filter(|newest| newest.generation >= used.generation);
         let newest = newest.unwrap_or_else(|| Arc::clone(used));
         let grace = self.terms.load().settings.grace;
-        let late = age > grace && self.clock.now().since(newest.issued) > grace;
+        let late = age > grace && now.since(newest.issued) > grace;
         (!late).then_some(newest)
     }
 
