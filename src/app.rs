@@ -390,12 +390,14 @@ fn revocation(in_force: Arc<ArcSwap<Config>>, state: &Arc<ArcSwap<State>>) -> Ar
 }
 
 fn server_conf(threads: usize) -> ServerConf {
+    let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
     ServerConf {
         // The process ends when the last request has; waiting is `shutdown`'s business.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(1),
-        threads: if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads },
-        work_stealing: true,
+        threads,
+        // From whom, where there is but one?
+        work_stealing: threads > 1,
         upstream_keepalive_pool_size: 512,
         // Bounds the tries at connecting; `Gateway::fail_to_connect` and `error_while_proxy` decide on each.
         max_retries: 16,
