@@ -28,9 +28,10 @@ async fn refused(
 #[tokio::test]
 async fn a_refused_token_is_refreshed_and_the_request_sent_once_more() {
     let (provider, upstream, _gateway, browser) = refused(|_| {}).await;
-    let answer = browser.fetch("/api/x").await;
+    let answer = browser.send(Ask::fetch("/api/x").header("X-Kept", "1")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(upstream.requests_to("/api/x").len(), 2);
+    let sent = upstream.requests_to("/api/x");
+    assert_eq!(sent.iter().map(|request| request.header("x-kept")).collect::<Vec<_>>(), [Some("1"); 2]);
     assert_eq!(provider.refreshes(), 1);
     assert_ne!(upstream.requests()[0].bearer(), upstream.requests()[1].bearer());
     // The browser has the new session: the next request asks nobody.

@@ -151,11 +151,14 @@ async fn a_dead_kept_alive_connection() {
         assert_eq!(rig.get("/api/warm", &[]).await.status, 200);
         let path = format!("/api/{}", mark("p"));
         rig.upstream.on(&path, stale());
-        let reply = rig.gateway.exact(method, &path, &rig.signed(SCRIPT), body).await.expect("an answer");
+        let fields = [&rig.signed(SCRIPT)[..], &[("X-Kept", "1"), ("X-Kept", "two")]].concat();
+        let reply = rig.gateway.exact(method, &path, &fields, body).await.expect("an answer");
         let sent = rig.upstream.requests_to(&path);
         if repeated {
             assert_eq!((reply.status, sent.len()), (200, 2), "{method}");
-            assert_eq!(sent[0].bearer(), sent[1].bearer());
+            assert_eq!(sent[0].header_all("x-kept"), ["1", "two"]);
+            assert!(sent[0].bearer().is_some());
+            assert_eq!(sent[0].headers, sent[1].headers, "all of the client's fields, and of ours");
         } else {
             assert_eq!((reply.status, sent.len()), (502, 1), "{method} {body:?}");
         }
