@@ -64,6 +64,7 @@ pub(super) fn first(
         streams: Arc::default(),
         leaving: Arc::default(),
         names: Arc::default(),
+        spares: Arc::default(),
         limiters: Arc::default(),
         via: HeaderValue::try_from(via).unwrap_or(HeaderValue::from_static("1.1 sidegate")),
     };

@@ -146,12 +146,26 @@ pub struct Forward {
     pub expire: Vec<HeaderValue>,
     pub forwarded_for: HeaderValue,
     pub traceparent: Option<String>,
+    /// Whose are the client's fields.
+    pub fields: Fields,
     /// Where this try begins to look among the route's upstreams and their addresses.
     pub turn: usize,
     /// Where this try goes.
     pub pick: Option<Pick>,
     /// Connects that failed so far.
     pub failed: usize,
+}
+
+/// Where the client's fields are. Pingora copies a request's head for the upstream, and takes out of the copy what
+/// [`super::upstream::rewrite`] takes out as well; what is moved need not be copied.
+#[derive(Debug)]
+pub enum Fields {
+    /// In Pingora's copy.
+    Copied,
+    /// Here. Pingora has a head without them.
+    Taken(HeaderMap),
+    /// Gone with a try before this one; the head is read again.
+    Spent,
 }
 
 /// A session in use, with what its cookie looked like when it came.
@@ -301,6 +315,10 @@ impl Ctx {
                 StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
         self.until_close = !framed && !bodiless;
+        let empty = response.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
+        if self.request_over && !switching && (bodiless || empty) {
+            silence.answered();
+        }
     }
 
     /// The request that an audit event belongs to.

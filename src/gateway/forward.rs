@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use pingora::http::ResponseHeader;
 
 use super::arrive::Request;
-use super::ctx::{Ctx, Forward, Phase, Used};
+use super::ctx::{Ctx, Fields, Forward, Phase, Used};
 use super::serve::Outcome;
 use super::settings::Token;
 use super::state::RouteEntry;
@@ -72,6 +72,7 @@ impl Ctx {
                 Some(traced) => Some(traced.upstream.traceparent()),
                 None => traceparent(&head.headers, self.state.tracer.is_on()),
             },
+            fields: Fields::Copied,
             turn: entry.turn(),
             pick: None,
             failed: 0,

@@ -13,6 +13,7 @@ pub mod downstream;
 pub mod endpoints;
 pub mod ends;
 pub mod explain;
+mod fields;
 mod files;
 mod forward;
 mod forward_auth;
@@ -125,8 +126,11 @@ impl ProxyHttp for Gateway {
                     .into()
             });
         match outcome {
-            Outcome::Forward(forward) => {
+            Outcome::Forward(mut forward) => {
                 let files = forward.route.settings.files.clone();
+                if files.is_none() {
+                    fields::take(session, &mut forward);
+                }
                 ctx.phase = Phase::Forward(forward);
                 let Some(files) = files else { return Ok(false) };
                 ctx.serve_file(session, &files).await?;
@@ -170,19 +174,16 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         let Phase::Forward(forward) = &ctx.phase else { return Ok(()) };
-        if !reused {
+        let line = digest.and_then(Line::of).filter(|_| !forward.over_http2());
+        ctx.silence = line.clone().map(|line| line.begin(forward.route.settings.read_timeout));
+        if !reused && !ctx.silence.as_ref().is_some_and(Silence::reuses) {
             forward.took(true);
         }
         // A try that is not the first sends the body again.
         (ctx.request_over, ctx.body_bytes) = (session.is_body_empty(), 0);
-        if forward.over_http2() {
-            return Ok(());
-        }
-        let line = digest.and_then(Line::of);
         if let (true, Some(line)) = (forward.upgrade, &line) {
             line.hold_answer();
         }
-        ctx.silence = line.map(|line| line.begin(forward.route.settings.read_timeout));
         match &ctx.silence {
             Some(silence) if ctx.request_over => silence.listen(),
             // While the client still sends, it is not the upstream's turn. On HTTP/1.1 `net::guard` watches the client.
@@ -194,12 +195,15 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         match &mut ctx.phase {
-            Phase::Forward(forward) => upstream::rewrite(request, &ctx.state, forward, &ctx.request_id),
+            Phase::Forward(forward) => {
+                let fields = fields::give(session, forward)?;
+                upstream::rewrite(request, fields, &ctx.state, forward, &ctx.request_id)
+            }
             Phase::Arrived | Phase::Answered => {
                 Error::e_explain(ErrorType::InternalError, "forwarding was not decided")
             }
@@ -278,11 +282,13 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         let Some(silence) = &ctx.silence else { return Ok(None) };
-        if end {
-            // The client may take its time over what is left.
-            silence.pause();
-        } else {
+        if !end {
             silence.heard();
+        } else if ctx.request_over {
+            silence.answered();
+        } else {
+            // An upstream that answers before it has all of the request.
+            silence.pause();
         }
         if end && ctx.until_close && silence.is_over() {
             // The end was our doing, not the upstream's: the client is not to take it for the answer's.
@@ -367,6 +373,7 @@ impl ProxyHttp for Gateway {
         // A kept-alive connection may have died under us: only what is safe to repeat is sent again, and once.
         let repeatable = matches!(&ctx.phase, Phase::Forward(forward) if forward.repeatable);
         let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);
+        let client_reused = client_reused || ctx.silence.as_ref().is_some_and(Silence::reuses);
         let again = repeatable && client_reused && !ctx.retried && !silent && ctx.upstream_answered.is_none();
         ctx.retried |= again;
         if again {
@@ -383,7 +390,12 @@ impl ProxyHttp for Gateway {
             return dead;
         }
         let head = session.req_header();
-        if let Some(response) = ctx.instead_of_challenge(&head.method, &head.headers) {
+        let again = match &ctx.phase {
+            Phase::Forward(forward) if ctx.step_up.is_some() => fields::give_again(session, forward),
+            _ => None,
+        };
+        let headers = again.as_ref().unwrap_or(&head.headers);
+        if let Some(response) = ctx.instead_of_challenge(&head.method, headers) {
             let code = response.status.as_u16();
             session.set_keepalive(None);
             return match ctx.respond(session, response).await {

@@ -26,8 +26,9 @@ use super::routes::RouteTable;
 use super::settings::{Route, Settings, Upstream, UpstreamAddress};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::{EndReason, Metrics, RouteMetrics};
-use crate::net::dial::Dialer;
+use crate::net::dial::Dialers;
 use crate::net::resolve::{Name, Names};
+use crate::net::spare::Spares;
 use crate::oidc::dpop::Nonces;
 use crate::oidc::{Provider, Providers};
 use crate::refresh::coordinator::Coordinator;
@@ -86,6 +87,8 @@ pub struct Shared {
     pub leaving: Arc<AtomicBool>,
     /// What upstreams are reached by.
     pub names: Arc<Names>,
+    /// Connections to upstreams that wait for their next request.
+    pub spares: Arc<Spares>,
     /// What the routes have counted.
     pub limiters: Arc<Limiters>,
     /// `1.1 sidegate-<instance>`: what this process adds to `Via`, and knows itself by.
@@ -117,7 +120,7 @@ pub struct RouteEntry {
     pub settings: Route,
     pub metrics: Arc<RouteMetrics>,
     pub targets: Vec<Target>,
-    pub dialer: Arc<Dialer>,
+    pub dialers: Arc<Dialers>,
     pub limiter: Option<Arc<Limiter>>,
     /// Where the next request begins among the targets.
     next: AtomicUsize,
@@ -226,13 +229,13 @@ impl RouteEntry {
             .map(|upstream| Target::new(upstream, &settings, &trust, |host, port| shared.names.get(host, port)))
             .collect();
         let metrics = shared.metrics.route(&settings.path);
-        let dialer = Dialer::new(settings.connect_timeout);
+        let dialers = Arc::new(Dialers::new(settings.connect_timeout, Arc::clone(&shared.spares)));
         let limiter = shared.limiters.of(&settings);
         Ok(Self {
             settings,
             metrics,
             targets,
-            dialer,
+            dialers,
             limiter,
             next: AtomicUsize::new(0),
             trust,
@@ -262,7 +265,7 @@ impl RouteEntry {
             settings: Route { template: None, upstreams: vec![upstream], ..self.settings.clone() },
             metrics: Arc::clone(&self.metrics),
             targets: vec![target],
-            dialer: Arc::clone(&self.dialer),
+            dialers: Arc::clone(&self.dialers),
             // Was asked already.
             limiter: None,
             next: AtomicUsize::new(0),

@@ -1,6 +1,5 @@
 //! Towards the upstream: which peer, and the request's head as it leaves us.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts as ReqParts;
@@ -14,6 +13,7 @@ use super::ctx::{Forward, Used};
 use super::placement;
 use super::settings::{Route, Token, Way};
 use super::state::{Endpoint, State};
+use crate::net::spare::IDLE;
 use crate::oidc::dpop;
 use crate::oidc::types::AccessToken;
 use crate::session::Session;
@@ -21,9 +21,6 @@ use crate::web::forwarded::{TRACEPARENT, X_FORWARDED_FOR, X_REQUEST_ID};
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
 use crate::web::{cookies, headers};
-
-/// Shorter than what common servers keep an idle connection (Node: 5 s), so that they rarely close one under us.
-const IDLE: Duration = Duration::from_secs(4);
 
 /// Requests at a time on one HTTP/2 connection; what every server takes.
 const STREAMS: usize = 100;
@@ -60,9 +57,11 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     peer.options.ca.clone_from(&target.ca);
     let settings = &forward.route.settings;
     let options = &mut peer.options;
-    options.custom_l4 = Some(Arc::clone(&forward.route.dialer) as _);
+    let dialers = &forward.route.dialers;
+    options.custom_l4 = Some(if target.tls || forward.over_http2() { dialers.layered() } else { dialers.plain() });
     options.connection_timeout = Some(settings.connect_timeout);
-    options.total_connection_timeout = Some(settings.connect_timeout);
+    // The dialler has its own; TLS comes on top.
+    options.total_connection_timeout = target.tls.then_some(settings.connect_timeout);
     options.idle_timeout = Some(IDLE);
     // How long the upstream may be silent depends on what it answers: `Ctx::silence` watches it.
     options.read_timeout = None;
@@ -84,7 +83,7 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     if forward.upgrade {
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
         // A connection of its own, never from the pool and never back to it.
-        options.custom_l4 = Some(forward.route.dialer.for_tunnels() as _);
+        options.custom_l4 = Some(dialers.tunnels());
         options.idle_timeout = Some(Duration::ZERO);
         peer.group_key = !target.group;
     }
@@ -218,21 +217,30 @@ pub fn identity(route: &Route, session: &Session) -> impl Iterator<Item = (Heade
 
 /// Makes the head that Pingora is about to send anew: what may pass of the client's, and what is ours. Runs once per
 /// try, after Pingora removed what `Connection` nominates, so that a client cannot nominate away what is set here.
+/// `taken`: the client's fields, in place of those in `request`; `Connection` nominates none of them.
 ///
 /// Names leave as the standards spell them, whatever the client's spelling was: keeping that would cost a second map
 /// with an entry for each of them.
 ///
 /// # Errors
 /// When the head cannot be made: nothing is sent then, for what the client sent must not pass as it is.
-pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward, request_id: &str) -> Result<()> {
+pub fn rewrite(
+    request: &mut RequestHeader,
+    taken: Option<HeaderMap>,
+    state: &State,
+    forward: &mut Forward,
+    request_id: &str,
+) -> Result<()> {
     let target = forward.target().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
     let ends_stream = request.send_end_stream();
     // Taken apart, and not copied; after an error an empty head stays behind.
     let (blank, ()) = http::Request::new(()).into_parts();
     let mut parts = ReqParts::from(std::mem::replace(request, RequestHeader::from(blank)));
+    let kept_by_pingora = taken.is_none();
+    parts.headers = taken.unwrap_or(parts.headers);
     let fields = &mut parts.headers;
     fields.reserve(OURS);
-    let stops: Vec<HeaderName> = fields.keys().filter(|name| !passes(name, state)).cloned().collect();
+    let stops: Vec<HeaderName> = fields.keys().filter(|name| !passes(name, state, kept_by_pingora)).cloned().collect();
     for name in stops {
         fields.remove(name);
     }
@@ -288,10 +296,11 @@ pub fn rewrite(request: &mut RequestHeader, state: &State, forward: &mut Forward
 /// Room for what [`rewrite`] adds.
 const OURS: usize = 10;
 
-/// Whether a client's field goes on to the upstream.
-fn passes(name: &HeaderName, state: &State) -> bool {
-    let kept_by_pingora = || matches!(*name, header::CONNECTION | header::UPGRADE | header::TRANSFER_ENCODING);
-    (!headers::is_hop_by_hop(name.as_str()) || kept_by_pingora())
+/// Whether a client's field goes on to the upstream. `framing`: what Pingora has left of the fields that frame is meant for
+/// it.
+fn passes(name: &HeaderName, state: &State, framing: bool) -> bool {
+    let frames = || matches!(*name, header::CONNECTION | header::UPGRADE | header::TRANSFER_ENCODING);
+    (!headers::is_hop_by_hop(name.as_str()) || (framing && frames()))
         && !headers::is_removed_from_client(name.as_str())
         && !state.is_reserved(name)
 }

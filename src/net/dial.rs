@@ -37,105 +37,147 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// Connects, and leaves a [`Line`] on each connection.
+use super::spare::{Lent, Socket, Spares};
+
+/// What connects, by what becomes of the connection. Each leaves a [`Line`] on it.
 #[derive(Debug)]
-pub struct Dialer {
+pub struct Dialers {
+    plain: Arc<Dialer>,
+    layered: Arc<Dialer>,
+    tunnels: Arc<Dialer>,
+}
+
+#[derive(Debug)]
+struct Dialer {
     within: Duration,
-    for_tunnels: bool,
+    purpose: Purpose,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Plain(Arc<Spares>),
+    Layered,
+    Tunnel,
+}
+
+impl Dialers {
+    /// `within`: for the connect itself, a TLS handshake apart.
+    pub fn new(within: Duration, spares: Arc<Spares>) -> Self {
+        let dialer = |purpose| Arc::new(Dialer { within, purpose });
+        let (plain, layered) = (dialer(Purpose::Plain(spares)), dialer(Purpose::Layered));
+        Self { plain, layered, tunnels: dialer(Purpose::Tunnel) }
+    }
+
+    /// For one request after the other in HTTP/1.1 without TLS.
+    pub fn plain(&self) -> Arc<dyn L4Connect + Send + Sync> {
+        Arc::clone(&self.plain) as _
+    }
+
+    /// For what TLS or HTTP/2 is laid on; Pingora keeps these.
+    pub fn layered(&self) -> Arc<dyn L4Connect + Send + Sync> {
+        Arc::clone(&self.layered) as _
+    }
+
+    /// For connections that are to become tunnels: see [`Line::hold_answer`].
+    pub fn tunnels(&self) -> Arc<dyn L4Connect + Send + Sync> {
+        Arc::clone(&self.tunnels) as _
+    }
 }
 
 impl Dialer {
-    /// `within`: for the connect itself, a TLS handshake apart.
-    pub fn new(within: Duration) -> Arc<Self> {
-        Arc::new(Self { within, for_tunnels: false })
-    }
-
-    /// The same for connections that are to become tunnels: see [`Line::hold_answer`].
-    pub fn for_tunnels(&self) -> Arc<Self> {
-        Arc::new(Self { for_tunnels: true, ..*self })
-    }
-
     async fn dial(&self, address: &SocketAddr) -> io::Result<(Stream, Arc<Line>)> {
-        match address {
+        let (socket, again) = match address {
             SocketAddr::Inet(address) => {
                 let stream = TcpStream::connect(address).await?;
-                let socket = stream.as_fd().try_clone_to_owned()?;
-                Ok(self.lay(stream, socket))
+                let again = stream.as_fd().try_clone_to_owned()?;
+                (Socket::Tcp(stream), again)
             }
             SocketAddr::Unix(address) => {
                 let path = address.as_pathname().ok_or(io::ErrorKind::InvalidInput)?;
                 let stream = UnixStream::connect(path).await?;
-                let socket = stream.as_fd().try_clone_to_owned()?;
-                Ok(self.lay(stream, socket))
+                let again = stream.as_fd().try_clone_to_owned()?;
+                (Socket::Unix(stream), again)
             }
-        }
-    }
-
-    fn lay<S: Socket>(&self, stream: S, socket: OwnedFd) -> (Stream, Arc<Line>) {
+        };
         let held = Arc::new(AtomicBool::new(false));
-        let line = Line::new(socket, Arc::clone(&held));
-        if !self.for_tunnels {
-            return (stream.into(), line);
+        let line = Line::new(again, Arc::clone(&held));
+        let stream = match (&self.purpose, socket) {
+            (Purpose::Plain(spares), socket) => {
+                socket.set_nodelay()?;
+                lend(Lent::new(socket, Arc::clone(&line), Arc::clone(spares), address.clone()))
+            }
+            (Purpose::Layered, Socket::Tcp(stream)) => stream.into(),
+            (Purpose::Layered, Socket::Unix(stream)) => stream.into(),
+            (Purpose::Tunnel, socket) => {
+                let held = Held { socket, held, unflushed: false, reader: None };
+                VirtualSocketStream::new(Box::new(held)).into()
+            }
+        };
+        Ok((stream, line))
+    }
+
+    async fn connect(&self, address: &SocketAddr) -> Result<(Stream, Arc<Line>)> {
+        if let Purpose::Plain(spares) = &self.purpose
+            && let Some(lent) = spares.take(address, Instant::now())
+        {
+            let line = Arc::clone(lent.line());
+            return Ok((lend(lent), line));
         }
-        let stream = Held { stream, held, unflushed: false, reader: None };
-        (VirtualSocketStream::new(Box::new(stream)).into(), line)
+        let dialled = timeout(self.within, self.dial(address)).await;
+        let dialled = dialled.map_err(|_| Error::new_up(ErrorType::ConnectTimedout))?;
+        dialled.map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => ErrorType::ConnectNoRoute,
+                _ => ErrorType::ConnectError,
+            };
+            Error::because(kind, "while connecting", error).into_up()
+        })
     }
 }
 
-trait Socket: AsyncRead + AsyncWrite + Into<Stream> + fmt::Debug + Unpin + Send + Sync + 'static {
-    fn set_nodelay(&self) -> io::Result<()>;
-}
-
-impl Socket for TcpStream {
-    fn set_nodelay(&self) -> io::Result<()> {
-        Self::set_nodelay(self, true)
-    }
-}
-
-impl Socket for UnixStream {
-    fn set_nodelay(&self) -> io::Result<()> {
-        Ok(())
-    }
+fn lend(lent: Lent) -> Stream {
+    VirtualSocketStream::new(Box::new(lent)).into()
 }
 
 /// A connection that can hold back what the upstream says: [`Line::hold_answer`].
 #[derive(Debug)]
-struct Held<S> {
-    stream: S,
+struct Held {
+    socket: Socket,
     held: Arc<AtomicBool>,
     /// Something was written since the last flush.
     unflushed: bool,
     reader: Option<Waker>,
 }
 
-impl<S: Socket> VirtualSocket for Held<S> {
+impl VirtualSocket for Held {
     fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
         match option {
-            VirtualSockOpt::NoDelay => self.stream.set_nodelay(),
+            VirtualSockOpt::NoDelay => self.socket.set_nodelay(),
             // Keep-alive, which nobody asks for here.
             _ => Ok(()),
         }
     }
 }
 
-impl<S: Socket> AsyncRead for Held<S> {
+impl AsyncRead for Held {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.held.load(Ordering::Acquire) {
             self.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }
 
-impl<S: Socket> AsyncWrite for Held<S> {
+impl AsyncWrite for Held {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.unflushed = true;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut self.socket).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
         // Pingora flushes behind the head, and once more, with nothing written, when the request is over.
         if !std::mem::take(&mut self.unflushed) && self.held.swap(false, Ordering::AcqRel) {
             self.reader.take().into_iter().for_each(Waker::wake);
@@ -144,23 +186,14 @@ impl<S: Socket> AsyncWrite for Held<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
 
 #[async_trait]
 impl L4Connect for Dialer {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let dialled = timeout(self.within, self.dial(address)).await;
-        let dialled = dialled.map_err(|_| Error::new_up(ErrorType::ConnectTimedout))?;
-        let (mut stream, line) = dialled.map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => ErrorType::ConnectNoRoute,
-                _ => ErrorType::ConnectError,
-            };
-            Error::because(kind, "while connecting", error).into_up()
-        })?;
+        let (mut stream, line) = self.connect(address).await?;
         let head = ResponseHeader::build(200, Some(0)).or_err(ErrorType::InternalError, "while tagging")?;
         stream.set_proxy_digest(ProxyDigest::new(Box::new(head), Some(Box::new(line))));
         Ok(stream)
@@ -189,11 +222,14 @@ struct Watch {
     looks: Option<Instant>,
     /// Silence lasted too long, and the connection was shut down.
     over: bool,
+    /// The current request has all of its answer.
+    answered: bool,
 }
 
 impl Line {
     fn new(socket: OwnedFd, held: Arc<AtomicBool>) -> Arc<Self> {
-        let watch = Watch { request: 0, allowed: None, since: Instant::now(), looks: None, over: false };
+        let watch =
+            Watch { request: 0, allowed: None, since: Instant::now(), looks: None, over: false, answered: false };
         let begun = Arc::new(Notify::new());
         let (watch, watchman) = (Mutex::new(watch), Mutex::default());
         let line = Arc::new(Self { socket, watch, begun: Arc::clone(&begun), watchman, held });
@@ -207,8 +243,8 @@ impl Line {
         digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref().cloned()
     }
 
-    /// From now on nothing is read before the next request was written to its end. Only on a connection of a dialler
-    /// [for tunnels](Dialer::for_tunnels), and after its TLS handshake.
+    /// From now on nothing is read before the next request was written to its end. Only on a connection that was
+    /// dialled [for a tunnel](Dialers::tunnels), and after its TLS handshake.
     pub fn hold_answer(&self) {
         self.held.store(true, Ordering::Release);
     }
@@ -218,9 +254,15 @@ impl Line {
         let mut watch = self.watch.lock();
         watch.request += 1;
         watch.allowed = None;
+        watch.answered = false;
         let request = watch.request;
         drop(watch);
         Silence { line: self, request, allowed }
+    }
+
+    /// The latest request has all of its answer.
+    pub(super) fn is_answered(&self) -> bool {
+        self.watch.lock().answered
     }
 
     /// When silence will have lasted too long, as things are now; none while it may last. The watchman comes back then.
@@ -337,6 +379,20 @@ impl Silence {
         }
     }
 
+    /// The answer has come to its end: nothing more is expected.
+    pub fn answered(&self) {
+        let mut watch = self.line.watch.lock();
+        if watch.request == self.request {
+            watch.allowed = None;
+            watch.answered = true;
+        }
+    }
+
+    /// The connection carried a request before this one, so it may have ended since.
+    pub fn reuses(&self) -> bool {
+        self.request > 1
+    }
+
     /// Silence lasted too long.
     pub fn is_over(&self) -> bool {
         self.line.watch.lock().over
@@ -359,10 +415,14 @@ mod tests {
 
     const ALLOWED: Duration = Duration::from_millis(50);
 
+    fn dialers() -> Dialers {
+        Dialers::new(Duration::from_secs(5), Arc::default())
+    }
+
     async fn connected() -> (Stream, Arc<Line>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = SocketAddr::Inet(listener.local_addr().unwrap());
-        let stream = Dialer::new(Duration::from_secs(5)).connect(&address).await.unwrap();
+        let stream = dialers().layered().connect(&address).await.unwrap();
         let (peer, _) = listener.accept().await.unwrap();
         let digest = Digest { proxy_digest: stream.get_proxy_digest(), ..Digest::default() };
         (stream, Line::of(&digest).unwrap(), peer)
@@ -439,7 +499,7 @@ mod tests {
     async fn an_answer_is_held_back_until_the_request_is_over() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = SocketAddr::Inet(listener.local_addr().unwrap());
-        let mut stream = Dialer::new(Duration::from_secs(5)).for_tunnels().connect(&address).await.unwrap();
+        let mut stream = dialers().tunnels().connect(&address).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
         let digest = Digest { proxy_digest: stream.get_proxy_digest(), ..Digest::default() };
         // As in a TLS handshake.
@@ -460,7 +520,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = SocketAddr::Inet(listener.local_addr().unwrap());
         drop(listener);
-        let error = Dialer::new(Duration::from_secs(5)).connect(&address).await.unwrap_err();
+        let error = dialers().layered().connect(&address).await.unwrap_err();
         assert_eq!(error.etype(), &ErrorType::ConnectRefused);
     }
 }

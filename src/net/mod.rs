@@ -21,6 +21,7 @@ pub mod refusal;
 pub mod resolve;
 mod serve;
 pub mod settings;
+pub mod spare;
 pub mod tls;
 mod websocket;
 mod wire;
