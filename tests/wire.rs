@@ -480,6 +480,18 @@ async fn http_21_an_early_answer_passes() {
     for _ in 0..3 {
         assert_eq!(rig.forwarded("GET", "/next", SCRIPT).await.target, "/next");
     }
+    // Nor when the upstream would read on: the next request would be the rest of this one's body.
+    rig.upstream.on("/y", Script::Early(Answer::new(403, "text/plain", "enough")));
+    let head = rig.gateway.bytes("POST", "/y", &[("Content-Length", "1000000")], None);
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&[head, vec![b'x'; 1000]].concat()).await.expect("sent");
+    assert_eq!(answer(&mut conn, "POST").await.expect("an answer").status, 403);
+    drop(conn);
+    let half = rig.upstream.connections();
+    for _ in 0..3 {
+        let next = rig.forwarded("GET", "/next", SCRIPT).await;
+        assert!(next.target == "/next" && next.connection > half, "{} on {}", next.target, next.connection);
+    }
 }
 
 /// ASVS-1.4.3: a client that leaves ends the upstream's work.
