@@ -387,7 +387,9 @@ async fn pitfall_08_forwarding_fields() {
     for (path, signed) in KINDS {
         for fields in [lies, &[]] {
             let seen = rig.forwarded("GET", path, &rig.fields(signed, fields)).await;
-            let head = head_of(&seen).to_lowercase();
+            // Chance writes anything into an id.
+            let chance = |line: &&str| !line.starts_with("x-request-id:") && !line.starts_with("traceparent:");
+            let head = head_of(&seen).to_lowercase().lines().filter(chance).collect::<Vec<_>>().join("\n");
             assert!(!head.contains("203.0.113.77") && !head.contains("evil") && !head.contains("4711"), "{head}");
             for (name, value) in [
                 ("x-forwarded-for", "127.0.0.1"),
