@@ -68,10 +68,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
             fresh = false;
             let home = Home::default();
             let guard = Guard::new(connection, head.upgrade, body, start, settings.body_idle, home.clone());
-            let mut session = ServerSession::new_http1(Box::new(guard));
-            // Judged as a whole, so it goes as a whole: Pingora parses it where it lies, without reading.
-            session.set_pipelined_prefix(head.into_bytes());
-            let served = caught(self.app.process_new_http(session, &self.draining)).await;
+            let served = caught(self.app.process_new_http(session(guard, *head), &self.draining)).await;
             // Dropping what Pingora gives back sends the connection home.
             let wants_more = matches!(served, Ok(Some(_)));
             let panicked = served.is_err();
@@ -186,6 +183,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
             connection.wire.close(connection.eof).await;
         }
     }
+}
+
+/// What Pingora calls a request. A function of its own: what is borrowed in the serve loop is kept in it for as long as the
+/// connection lives.
+fn session(guard: Guard, head: Head) -> ServerSession {
+    let mut session = ServerSession::new_http1(Box::new(guard));
+    // Judged as a whole, so it goes as a whole: Pingora parses it where it lies, without reading.
+    session.set_pipelined_prefix(head.into_bytes());
+    session
 }
 
 /// Resolves when the flag is true; never, if nobody can set it any more.
