@@ -84,11 +84,10 @@ pub struct Head {
 }
 
 impl Head {
-    /// The whole head, not copied where nobody else holds a part of it.
+    /// The whole head, in a buffer of its size: the one that it was read into is larger than most heads, and whoever waits
+    /// for an upstream is not to hold all of that.
     pub fn into_bytes(self) -> BytesMut {
-        let Self { bytes, method, target, host, .. } = self;
-        drop((method, target, host));
-        bytes.into()
+        BytesMut::from(self.bytes.as_ref())
     }
 }
 
