@@ -27,9 +27,9 @@ const ROUNDS: usize = 6;
 
 /// What an authenticated request may cost in allocations. Pingora's own are about 85 of them. Raise it only with a
 /// reason; lower it when it has become less.
-const MOST: usize = 110;
+const MOST: usize = 113;
 /// The same without a session.
-const MOST_PUBLIC: usize = 108;
+const MOST_PUBLIC: usize = 110;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_allocates_no_more_than_it_did() {
