@@ -5,6 +5,7 @@
 //! Arrived => Forward       the request goes upstream, exactly as Forward says
 //! ```
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -146,7 +147,7 @@ pub struct Forward {
     pub expire: Vec<HeaderValue>,
     pub forwarded_for: HeaderValue,
     pub traceparent: Option<String>,
-    /// Whose are the client's fields.
+    /// The client's, on their way to the upstream.
     pub fields: Fields,
     /// Where this try begins to look among the route's upstreams and their addresses.
     pub turn: usize,
@@ -158,7 +159,6 @@ pub struct Forward {
 
 /// Where the client's fields are. Pingora copies a request's head for the upstream, and takes out of the copy what
 /// [`super::upstream::rewrite`] takes out as well; what is moved need not be copied.
-#[derive(Debug)]
 pub enum Fields {
     /// In Pingora's copy.
     Copied,
@@ -166,6 +166,17 @@ pub enum Fields {
     Taken(HeaderMap),
     /// Gone with a try before this one; the head is read again.
     Spent,
+}
+
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Cookies are among them.
+        f.write_str(match self {
+            Self::Copied => "Copied",
+            Self::Taken(_) => "Taken",
+            Self::Spent => "Spent",
+        })
+    }
 }
 
 /// A session in use, with what its cookie looked like when it came.
