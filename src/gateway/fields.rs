@@ -9,13 +9,11 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 use super::ctx::{Fields, Forward};
+use crate::net::framer::MOST_FIELDS;
 use crate::web::headers;
 
 /// What Pingora still asks the head about, when the request has no body and asks for no upgrade.
 const LEFT: [HeaderName; 2] = [header::HOST, header::EXPECT];
-
-/// The most fields that a head may have here.
-const MOST: usize = 256;
 
 /// Takes the fields out of Pingora's hands, for the plain request that most are: HTTP/1.1 on both sides, no body, no
 /// upgrade, nothing that `Connection` nominates. All others are Pingora's to clean.
@@ -44,14 +42,13 @@ pub(super) fn take(session: &mut Session, forward: &mut Forward) {
 /// # Errors
 /// When the head cannot be read again, as cannot happen.
 pub(super) fn give(session: &Session, forward: &mut Forward) -> Result<Option<HeaderMap>> {
+    if matches!(forward.fields, Fields::Copied) {
+        return Ok(None);
+    }
     match std::mem::replace(&mut forward.fields, Fields::Spent) {
-        Fields::Copied => {
-            forward.fields = Fields::Copied;
-            Ok(None)
-        }
         Fields::Taken(fields) => Ok(Some(fields)),
         // Without them the request would not be what the client sent.
-        Fields::Spent => again(session).map(Some).ok_or_else(|| Error::new_in(ErrorType::InternalError)),
+        _ => again(session).map(Some).ok_or_else(|| Error::new_in(ErrorType::InternalError)),
     }
 }
 
@@ -71,7 +68,7 @@ fn again(session: &Session) -> Option<HeaderMap> {
 }
 
 fn parse(head: &Bytes) -> Option<HeaderMap> {
-    let mut fields = [httparse::EMPTY_HEADER; MOST];
+    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     if !request.parse(head).ok()?.is_complete() {
         return None;

@@ -19,8 +19,8 @@ use crate::web::problem::Code;
 const METHOD_BYTES: usize = 32;
 /// `HTTP/1.1`.
 const VERSION_BYTES: usize = 8;
-/// The parser behind us takes no more.
-const MOST_FIELDS: usize = 256;
+/// The parser behind us takes no more fields in a head.
+pub const MOST_FIELDS: usize = 256;
 /// The `http` crate's limit for a target.
 const MOST_TARGET_BYTES: usize = 65_534;
 /// For all chunk extensions of a body together: nobody uses them, and each could cost us a line of parsing per byte.
