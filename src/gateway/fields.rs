@@ -48,7 +48,9 @@ pub(super) fn give(session: &Session, forward: &mut Forward) -> Result<Option<He
     match std::mem::replace(&mut forward.fields, Fields::Spent) {
         Fields::Taken(fields) => Ok(Some(fields)),
         // Without them the request would not be what the client sent.
-        _ => again(session).map(Some).ok_or_else(|| Error::new_in(ErrorType::InternalError)),
+        Fields::Spent | Fields::Copied => {
+            again(session).map(Some).ok_or_else(|| Error::new_in(ErrorType::InternalError))
+        }
     }
 }
 

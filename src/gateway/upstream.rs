@@ -296,8 +296,8 @@ pub fn rewrite(
 /// Room for what [`rewrite`] adds.
 const OURS: usize = 10;
 
-/// Whether a client's field goes on to the upstream. `framing`: what Pingora has left of the fields that frame is meant for
-/// it.
+/// Whether a client's field goes on to the upstream. `framing`: Pingora has cleaned the fields, so what frames among them
+/// is what it needs.
 fn passes(name: &HeaderName, state: &State, framing: bool) -> bool {
     let frames = || matches!(*name, header::CONNECTION | header::UPGRADE | header::TRANSFER_ENCODING);
     (!headers::is_hop_by_hop(name.as_str()) || (framing && frames()))

@@ -1,9 +1,9 @@
 //! The stream that Pingora reads one request from and writes its answer to.
 //!
 //! A guard holds back what Pingora must not see: behind the judged head, which Pingora gets by itself, it hands out the
-//! judged body, then nothing, though the client may already have sent its next request. It watches the answer for `101`, and only then lets bytes
-//! through as they come. When Pingora drops it, the connection goes home to the serve loop, which decides what becomes
-//! of it.
+//! judged body, then nothing, though the client may already have sent its next request. It watches the answer for
+//! `101`, and only then lets bytes through as they come. When Pingora drops it, the connection goes home to the serve
+//! loop, which decides what becomes of it.
 
 use std::fmt;
 use std::io;

@@ -189,7 +189,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
 /// connection lives.
 fn session(guard: Guard, head: Head) -> ServerSession {
     let mut session = ServerSession::new_http1(Box::new(guard));
-    // Judged as a whole, so it goes as a whole: Pingora parses it where it lies, without reading.
+    // Judged as a whole, so it goes as a whole: Pingora has nothing to read before it parses.
     session.set_pipelined_prefix(head.into_bytes());
     session
 }

@@ -446,14 +446,6 @@ impl Coordinator {
         (!late).then_some(newest)
     }
 
-    /// The session's generation was given up long ago: a slow response must not set its cookie again.
-    pub fn is_behind(&self, session: &Session) -> bool {
-        self.shard(session.id).is_some_and(|shard| {
-            let (mut shard, now) = self.enter(shard);
-            shard.engine.is_behind(&Facts::of(session), now)
-        })
-    }
-
     /// Ends a session until then: no cookie of it is used or set any more.
     pub fn end(&self, id: SessionId, until: Timestamp) {
         if let Some(shard) = self.shard(id) {
