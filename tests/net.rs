@@ -419,6 +419,28 @@ async fn dos_07_connections_above_the_limit_wait_their_turn() {
     assert_eq!(rig.gauges.clients.load(Ordering::SeqCst), 1);
 }
 
+/// Requests that come at once begin in groups; none of them waits for another's answer.
+#[tokio::test]
+async fn hundreds_of_requests_are_under_way_at_once() {
+    let rig = Rig::new();
+    let mut clients = Vec::new();
+    for _ in 0..300 {
+        let mut client = rig.connect().await;
+        client.send("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        clients.push(client);
+    }
+    let all_began = async {
+        while rig.app.served.load(Ordering::SeqCst) < clients.len() {
+            rig.app.entered.notified().await;
+        }
+    };
+    timeout(PATIENCE, all_began).await.expect("all have begun, and none was answered");
+    rig.app.go.notify_waiters();
+    for client in &mut clients {
+        assert_eq!(client.answer().await, ok("GET /wait "));
+    }
+}
+
 #[tokio::test]
 async fn settings_reach_connections_that_are_open() {
     let rig = Rig::new();

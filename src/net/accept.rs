@@ -22,6 +22,7 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -34,6 +35,7 @@ use super::refusal::Refusals;
 use super::serve::{Server, raised};
 use super::settings::{ListenAddress, Settings};
 use super::tls::Tls;
+use super::turns::Turns;
 use super::wire::Wire;
 
 /// Connections that wait while `connections` are served.
@@ -197,6 +199,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptService<A> {
             refusals: entrance.refusals.clone(),
             draining: draining.clone(),
             h2c: entrance.h2c,
+            turns: Turns::new(Handle::current().metrics().num_workers()),
         });
         let mut accepting = JoinSet::new();
         for listener in std::mem::take(&mut self.listeners) {

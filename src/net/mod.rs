@@ -23,6 +23,7 @@ mod serve;
 pub mod settings;
 pub mod spare;
 pub mod tls;
+mod turns;
 mod websocket;
 mod wire;
 

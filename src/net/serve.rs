@@ -1,5 +1,6 @@
 //! One client connection, request after request.
 
+use std::io;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use futures_util::FutureExt;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +22,8 @@ use super::guard::{Connection, Guard, Home};
 use super::h2::{H2Stream, PRIOR_KNOWLEDGE};
 use super::refusal::{Refusal, Refusals};
 use super::settings::Settings;
+use super::turns::{Turn, Turns};
+use super::wire::Wire;
 use crate::web::problem::Code;
 
 /// One read of a head.
@@ -40,6 +44,8 @@ pub(super) struct Server<A> {
     pub(super) draining: watch::Receiver<bool>,
     /// Whether HTTP/2 by prior knowledge is spoken.
     pub(super) h2c: bool,
+    /// Who begins when many requests come at once.
+    pub(super) turns: Arc<Turns>,
 }
 
 /// What came instead of, or as, the next request.
@@ -59,7 +65,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
         let mut draining = self.draining.clone();
         loop {
             let settings = **self.settings.load();
-            let (head, body, start) = match self.next(&mut connection, &settings, &mut draining, fresh).await {
+            let mut turn = None;
+            let next = self.next(&mut connection, &settings, &mut draining, fresh, &mut turn).await;
+            let (head, body, start) = match next {
                 Next::Request(head, body, start) => (head, body, start),
                 Next::Refused(refusal) => return self.refuse(connection, refusal).await,
                 Next::Http2 => return self.serve_http2(connection).await,
@@ -98,13 +106,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
         let _ = caught(self.app.process_new(Box::new(stream), &self.draining)).await;
     }
 
-    /// Waits for the next head and judges it. `fresh`: the connection has not carried a request.
+    /// Waits for the next head and judges it. `fresh`: the connection has not carried a request. `turn` is there as soon as
+    /// something came.
     async fn next(
         &self,
         connection: &mut Connection,
         settings: &Settings,
         draining: &mut watch::Receiver<bool>,
         fresh: bool,
+        turn: &mut Option<Turn>,
     ) -> Next {
         let mut reader = HeadReader::new(HeadLimits::from(settings));
         let control = connection.info.control.clone();
@@ -140,11 +150,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
             let (wire, rx) = (&mut connection.wire, &mut connection.rx);
             let alarm = connection.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             alarm.as_mut().reset(deadline);
-            let read = async {
-                wire.readable().await?;
-                rx.reserve(if idle && connection.info.tls { IDLE_READ } else { HEAD_READ });
-                wire.read_buf(rx).await
-            };
+            let mut came = false;
+            let read = self.read(wire, rx, connection.info.tls, turn, &mut came);
             tokio::select! {
                 biased;
                 read = read => match read {
@@ -154,7 +161,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                 },
                 () = control.closed() => return Next::Gone,
                 () = raised(draining), if idle && !grace => {
-                    if !fresh {
+                    // What only waits for its turn is served.
+                    if !fresh && !came {
                         return Next::Gone;
                     }
                     grace = true;
@@ -168,6 +176,50 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                     };
                 }
             }
+        }
+    }
+
+    /// Reads once. The first bytes of a request need a turn; without TLS the kernel keeps them until then. `came`: there are
+    /// some.
+    async fn read(
+        &self,
+        wire: &mut Wire,
+        rx: &mut BytesMut,
+        tls: bool,
+        turn: &mut Option<Turn>,
+        came: &mut bool,
+    ) -> io::Result<usize> {
+        if tls {
+            rx.reserve(if rx.is_empty() { IDLE_READ } else { HEAD_READ });
+            let read = wire.read_buf(rx).await?;
+            *came = read > 0;
+            self.begin(turn).await;
+            return Ok(read);
+        }
+        loop {
+            wire.readable().await?;
+            *came = true;
+            self.begin(turn).await;
+            rx.reserve(HEAD_READ);
+            if let Some(read) = wire.read_buf(rx).now_or_never() {
+                return read;
+            }
+            if rx.is_empty() {
+                // There was nothing after all: it still idles.
+                *rx = BytesMut::new();
+                *turn = None;
+            }
+            *came = false;
+        }
+    }
+
+    async fn begin(&self, turn: &mut Option<Turn>) {
+        if turn.is_none() {
+            *turn = self.turns.try_begin();
+        }
+        if turn.is_none() {
+            // Boxed, or each idle connection has the room for it.
+            *turn = Some(Box::pin(self.turns.begin()).await);
         }
     }
 
