@@ -3,7 +3,8 @@
 //! ```text
 //! accept ─► permit ─► PROXY header ─► TLS ─► serve ─┬─► HTTP/2: Pingora frames it
 //!                                                   │
-//!                 ┌─────────────────────────────────┴─► head judged (framer) ── refused ─► answer, linger, close
+//!                 ┌────────────────► its turn ◄─────┘
+//!                 │                     └─► head judged (framer) ── refused ─► answer, linger, close
 //!                 │                                        │ accepted
 //!          connection comes home ◄── answered ──── Guard ⇄ Pingora: one request
 //! ```
