@@ -579,13 +579,72 @@ fn presets_fill_in_and_give_way() {
     assert!(text.contains("provider.domain: is required with preset \"cognito\""), "{text}");
     let text = with("preset = \"smartcar-v3\"").complaint();
     assert!(text.contains("provider.login: has login = false"), "{text}");
-    let text = with("preset = \"acme\"\n[presets.acme]\nbase = \"oauth2\"\nresponse = { eror = \"/e\" }").complaint();
-    assert!(text.contains("provider.dialect.response.eror: unknown key; did you mean error?"), "{text}");
 
     let zitadel = with("preset = \"zitadel\"\nproject_id = \"7\"\nscopes = [\"openid\"]").config();
     assert_eq!(zitadel.oidc.scopes, ["openid", "urn:zitadel:iam:org:project:id:7:aud"]);
     let google = with("preset = \"google\"\nauthorize_params = { prompt = \"\" }").config();
     assert_eq!(google.oidc.authorize_params, [("access_type".to_owned(), "offline".to_owned())]);
+}
+
+/// A scope and an endpoint can be said in two ways; the later layer counts, whichever way it takes.
+#[test]
+fn a_presets_layer_wins_over_the_one_below() {
+    let with = |preset: &str, more: &str| {
+        let said = format!("preset = \"{preset}\"\n# issuer =");
+        Desk::with("issuer =", &said).file("more.toml", more).config().oidc
+    };
+    let wechat = with("wechat", "");
+    assert_eq!(wechat.scopes, ["snsapi_login"], "not those of its base");
+    assert_eq!(wechat.endpoints.token.unwrap().host_str(), Some("api.weixin.qq.com"));
+    let own = "[presets.github.authorize]\nurl = \"https://ghe.example/a\"\nscope = \"repo user\"\n\
+               [presets.github.token]\nurl = \"https://ghe.example/t\"\n";
+    let github = with("github", own);
+    assert_eq!(github.endpoints.token.as_ref().unwrap().as_str(), "https://ghe.example/t");
+    assert_eq!(github.endpoints.authorization.as_ref().unwrap().as_str(), "https://ghe.example/a");
+    assert_eq!(github.scopes, ["repo", "user"]);
+    let app = with("acme", &format!("{own}[presets.acme]\nbase = \"github-app\""));
+    assert_eq!(app.endpoints.token.as_ref().unwrap().as_str(), "https://ghe.example/t");
+}
+
+/// Unknown keys are errors in a preset too, whether anybody uses it or not.
+#[test]
+fn presets_take_known_keys_only() {
+    let with = |keys: &str| Desk::good().file("more.toml", keys).complaint();
+    for (keys, complaint) in [
+        ("[presets.acme]\ntokn = 1", "presets.acme.tokn: unknown key; did you mean token?"),
+        ("[presets.acme.token]\nmetod = \"GET\"", "presets.acme.token.metod: unknown key; did you mean method?"),
+        ("[presets.acme]\nresponse = { eror = \"/e\" }", "presets.acme.response.eror: unknown key; did you mean error?"),
+        ("[presets.acme.refresh]\nroation = \"none\"", "presets.acme.refresh.roation: unknown key; did you mean rotation?"),
+        ("[presets.acme]\nbase = 7", "presets.acme.base: must be a string in quotes, not 7"),
+        ("[provider.dialect.tokn]", "provider.dialect.tokn: unknown key; did you mean token?"),
+    ] {
+        let text = with(keys);
+        assert!(text.contains(complaint), "{keys}: {text}");
+        assert!(text.contains("more.toml line ") || keys.starts_with("[provider"), "{text}");
+        assert_eq!(text.matches("unknown key").count() + text.matches("must be").count(), 1, "told once: {text}");
+    }
+    Desk::good()
+        .file(
+            "more.toml",
+            "[presets.acme]\nbase = \"salesforce\"\nmore_scopes = [\"p:{project_id}\"]\n\
+             [presets.acme.words.host]\nof = \"environment\"\nothers = true\nmap = { a = \"b\" }\n\
+             [presets.acme.response]\nissued_at = { pointer = \"/issued_at\", unit = \"ms-string\" }\n\
+             [presets.acme.refresh]\nscope_name = \"refresh_token\"\non_upstream_401 = true\nurl = \"https://h/r\"\n\
+             [presets.acme.authorize]\nurl = \"https://{host}/a\"\nscope = \"a b\"",
+        )
+        .config();
+}
+
+/// LOG-05: what may not be shown of a provider may not be shown of a preset.
+#[test]
+fn secrets_of_presets_are_masked() {
+    let preset = format!(
+        "[presets.acme]\nclient_secret = \"{SECRET}\"\ntoken_params = {{ key = \"{SECRET}\" }}\n\
+         authorize_params = {{ hint = \"seen\" }}"
+    );
+    let text = Desk::good().file("more.toml", &preset).config().effective();
+    assert!(text.contains("[presets.acme") && text.contains("hint = \"seen\""), "{text}");
+    assert!(!text.contains(SECRET), "{text}");
 }
 
 /// A template leads only where the operator says, and only with a user.

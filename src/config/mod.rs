@@ -222,6 +222,7 @@ pub fn read_in(files: &[PathBuf], around: &Surroundings) -> Reading {
     let mut value = sources.value();
     let mut found = problem::Findings::new(sources);
     found.problems.append(&mut problems);
+    judge::judge_presets(&mut value, schema(), &mut found);
     presets::apply(&mut value, &mut found);
     judge::judge(&mut value, schema(), &mut found);
     let raw: raw::RawConfig = match value.deserialize() {

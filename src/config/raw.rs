@@ -63,7 +63,7 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<OneOrMany<Provider>>,
     /// Presets of your own, or changes to named ones.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "super::presets::masked")]
     pub presets: BTreeMap<String, BTreeMap<String, Value>>,
     /// The session, its cookies and keys.
     pub session: Session,
