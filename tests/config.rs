@@ -606,6 +606,22 @@ fn a_presets_layer_wins_over_the_one_below() {
     assert_eq!(app.endpoints.token.as_ref().unwrap().as_str(), "https://ghe.example/t");
 }
 
+/// An OpenID provider has its document whatever is asked of it; another server may have either.
+#[test]
+fn the_preset_says_which_document_there_is() {
+    let with = |preset: &str, scopes: &str| {
+        let said = format!("preset = \"{preset}\"\nscopes = [\"{scopes}\"]\nissuer =");
+        let settings = Desk::with("issuer =", &said).config().oidc;
+        let path = |url: Option<url::Url>| url.map(|url| url.path().rsplit('/').next().unwrap().to_owned());
+        (path(settings.discovery_url).unwrap(), path(settings.other_discovery_url))
+    };
+    let openid = "openid-configuration".to_owned();
+    for (preset, scope) in [("auth0", "api"), ("salesforce", "api"), ("oidc", "openid")] {
+        assert_eq!(with(preset, scope), (openid.clone(), None), "{preset}");
+    }
+    assert_eq!(with("oauth2", "api"), ("oauth-authorization-server".to_owned(), Some(openid)));
+}
+
 /// Unknown keys are errors in a preset too, whether anybody uses it or not.
 #[test]
 fn presets_take_known_keys_only() {

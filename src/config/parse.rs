@@ -611,6 +611,11 @@ impl Parser {
                     .problem(key("resource"), format!("must be an absolute URI without fragment, not {}", shown(text)));
             }
         }
+        let well_known = |document: &str| {
+            let issuer = issuer.as_ref()?.trim_end_matches('/');
+            Url::parse(&format!("{issuer}/.well-known/{document}")).ok()
+        };
+        let mut other_discovery_url = None;
         let discovery_url = match &provider.discovery_url {
             Some(text) => self.provider_url(&key("discovery_url"), text),
             // All is said already.
@@ -626,10 +631,12 @@ impl Parser {
                 }
                 None
             }
-            None => issuer.as_ref().and_then(|issuer| {
-                let document = if speaks_openid { "openid-configuration" } else { "oauth-authorization-server" };
-                Url::parse(&format!("{}/.well-known/{document}", issuer.trim_end_matches('/'))).ok()
-            }),
+            // With or without an ID token this time: a provider that has them has this document.
+            None if said.id_token != IdToken::None => well_known("openid-configuration"),
+            None => {
+                other_discovery_url = well_known("openid-configuration");
+                well_known("oauth-authorization-server")
+            }
         };
         let backchannel_base_url = provider.backchannel_base_url.as_ref().and_then(|text| {
             let url = self.provider_url(&key("backchannel_base_url"), text)?;
@@ -671,6 +678,7 @@ impl Parser {
             openid,
             dialect: said.dialect,
             discovery_url,
+            other_discovery_url,
             backchannel_base_url,
             client_id: client_id?,
             client_auth: client_auth?,
