@@ -39,7 +39,7 @@ use crate::net::accept::{AcceptService, Entrance, bind, cannot_listen};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
 use crate::session::endings::Whose;
 use crate::session::store::By;
-use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
+use crate::shutdown::{ConnectionGuard, Phase, Shutdown, Signals};
 use crate::spans::Prepared;
 use crate::telemetry;
 
@@ -79,6 +79,7 @@ pub fn log_settings(config: &Config) -> telemetry::Settings {
 /// # Errors
 /// When an address cannot be bound, a certificate cannot be used, or a service fails at its start.
 pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
+    let Signals { exit, reload: hangup } = Signals::catch();
     let shutdown = Shutdown::new(config.server.shutdown_delay, config.server.shutdown_drain);
     let admin_listener = match config.admin.listen {
         Some(address) => Some(
@@ -89,6 +90,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     };
     let threads = config.server.threads;
     let assembly = Assembly::new(config, &Clock::System, &shutdown, reload)?;
+    *assembly.reloader.hangup.lock() = hangup;
     for address in assembly.addresses() {
         tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "public");
     }
@@ -114,7 +116,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
         server.add_service(admin);
     }
     server.add_service(assembly);
-    server.run(RunArgs { shutdown_signal: shutdown.signal_watch() });
+    server.run(RunArgs { shutdown_signal: shutdown.signal_watch(exit) });
     if shutdown.failed() { Err(StartError("a service ended before its time".to_owned())) } else { Ok(()) }
 }
 
@@ -229,6 +231,7 @@ impl Assembly {
             tls,
             generations: watch::Sender::new(0),
             began,
+            hangup: Mutex::new(None),
         };
         Ok(Self {
             accept,
@@ -286,8 +289,6 @@ impl Assembly {
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
         let shared = self.state.load().shared.clone();
         let reloader = Arc::clone(&self.reloader);
-        // Before anybody is told that we serve: until then this signal ends the process.
-        reload::expect_signal();
         let mut tasks = vec![
             self.of_each_generation("provider", |state| {
                 let all: Vec<_> = state.providers.iter().map(|provider| Arc::clone(provider).keep_ready()).collect();

@@ -186,6 +186,7 @@ async fn explain_tells_route_and_decision() {
         (&["explain", "DELETE", "/api/x"], &["405", "method_not_allowed", "GET"]),
         (&["explain", "GET", "/a%2fb"], &["400", "bad_path"]),
         (&["explain", "POST", "/auth/refresh"], &["answered by sidegate itself", "POST"]),
+        (&["explain", "DELETE", "/auth/session"], &["405 method_not_allowed", "GET, HEAD"]),
         // Switched off.
         (&["explain", "POST", "/auth/logout/backchannel"], &["404", "no_route", "[logout]"]),
         (&["explain", "GET", "/auth/logout/frontchannel"], &["404", "no_route", "[logout]"]),

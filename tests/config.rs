@@ -651,6 +651,20 @@ fn presets_take_known_keys_only() {
         .config();
 }
 
+/// LOG-05: nor of where traces go.
+#[test]
+fn a_credential_in_the_collectors_url_is_not_shown() {
+    let with = |url: &str| Desk::good().file("more.toml", &format!("[tracing]\notlp_endpoint = \"{url}\""));
+    let text = with(&format!("https://user:{SECRET}@otel.example/")).complaint();
+    assert!(text.starts_with("tracing.otlp_endpoint: must not contain a user or password"), "{text}");
+    let text = with(&format!("ftp://otel.example/?key={SECRET}")).complaint();
+    assert!(text.starts_with("tracing.otlp_endpoint: must be an http:// or https:// URL"), "{text}");
+    let config = with(&format!("https://otel.example/v1?key={SECRET}")).config();
+    let text = config.effective();
+    assert!(text.contains("https://otel.example/v1?***") && !text.contains(SECRET), "{text}");
+    assert!(config.tracing.unwrap().endpoint.as_str().contains(SECRET), "it is still sent");
+}
+
 /// LOG-05: what may not be shown of a provider may not be shown of a preset.
 #[test]
 fn secrets_of_presets_are_masked() {
@@ -715,6 +729,15 @@ fn later_files_and_the_environment_win() {
     assert_eq!(config.server.net.header_count, 30);
     assert_eq!(config.server.listen.len(), 2);
     assert_eq!(config.oidc.client_id, "spa");
+}
+
+/// CFG-05: an address in brackets is text.
+#[test]
+fn an_address_of_ipv6_is_no_list() {
+    let config = Desk::good().env("SIDEGATE_SERVER__LISTEN", "[::]:8080").config();
+    assert_eq!(config.server.listen, [ListenAddress::Tcp("[::]:8080".parse().unwrap())]);
+    let text = Desk::good().env("SIDEGATE_SERVER__LISTEN", "[\"127.0.0.1:1\"").complaint();
+    assert!(text.starts_with("server.listen: must be ") && text.contains("SIDEGATE_SERVER__LISTEN"), "{text}");
 }
 
 #[test]

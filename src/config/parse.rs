@@ -1468,13 +1468,21 @@ impl Parser {
 
     fn tracing(&mut self, tracing: &raw::Tracing) -> Option<spans::Settings> {
         let endpoint = tracing.otlp_endpoint.as_ref().and_then(|text| {
+            let key = "tracing.otlp_endpoint";
             let url =
                 Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
-            if url.is_none() {
-                self.found.problem(
-                    "tracing.otlp_endpoint",
-                    format!("must be an http:// or https:// URL, not {}", shown(text)),
-                );
+            match &url {
+                None => {
+                    let (told, _) = text.split_once('?').unwrap_or((text, ""));
+                    self.found.problem(key, format!("must be an http:// or https:// URL, not {}", shown(told)));
+                }
+                Some(url) if !url.username().is_empty() || url.password().is_some() => {
+                    self.found.problem(
+                        key,
+                        "must not contain a user or password: give them as Authorization in tracing.headers_file",
+                    );
+                }
+                Some(_) => {}
             }
             url.map(traces_endpoint)
         });
