@@ -200,22 +200,24 @@ impl Assembly {
             shutdown: Arc::clone(shutdown),
             transport: if tls.is_some() { ConnectionKind::Tls } else { ConnectionKind::Http },
             clients: Mutex::default(),
+            locals: Mutex::default(),
             tunnels: Mutex::default(),
         }));
         let (drain, draining) = watch::channel(false);
         let settings = Arc::new(ArcSwap::from_pointee(config.server.net));
         let proxy_protocol = Arc::new(ArcSwap::from_pointee(reload::proxy_protocol(&config)));
+        let h2c = Arc::new(AtomicBool::new(config.server.h2c));
         let entrance = Entrance {
             settings: Arc::clone(&settings),
             tls: tls.clone(),
             proxy_protocol: Arc::clone(&proxy_protocol),
-            h2c: config.server.h2c,
+            h2c: Arc::clone(&h2c),
             refusals: Arc::new(Wording(Arc::clone(&state))),
             connections: connections.clone(),
             draining,
         };
         // Questions come from a proxy beside us: in plain HTTP, and from nobody else.
-        let side = Entrance { tls: None, proxy_protocol: Arc::default(), h2c: false, ..entrance.clone() };
+        let side = Entrance { tls: None, proxy_protocol: Arc::default(), h2c: Arc::default(), ..entrance.clone() };
         let accept = vec![AcceptService::new(listeners, public, entrance), AcceptService::new(verify, verifying, side)];
         let began = reload::fingerprint_of(&config.watched_files);
         let in_force = Arc::new(ArcSwap::from_pointee(config));
@@ -228,6 +230,7 @@ impl Assembly {
             shutdown: Arc::clone(shutdown),
             net: settings,
             proxy_protocol,
+            h2c,
             tls,
             generations: watch::Sender::new(0),
             began,
@@ -412,6 +415,7 @@ struct Gauges {
     shutdown: Arc<Shutdown>,
     transport: ConnectionKind,
     clients: Mutex<Vec<(OpenConnection, ConnectionGuard)>>,
+    locals: Mutex<Vec<(OpenConnection, ConnectionGuard)>>,
     tunnels: Mutex<Vec<OpenConnection>>,
 }
 
@@ -421,6 +425,10 @@ impl connection::Observer for Gauges {
             Kind::Client => {
                 let counted = (self.metrics.connection(self.transport), self.shutdown.guard());
                 self.clients.lock().push(counted);
+            }
+            Kind::Local => {
+                let counted = (self.metrics.connection(ConnectionKind::Unix), self.shutdown.guard());
+                self.locals.lock().push(counted);
             }
             Kind::Tunnel => {
                 let counted = self.metrics.connection(ConnectionKind::Websocket);
@@ -433,6 +441,7 @@ impl connection::Observer for Gauges {
         // Any one will do: they differ in nothing.
         match kind {
             Kind::Client => drop(self.clients.lock().pop()),
+            Kind::Local => drop(self.locals.lock().pop()),
             Kind::Tunnel => drop(self.tunnels.lock().pop()),
         }
     }

@@ -257,10 +257,7 @@ impl Signals {
                 .ok()
         };
         Self {
-            exit: ExitSignals {
-                terminate: catch(SignalKind::terminate()),
-                interrupt: catch(SignalKind::interrupt()),
-            },
+            exit: ExitSignals { terminate: catch(SignalKind::terminate()), interrupt: catch(SignalKind::interrupt()) },
             reload: catch(SignalKind::hangup()),
         }
     }
@@ -286,7 +283,9 @@ impl ShutdownSignalWatch for Exit {
     async fn recv(&self) -> ShutdownSignal {
         let signals = self.signals.lock().take();
         let listen = async {
-            let Some(ExitSignals { mut terminate, mut interrupt }) = signals else { return std::future::pending().await };
+            let Some(ExitSignals { mut terminate, mut interrupt }) = signals else {
+                return std::future::pending().await;
+            };
             loop {
                 tokio::select! {
                     () = next(&mut terminate) => {}

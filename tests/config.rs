@@ -629,8 +629,14 @@ fn presets_take_known_keys_only() {
     for (keys, complaint) in [
         ("[presets.acme]\ntokn = 1", "presets.acme.tokn: unknown key; did you mean token?"),
         ("[presets.acme.token]\nmetod = \"GET\"", "presets.acme.token.metod: unknown key; did you mean method?"),
-        ("[presets.acme]\nresponse = { eror = \"/e\" }", "presets.acme.response.eror: unknown key; did you mean error?"),
-        ("[presets.acme.refresh]\nroation = \"none\"", "presets.acme.refresh.roation: unknown key; did you mean rotation?"),
+        (
+            "[presets.acme]\nresponse = { eror = \"/e\" }",
+            "presets.acme.response.eror: unknown key; did you mean error?",
+        ),
+        (
+            "[presets.acme.refresh]\nroation = \"none\"",
+            "presets.acme.refresh.roation: unknown key; did you mean rotation?",
+        ),
         ("[presets.acme]\nbase = 7", "presets.acme.base: must be a string in quotes, not 7"),
         ("[provider.dialect.tokn]", "provider.dialect.tokn: unknown key; did you mean token?"),
     ] {
@@ -744,6 +750,9 @@ fn an_address_of_ipv6_is_no_list() {
 fn messages_name_the_layer() {
     let text = Desk::good().file("more.toml", "[limits]\nheader_bytes = \"large\"\n").complaint();
     assert!(text.contains("more.toml line 2"), "{text}");
+    let text = Desk::good().file("more.toml", "[log]\nLEVEL = \"info\"\nFORMAT = \"json\"\n").complaint();
+    assert!(text.contains("log.LEVEL: unknown key; did you mean level?"), "{text}");
+    assert!(text.contains("log.FORMAT: unknown key; did you mean format?"), "{text}");
     let text = Desk::good().env("SIDEGATE_SERVER__LISTN", "x").complaint();
     assert!(text.contains("server.listn: unknown key; did you mean listen?"), "{text}");
     assert!(text.contains("environment variable SIDEGATE_SERVER__LISTN"), "{text}");
@@ -873,6 +882,7 @@ fn tls_files_are_judged_before_they_are_needed() {
     assert!(text.contains("holds no PEM certificate") && text.contains("holds no PEM private key"), "{text}");
     let text = Desk::with("[provider]", "[server.tls]\ncert_file = \"/nonexistent/tls.crt\"\n[provider]").complaint();
     assert!(text.contains("server.tls.key_file: is required"), "{text}");
+    assert!(text.contains("server.tls.cert_file: cannot read /nonexistent/tls.crt"), "{text}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

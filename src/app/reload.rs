@@ -9,6 +9,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -45,6 +46,7 @@ pub(super) struct Reloader {
     pub(super) shutdown: Arc<Shutdown>,
     pub(super) net: Arc<ArcSwap<net::Settings>>,
     pub(super) proxy_protocol: Arc<ArcSwap<Vec<IpNet>>>,
+    pub(super) h2c: Arc<AtomicBool>,
     /// None when the listeners began without.
     pub(super) tls: Option<Tls>,
     /// Counts the generations of the state, for tasks that belong to one.
@@ -146,6 +148,7 @@ impl Reloader {
         }
         self.net.store(Arc::new(config.server.net));
         self.proxy_protocol.store(Arc::new(proxy_protocol(&config)));
+        self.h2c.store(config.server.h2c, Ordering::Relaxed);
         self.shutdown.set_times(config.server.shutdown_delay, config.server.shutdown_drain);
         telemetry::reconfigure(&log_settings(&config));
         old.tracer.install(tracer);

@@ -436,11 +436,12 @@ impl Parser {
             }
             given => {
                 for (name, path) in names.into_iter().zip(given) {
-                    if path.is_none() {
-                        self.found.missing(
-                            &join(table, name),
-                            "is required beside the other one: certificate and key go together",
-                        );
+                    let key = join(table, name);
+                    match path {
+                        Some(path) => self.files.there(&key, path, &mut self.found),
+                        None => self
+                            .found
+                            .missing(&key, "is required beside the other one: certificate and key go together"),
                     }
                 }
                 None

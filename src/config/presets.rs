@@ -187,7 +187,8 @@ pub(super) fn shape(root: &Json) -> Json {
     add("authorize", vec![("url", url()), ("scope", scope)]);
     add("token", vec![("url", url())]);
     let mut refresh = vec![("url", url())];
-    refresh.push(("scope_name", json!({ "type": "string", "description": "For the reader: asks for a refresh token." })));
+    refresh
+        .push(("scope_name", json!({ "type": "string", "description": "For the reader: asks for a refresh token." })));
     let known = properties(&section("refresh"));
     for name in REFRESH {
         let Some(schema) = known.get(name).cloned() else { continue };

@@ -56,7 +56,8 @@ fn sent_scopes<'a>(settings: &'a Settings, metadata: &ProviderMetadata) -> impl 
 /// Google's parameter.
 pub fn asks_for_refresh_token(settings: &Settings, metadata: &ProviderMetadata) -> Option<&'static str> {
     let by_scope = |name: &str| sent_scopes(settings, metadata).any(|scope| scope == name);
-    let by_parameter = || settings.authorize_params.iter().any(|(name, value)| name == "access_type" && value == "offline");
+    let by_parameter =
+        || settings.authorize_params.iter().any(|(name, value)| name == "access_type" && value == "offline");
     match () {
         () if by_scope("offline_access") => Some("offline_access"),
         () if by_scope("refresh_token") => Some("the scope refresh_token"),

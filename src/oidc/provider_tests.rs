@@ -365,7 +365,8 @@ async fn a_provider_without_metadata_may_be_configured() {
         short.endpoints.jwks = None;
         assert!(matches!(fresh(short).metadata().await, Err(ProviderError::Refused { .. })));
     }
-    for reply in [|| Reply::Drop, || Reply::Json(503, json!({})), || Reply::Json(200, json!({"issuer": "https://x.example"}))]
+    for reply in
+        [|| Reply::Drop, || Reply::Json(503, json!({})), || Reply::Json(200, json!({"issuer": "https://x.example"}))]
     {
         instead(reply);
         assert!(fresh(configured(&rig.server.origin)).metadata().await.is_err());
