@@ -657,7 +657,7 @@ fn presets_take_known_keys_only() {
         .config();
 }
 
-/// LOG-05: nor of where traces go.
+/// LOG-09: nor of where traces go.
 #[test]
 fn a_credential_in_the_collectors_url_is_not_shown() {
     let with = |url: &str| Desk::good().file("more.toml", &format!("[tracing]\notlp_endpoint = \"{url}\""));
@@ -671,7 +671,7 @@ fn a_credential_in_the_collectors_url_is_not_shown() {
     assert!(config.tracing.unwrap().endpoint.as_str().contains(SECRET), "it is still sent");
 }
 
-/// LOG-05: what may not be shown of a provider may not be shown of a preset.
+/// LOG-09: what may not be shown of a provider may not be shown of a preset.
 #[test]
 fn secrets_of_presets_are_masked() {
     let preset = format!(

@@ -429,7 +429,7 @@ impl Provider {
         Ok(Login { tokens: token_set(answer), identity, dpop })
     }
 
-    /// TOK-05: the login works without one, but not for long.
+    /// The login works without one, but not for long.
     fn tell_of_no_refresh_token(&self, metadata: &ProviderMetadata, answer: &TokenAnswer) {
         if answer.refresh_token.is_some() {
             return;
