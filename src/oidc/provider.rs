@@ -246,20 +246,24 @@ impl Provider {
             answer = read(other).await?;
         }
         let found = document(answer).and_then(|it| ProviderMetadata::parse(&it.body, settings).map_err(refused));
-        match found {
-            // There is no document, and the configuration says all that would be looked for in it. What was read once is
-            // not given up for that.
-            Err(ProviderError::Refused { reason: reason @ ("status" | "metadata") })
-                if settings.says_all() && self.known().is_none() =>
-            {
+        let Err(ProviderError::Refused { reason: reason @ ("status" | "metadata") }) = found else { return found };
+        if !settings.says_all() {
+            return found;
+        }
+        // There is no document, and the configuration says all that would be looked for in it. What was read once is not
+        // given up for that.
+        let configured = ProviderMetadata::configured(settings).map_err(refused)?;
+        match self.known() {
+            Some(known) if *known == configured => Ok(configured),
+            Some(_) => found,
+            None => {
                 tracing::warn!(
                     event = "provider_metadata",
                     reason,
                     "the provider has no metadata: provider.endpoints are all that is known of it"
                 );
-                ProviderMetadata::configured(settings).map_err(refused)
+                Ok(configured)
             }
-            found => found,
         }
     }
 

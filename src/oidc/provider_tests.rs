@@ -357,10 +357,17 @@ async fn a_provider_without_metadata_may_be_configured() {
     let document = "/.well-known/openid-configuration";
     let instead = |reply: Answerer| rig.set(|script| script.instead = vec![(document, reply)]);
     let fresh = |settings| Provider::new(settings, Clock::manual(NOW), Box::new(|_, _| ())).unwrap();
+    // What was read once is not given up.
+    rig.set(|script| script.instead.clear());
+    let read = fresh(configured(&rig.server.origin));
+    assert!(read.metadata().await.unwrap().userinfo.is_some());
+    instead(|| Reply::Json(404, json!({})));
+    assert!(read.renew().await.is_err() && read.known().unwrap().userinfo.is_some());
     for reply in [|| Reply::Json(404, json!({})), || Reply::text(200, "", "<html>no such page</html>")] {
         instead(reply);
         let provider = fresh(configured(&rig.server.origin));
         assert!(provider.redeem(&Code::new("c0de"), &login()).await.is_ok());
+        assert_eq!(provider.renew().await, Ok(()), "nor is it missed later");
         let mut short = configured(&rig.server.origin);
         short.endpoints.jwks = None;
         assert!(matches!(fresh(short).metadata().await, Err(ProviderError::Refused { .. })));
