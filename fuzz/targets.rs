@@ -298,7 +298,7 @@ fn forwarded_fields(data: &[u8]) {
         assert!((8..=128).contains(&id.len()), "{id:?}");
     }
     if let Some(parent) = forwarded::traceparent(&headers) {
-        assert!(forwarded::valid_traceparent(parent));
+        assert!(forwarded::valid_traceparent(&parent));
     }
 }
 

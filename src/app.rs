@@ -39,7 +39,7 @@ use crate::net::accept::{AcceptService, Entrance, bind, cannot_listen};
 use crate::net::{Connections, Kind, ListenAddress, Tls, connection, http2_options, load_server_config};
 use crate::session::endings::Whose;
 use crate::session::store::By;
-use crate::shutdown::{ConnectionGuard, Phase, Shutdown};
+use crate::shutdown::{ConnectionGuard, Phase, Shutdown, Signals};
 use crate::spans::Prepared;
 use crate::telemetry;
 
@@ -79,6 +79,7 @@ pub fn log_settings(config: &Config) -> telemetry::Settings {
 /// # Errors
 /// When an address cannot be bound, a certificate cannot be used, or a service fails at its start.
 pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
+    let Signals { exit, reload: hangup } = Signals::catch();
     let shutdown = Shutdown::new(config.server.shutdown_delay, config.server.shutdown_drain);
     let admin_listener = match config.admin.listen {
         Some(address) => Some(
@@ -89,6 +90,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     };
     let threads = config.server.threads;
     let assembly = Assembly::new(config, &Clock::System, &shutdown, reload)?;
+    *assembly.reloader.hangup.lock() = hangup;
     for address in assembly.addresses() {
         tracing::info!(target: "sidegate", event = "listening", addr = %address, kind = "public");
     }
@@ -114,7 +116,7 @@ pub fn run(config: Config, reload: Reload) -> Result<(), StartError> {
         server.add_service(admin);
     }
     server.add_service(assembly);
-    server.run(RunArgs { shutdown_signal: shutdown.signal_watch() });
+    server.run(RunArgs { shutdown_signal: shutdown.signal_watch(exit) });
     if shutdown.failed() { Err(StartError("a service ended before its time".to_owned())) } else { Ok(()) }
 }
 
@@ -198,22 +200,24 @@ impl Assembly {
             shutdown: Arc::clone(shutdown),
             transport: if tls.is_some() { ConnectionKind::Tls } else { ConnectionKind::Http },
             clients: Mutex::default(),
+            locals: Mutex::default(),
             tunnels: Mutex::default(),
         }));
         let (drain, draining) = watch::channel(false);
         let settings = Arc::new(ArcSwap::from_pointee(config.server.net));
         let proxy_protocol = Arc::new(ArcSwap::from_pointee(reload::proxy_protocol(&config)));
+        let h2c = Arc::new(AtomicBool::new(config.server.h2c));
         let entrance = Entrance {
             settings: Arc::clone(&settings),
             tls: tls.clone(),
             proxy_protocol: Arc::clone(&proxy_protocol),
-            h2c: config.server.h2c,
+            h2c: Arc::clone(&h2c),
             refusals: Arc::new(Wording(Arc::clone(&state))),
             connections: connections.clone(),
             draining,
         };
         // Questions come from a proxy beside us: in plain HTTP, and from nobody else.
-        let side = Entrance { tls: None, proxy_protocol: Arc::default(), h2c: false, ..entrance.clone() };
+        let side = Entrance { tls: None, proxy_protocol: Arc::default(), h2c: Arc::default(), ..entrance.clone() };
         let accept = vec![AcceptService::new(listeners, public, entrance), AcceptService::new(verify, verifying, side)];
         let began = reload::fingerprint_of(&config.watched_files);
         let in_force = Arc::new(ArcSwap::from_pointee(config));
@@ -226,9 +230,11 @@ impl Assembly {
             shutdown: Arc::clone(shutdown),
             net: settings,
             proxy_protocol,
+            h2c,
             tls,
             generations: watch::Sender::new(0),
             began,
+            hangup: Mutex::new(None),
         };
         Ok(Self {
             accept,
@@ -286,8 +292,6 @@ impl Assembly {
         let (phase, drain, connections) = (self.phase.clone(), self.drain.clone(), self.connections.clone());
         let shared = self.state.load().shared.clone();
         let reloader = Arc::clone(&self.reloader);
-        // Before anybody is told that we serve: until then this signal ends the process.
-        reload::expect_signal();
         let mut tasks = vec![
             self.of_each_generation("provider", |state| {
                 let all: Vec<_> = state.providers.iter().map(|provider| Arc::clone(provider).keep_ready()).collect();
@@ -411,6 +415,7 @@ struct Gauges {
     shutdown: Arc<Shutdown>,
     transport: ConnectionKind,
     clients: Mutex<Vec<(OpenConnection, ConnectionGuard)>>,
+    locals: Mutex<Vec<(OpenConnection, ConnectionGuard)>>,
     tunnels: Mutex<Vec<OpenConnection>>,
 }
 
@@ -420,6 +425,10 @@ impl connection::Observer for Gauges {
             Kind::Client => {
                 let counted = (self.metrics.connection(self.transport), self.shutdown.guard());
                 self.clients.lock().push(counted);
+            }
+            Kind::Local => {
+                let counted = (self.metrics.connection(ConnectionKind::Unix), self.shutdown.guard());
+                self.locals.lock().push(counted);
             }
             Kind::Tunnel => {
                 let counted = self.metrics.connection(ConnectionKind::Websocket);
@@ -432,6 +441,7 @@ impl connection::Observer for Gauges {
         // Any one will do: they differ in nothing.
         match kind {
             Kind::Client => drop(self.clients.lock().pop()),
+            Kind::Local => drop(self.locals.lock().pop()),
             Kind::Tunnel => drop(self.tunnels.lock().pop()),
         }
     }

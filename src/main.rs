@@ -15,6 +15,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `EX_OSERR` of sysexits.h: an address that cannot be bound, or another failure at the start.
 const CANNOT_START: u8 = 71;
+/// `EX_IOERR`.
+const CANNOT_WRITE: u8 = 74;
 /// `EX_CONFIG`.
 const REFUSED: u8 = 78;
 
@@ -40,16 +42,22 @@ fn obey(command: Command) -> ExitCode {
         Command::Run(files) => run(files.files),
         Command::Check { config, online } => check(&config.files, online),
         Command::Explain { config, method, path, navigate } => explain(&config.files, &method, &path, navigate),
-        Command::Schema => {
-            say!("{:#}", config::schema());
-            ExitCode::SUCCESS
-        }
-        Command::Keygen => {
-            say!("{}", Key::generate().to_base64url());
-            ExitCode::SUCCESS
-        }
+        Command::Schema => print(&format!("{:#}", config::schema())),
+        Command::Keygen => print(&Key::generate().to_base64url()),
         #[cfg(feature = "demo")]
         Command::Demo { port } => demo(port),
+    }
+}
+
+/// What somebody else goes on with: a file with half of it, or nothing, must not look like success.
+fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain!("sidegate: cannot write: {error}");
+            ExitCode::from(CANNOT_WRITE)
+        }
     }
 }
 
@@ -155,11 +163,15 @@ fn explain(files: &[std::path::PathBuf], method: &str, path: &str, navigate: boo
 
 #[cfg(feature = "demo")]
 fn demo(port: u16) -> ExitCode {
-    // Before anything is announced: the message names the port.
-    if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
-        complain!("sidegate demo: port {port} cannot be had: {error}; choose another one with --port");
-        return ExitCode::from(CANNOT_START);
-    }
+    // Before anything is announced: the message names the port, for 0 the one that was found.
+    let free = std::net::TcpListener::bind(("127.0.0.1", port)).and_then(|listener| listener.local_addr());
+    let port = match free {
+        Ok(address) => address.port(),
+        Err(error) => {
+            complain!("sidegate demo: port {port} cannot be had: {error}; choose another one with --port");
+            return ExitCode::from(CANNOT_START);
+        }
+    };
     let demo = match sidegate::demo::start(port) {
         Ok(demo) => demo,
         Err(error) => {

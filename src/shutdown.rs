@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -138,8 +138,8 @@ impl Shutdown {
     }
 
     /// What Pingora waits for. Run the server with a grace period of 0: all waiting is done here.
-    pub fn signal_watch(self: &Arc<Self>) -> Box<dyn ShutdownSignalWatch> {
-        Box::new(Signals(Arc::clone(self)))
+    pub fn signal_watch(self: &Arc<Self>, signals: ExitSignals) -> Box<dyn ShutdownSignalWatch> {
+        Box::new(Exit { shutdown: Arc::clone(self), signals: Mutex::new(Some(signals)) })
     }
 
     /// Walks through the phases; returns when the runtimes may go.
@@ -221,32 +221,83 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// SIGTERM and SIGINT, both graceful.
-struct Signals(Arc<Shutdown>);
+/// The signals that we act upon. None of them has its default effect, the end of the process, from
+/// [`Signals::catch`] on; one that comes before somebody waits for it is kept.
+#[derive(Debug)]
+pub struct Signals {
+    /// Both graceful.
+    pub exit: ExitSignals,
+    /// SIGHUP.
+    pub reload: Option<Signal>,
+}
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+pub struct ExitSignals {
+    terminate: Option<Signal>,
+    interrupt: Option<Signal>,
+}
+
+impl Signals {
+    /// To be called before anybody is told that we are there. The runtimes that serve come later: whichever runs tells of
+    /// a signal, and the one that is made here is needed for nothing but the asking.
+    pub fn catch() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        let catch = |kind| {
+            let caught = match &runtime {
+                Ok(runtime) => {
+                    let _inside = runtime.enter();
+                    signal(kind).map_err(|error| error.kind())
+                }
+                Err(error) => Err(error.kind()),
+            };
+            // Without a handler the signal has its default effect: the process ends, only less gracefully.
+            caught
+                .inspect_err(|kind| tracing::error!(target: "sidegate", event = "signals_unavailable", kind = %kind))
+                .ok()
+        };
+        Self {
+            exit: ExitSignals { terminate: catch(SignalKind::terminate()), interrupt: catch(SignalKind::interrupt()) },
+            reload: catch(SignalKind::hangup()),
+        }
+    }
+}
+
+/// The next such signal.
+pub async fn next(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// From the signals to the end.
+struct Exit {
+    shutdown: Arc<Shutdown>,
+    /// Taken by whoever waits.
+    signals: Mutex<Option<ExitSignals>>,
+}
 
 #[async_trait]
-impl ShutdownSignalWatch for Signals {
+impl ShutdownSignalWatch for Exit {
     async fn recv(&self) -> ShutdownSignal {
+        let signals = self.signals.lock().take();
         let listen = async {
-            match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-                (Ok(mut terminate), Ok(mut interrupt)) => loop {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                    self.0.request();
-                },
-                // Without handlers the signals have their default effect: the process ends, only less gracefully.
-                (Err(error), _) | (_, Err(error)) => {
-                    tracing::error!(target: "sidegate", event = "signals_unavailable", kind = %error.kind());
-                    std::future::pending::<()>().await;
+            let Some(ExitSignals { mut terminate, mut interrupt }) = signals else {
+                return std::future::pending().await;
+            };
+            loop {
+                tokio::select! {
+                    () = next(&mut terminate) => {}
+                    () = next(&mut interrupt) => {}
                 }
+                self.shutdown.request();
             }
         };
         tokio::select! {
             biased;
             () = listen => ShutdownSignal::FastShutdown,
-            end = self.0.sequence() => end,
+            end = self.shutdown.sequence() => end,
         }
     }
 }
@@ -352,6 +403,24 @@ mod tests {
         shutdown.abort();
         assert!(matches!(start(&shutdown).await.unwrap(), ShutdownSignal::FastShutdown));
         assert!(shutdown.failed());
+    }
+
+    /// From the catching on: what comes before the server waits is waited for all the same, on a runtime of its own.
+    #[test]
+    fn a_signal_that_comes_too_early_counts() {
+        use rustix::process::{Signal, getpid, kill_process};
+        let Signals { exit, mut reload } = Signals::catch();
+        for early in [Signal::TERM, Signal::HUP] {
+            kill_process(getpid(), early).expect("ourselves");
+        }
+        let shutdown = Shutdown::new(Duration::ZERO, DRAIN);
+        let watch = shutdown.signal_watch(exit);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            assert!(matches!(watch.recv().await, ShutdownSignal::GracefulTerminate));
+            next(&mut reload).await;
+        });
+        assert_eq!(*shutdown.phase().borrow(), Phase::Stopped);
     }
 
     #[tokio::test(start_paused = true)]

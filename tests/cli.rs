@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use support::client::Browser;
-use support::gateway::{config, free_port, set};
+use support::gateway::{config, set};
 use support::provider::{Endpoint, ProviderDouble};
 use support::text::unb64u;
 use support::upstream::Upstream;
@@ -53,6 +53,17 @@ fn keygen_prints_32_random_bytes() {
     assert_ne!(one, two);
     for key in [one, two] {
         assert_eq!(unb64u(key.strip_suffix('\n').unwrap()).unwrap().len(), 32, "{key}");
+    }
+}
+
+/// A key that is not there must not look like one.
+#[test]
+fn what_cannot_be_written_is_told() {
+    for args in [&["keygen"][..], &["schema"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = sidegate().args(args).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(74), "{args:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"), "{args:?}");
     }
 }
 
@@ -186,6 +197,7 @@ async fn explain_tells_route_and_decision() {
         (&["explain", "DELETE", "/api/x"], &["405", "method_not_allowed", "GET"]),
         (&["explain", "GET", "/a%2fb"], &["400", "bad_path"]),
         (&["explain", "POST", "/auth/refresh"], &["answered by sidegate itself", "POST"]),
+        (&["explain", "DELETE", "/auth/session"], &["405 method_not_allowed", "GET, HEAD"]),
         // Switched off.
         (&["explain", "POST", "/auth/logout/backchannel"], &["404", "no_route", "[logout]"]),
         (&["explain", "GET", "/auth/logout/frontchannel"], &["404", "no_route", "[logout]"]),
@@ -218,15 +230,9 @@ impl Drop for Child {
 #[cfg(feature = "demo")]
 #[tokio::test]
 async fn the_demo_runs() {
-    let port = free_port();
-    let mut child = Child(
-        sidegate()
-            .args(["demo", "--port", &port.to_string()])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
+    // Any that is free: the message names the one that was found.
+    let mut child =
+        Child(sidegate().args(["demo", "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     let out = child.0.stdout.take().unwrap();
     let said = tokio::task::spawn_blocking(move || {
         let mut said = String::new();
@@ -241,9 +247,9 @@ async fn the_demo_runs() {
     })
     .await
     .unwrap();
-    let url = format!("http://localhost:{port}");
-    assert!(said.contains(&url) && said.contains('@'), "{said}");
-    let browser = Browser::new(&url);
+    let url = said.split_whitespace().find(|word| word.starts_with("http://localhost:")).unwrap();
+    assert!(!url.ends_with(":0") && said.contains('@'), "{said}");
+    let browser = Browser::new(url);
     until("the page is there", async || browser.navigate("/").await.status == 200).await;
     assert_eq!(browser.session().await["authenticated"], false);
     assert_eq!(browser.fetch("/api/x").await.status, 401);

@@ -579,13 +579,108 @@ fn presets_fill_in_and_give_way() {
     assert!(text.contains("provider.domain: is required with preset \"cognito\""), "{text}");
     let text = with("preset = \"smartcar-v3\"").complaint();
     assert!(text.contains("provider.login: has login = false"), "{text}");
-    let text = with("preset = \"acme\"\n[presets.acme]\nbase = \"oauth2\"\nresponse = { eror = \"/e\" }").complaint();
-    assert!(text.contains("provider.dialect.response.eror: unknown key; did you mean error?"), "{text}");
 
     let zitadel = with("preset = \"zitadel\"\nproject_id = \"7\"\nscopes = [\"openid\"]").config();
     assert_eq!(zitadel.oidc.scopes, ["openid", "urn:zitadel:iam:org:project:id:7:aud"]);
     let google = with("preset = \"google\"\nauthorize_params = { prompt = \"\" }").config();
     assert_eq!(google.oidc.authorize_params, [("access_type".to_owned(), "offline".to_owned())]);
+}
+
+/// A scope and an endpoint can be said in two ways; the later layer counts, whichever way it takes.
+#[test]
+fn a_presets_layer_wins_over_the_one_below() {
+    let with = |preset: &str, more: &str| {
+        let said = format!("preset = \"{preset}\"\n# issuer =");
+        Desk::with("issuer =", &said).file("more.toml", more).config().oidc
+    };
+    let wechat = with("wechat", "");
+    assert_eq!(wechat.scopes, ["snsapi_login"], "not those of its base");
+    assert_eq!(wechat.endpoints.token.unwrap().host_str(), Some("api.weixin.qq.com"));
+    let own = "[presets.github.authorize]\nurl = \"https://ghe.example/a\"\nscope = \"repo user\"\n\
+               [presets.github.token]\nurl = \"https://ghe.example/t\"\n";
+    let github = with("github", own);
+    assert_eq!(github.endpoints.token.as_ref().unwrap().as_str(), "https://ghe.example/t");
+    assert_eq!(github.endpoints.authorization.as_ref().unwrap().as_str(), "https://ghe.example/a");
+    assert_eq!(github.scopes, ["repo", "user"]);
+    let app = with("acme", &format!("{own}[presets.acme]\nbase = \"github-app\""));
+    assert_eq!(app.endpoints.token.as_ref().unwrap().as_str(), "https://ghe.example/t");
+}
+
+/// An OpenID provider has its document whatever is asked of it; another server may have either.
+#[test]
+fn the_preset_says_which_document_there_is() {
+    let with = |preset: &str, scopes: &str| {
+        let said = format!("preset = \"{preset}\"\nscopes = [\"{scopes}\"]\nissuer =");
+        let settings = Desk::with("issuer =", &said).config().oidc;
+        let path = |url: Option<url::Url>| url.map(|url| url.path().rsplit('/').next().unwrap().to_owned());
+        (path(settings.discovery_url).unwrap(), path(settings.other_discovery_url))
+    };
+    let openid = "openid-configuration".to_owned();
+    for (preset, scope) in [("auth0", "api"), ("salesforce", "api"), ("oidc", "openid")] {
+        assert_eq!(with(preset, scope), (openid.clone(), None), "{preset}");
+    }
+    assert_eq!(with("oauth2", "api"), ("oauth-authorization-server".to_owned(), Some(openid)));
+}
+
+/// Unknown keys are errors in a preset too, whether anybody uses it or not.
+#[test]
+fn presets_take_known_keys_only() {
+    let with = |keys: &str| Desk::good().file("more.toml", keys).complaint();
+    for (keys, complaint) in [
+        ("[presets.acme]\ntokn = 1", "presets.acme.tokn: unknown key; did you mean token?"),
+        ("[presets.acme.token]\nmetod = \"GET\"", "presets.acme.token.metod: unknown key; did you mean method?"),
+        (
+            "[presets.acme]\nresponse = { eror = \"/e\" }",
+            "presets.acme.response.eror: unknown key; did you mean error?",
+        ),
+        (
+            "[presets.acme.refresh]\nroation = \"none\"",
+            "presets.acme.refresh.roation: unknown key; did you mean rotation?",
+        ),
+        ("[presets.acme]\nbase = 7", "presets.acme.base: must be a string in quotes, not 7"),
+        ("[provider.dialect.tokn]", "provider.dialect.tokn: unknown key; did you mean token?"),
+    ] {
+        let text = with(keys);
+        assert!(text.contains(complaint), "{keys}: {text}");
+        assert!(text.contains("more.toml line ") || keys.starts_with("[provider"), "{text}");
+        assert_eq!(text.matches("unknown key").count() + text.matches("must be").count(), 1, "told once: {text}");
+    }
+    Desk::good()
+        .file(
+            "more.toml",
+            "[presets.acme]\nbase = \"salesforce\"\nmore_scopes = [\"p:{project_id}\"]\n\
+             [presets.acme.words.host]\nof = \"environment\"\nothers = true\nmap = { a = \"b\" }\n\
+             [presets.acme.response]\nissued_at = { pointer = \"/issued_at\", unit = \"ms-string\" }\n\
+             [presets.acme.refresh]\nscope_name = \"refresh_token\"\non_upstream_401 = true\nurl = \"https://h/r\"\n\
+             [presets.acme.authorize]\nurl = \"https://{host}/a\"\nscope = \"a b\"",
+        )
+        .config();
+}
+
+/// LOG-09: nor of where traces go.
+#[test]
+fn a_credential_in_the_collectors_url_is_not_shown() {
+    let with = |url: &str| Desk::good().file("more.toml", &format!("[tracing]\notlp_endpoint = \"{url}\""));
+    let text = with(&format!("https://user:{SECRET}@otel.example/")).complaint();
+    assert!(text.starts_with("tracing.otlp_endpoint: must not contain a user or password"), "{text}");
+    let text = with(&format!("ftp://otel.example/?key={SECRET}")).complaint();
+    assert!(text.starts_with("tracing.otlp_endpoint: must be an http:// or https:// URL"), "{text}");
+    let config = with(&format!("https://otel.example/v1?key={SECRET}")).config();
+    let text = config.effective();
+    assert!(text.contains("https://otel.example/v1?***") && !text.contains(SECRET), "{text}");
+    assert!(config.tracing.unwrap().endpoint.as_str().contains(SECRET), "it is still sent");
+}
+
+/// LOG-09: what may not be shown of a provider may not be shown of a preset.
+#[test]
+fn secrets_of_presets_are_masked() {
+    let preset = format!(
+        "[presets.acme]\nclient_secret = \"{SECRET}\"\ntoken_params = {{ key = \"{SECRET}\" }}\n\
+         authorize_params = {{ hint = \"seen\" }}"
+    );
+    let text = Desk::good().file("more.toml", &preset).config().effective();
+    assert!(text.contains("[presets.acme") && text.contains("hint = \"seen\""), "{text}");
+    assert!(!text.contains(SECRET), "{text}");
 }
 
 /// A template leads only where the operator says, and only with a user.
@@ -642,10 +737,22 @@ fn later_files_and_the_environment_win() {
     assert_eq!(config.oidc.client_id, "spa");
 }
 
+/// CFG-05: an address in brackets is text.
+#[test]
+fn an_address_of_ipv6_is_no_list() {
+    let config = Desk::good().env("SIDEGATE_SERVER__LISTEN", "[::]:8080").config();
+    assert_eq!(config.server.listen, [ListenAddress::Tcp("[::]:8080".parse().unwrap())]);
+    let text = Desk::good().env("SIDEGATE_SERVER__LISTEN", "[\"127.0.0.1:1\"").complaint();
+    assert!(text.starts_with("server.listen: must be ") && text.contains("SIDEGATE_SERVER__LISTEN"), "{text}");
+}
+
 #[test]
 fn messages_name_the_layer() {
     let text = Desk::good().file("more.toml", "[limits]\nheader_bytes = \"large\"\n").complaint();
     assert!(text.contains("more.toml line 2"), "{text}");
+    let text = Desk::good().file("more.toml", "[log]\nLEVEL = \"info\"\nFORMAT = \"json\"\n").complaint();
+    assert!(text.contains("log.LEVEL: unknown key; did you mean level?"), "{text}");
+    assert!(text.contains("log.FORMAT: unknown key; did you mean format?"), "{text}");
     let text = Desk::good().env("SIDEGATE_SERVER__LISTN", "x").complaint();
     assert!(text.contains("server.listn: unknown key; did you mean listen?"), "{text}");
     assert!(text.contains("environment variable SIDEGATE_SERVER__LISTN"), "{text}");
@@ -775,6 +882,7 @@ fn tls_files_are_judged_before_they_are_needed() {
     assert!(text.contains("holds no PEM certificate") && text.contains("holds no PEM private key"), "{text}");
     let text = Desk::with("[provider]", "[server.tls]\ncert_file = \"/nonexistent/tls.crt\"\n[provider]").complaint();
     assert!(text.contains("server.tls.key_file: is required"), "{text}");
+    assert!(text.contains("server.tls.cert_file: cannot read /nonexistent/tls.crt"), "{text}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -471,6 +471,13 @@ async fn hdr_16_request_ids_and_traces() {
     let seen = rig.forwarded("GET", "/x", &[("traceparent", trace)]).await;
     let [passed] = seen.header_all("traceparent")[..] else { panic!("one traceparent") };
     assert_eq!(passed.split('-').nth(1), trace.split('-').nth(1));
+    let with = async |parent: &str| rig.forwarded("GET", "/x", &[("traceparent", parent), ("tracestate", "a=1")]).await;
+    assert_eq!(with(trace).await.header("tracestate"), Some("a=1"));
+    let later = with(&format!("{}-more", trace.replacen("00", "01", 1))).await;
+    assert_eq!((later.header("traceparent"), later.header("tracestate")), (Some(trace), Some("a=1")));
+    // Of another trace than the one that begins here.
+    assert_eq!(with("garbage").await.header("tracestate"), None);
+    assert_eq!(rig.forwarded("GET", "/x", &[("tracestate", "a=1")]).await.header("tracestate"), None);
     for bad in [
         "garbage",
         "00-00000000000000000000000000000000-b7ad6b7169203331-01",

@@ -454,6 +454,21 @@ async fn a_third_party_may_start_a_login_at_our_provider() {
     }
 }
 
+/// Without an ID token it is missed as well.
+#[tokio::test]
+async fn a_login_without_openid_is_told_that_no_refresh_token_came() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    provider.set(|s| s.refresh_token_at_login = false);
+    let gateway = Gateway::start_with(&provider, &upstream, |config| {
+        set(config, "provider.preset", r#""oauth2""#);
+        set(config, "provider.scopes", r#"["api", "refresh_token"]"#);
+    })
+    .await;
+    gateway.browser().login("/").await;
+    let hint = gateway.wait_for_log("no_refresh_token", 1).await;
+    assert!(hint[0].to_string().contains("the scope refresh_token was asked for"), "{hint:?}");
+}
+
 /// ASVS-7.6.2: a silent login comes back either way, without a loop and without a page of ours in between.
 #[tokio::test]
 async fn a_silent_login_comes_back_either_way() {
@@ -469,6 +484,14 @@ async fn a_silent_login_comes_back_either_way() {
         assert_eq!(rig.provider.code_exchanges(), before.1 + usize::from(known));
         assert_eq!(login_cookies(&browser), [""; 0]);
     }
+    // What is sent with every login else would show something.
+    let asking = Rig::with(|config| set(config, "provider.authorize_params", r#"{ prompt = "consent" }"#)).await;
+    asking.provider.set(|s| s.signed_in = false);
+    let browser = asking.gateway.browser();
+    let page = browser.navigate_from(Initiator::SameOrigin, "/auth/login?prompt=none&return_to=/after").await;
+    assert_eq!((page.status, page.path().as_str()), (200, "/after"));
+    assert_eq!(asking.provider.calls_to(Endpoint::Authorize)[0].param("prompt"), Some("none"));
+    assert!(!signed_in(&browser).await);
     // A page that needs a session would start over: the signed-out page instead.
     let browser = rig.gateway.browser();
     let page = browser.navigate_from(Initiator::SameOrigin, "/auth/login?prompt=none&return_to=/api/x").await;

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -130,6 +130,7 @@ impl Refusals for Plain {
 #[derive(Default)]
 struct Gauges {
     clients: AtomicUsize,
+    locals: AtomicUsize,
     tunnels: AtomicUsize,
     handshakes_failed: AtomicUsize,
 }
@@ -138,6 +139,7 @@ impl Gauges {
     fn of(&self, kind: Kind) -> &AtomicUsize {
         match kind {
             Kind::Client => &self.clients,
+            Kind::Local => &self.locals,
             Kind::Tunnel => &self.tunnels,
         }
     }
@@ -196,7 +198,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Rig<A> {
         let entrance = Entrance {
             settings: Arc::new(ArcSwap::from_pointee(settings)),
             tls,
-            h2c: true,
+            h2c: Arc::new(AtomicBool::new(true)),
             proxy_protocol: Arc::new(ArcSwap::from_pointee(proxies.iter().map(|net| net.parse().unwrap()).collect())),
             refusals: refusals.clone(),
             connections: Connections::new(gauges.clone()),
@@ -693,13 +695,14 @@ async fn a_unix_socket_is_for_owner_and_group_and_replaces_a_dead_one() {
     assert_eq!(bind(std::slice::from_ref(&address)).unwrap_err().kind(), io::ErrorKind::AddrInUse);
 
     let (drain, draining) = watch::channel(false);
+    let gauges = Arc::new(Gauges::default());
     let entrance = Entrance {
         settings: Arc::default(),
         tls: None,
-        h2c: false,
+        h2c: Arc::default(),
         proxy_protocol: Arc::default(),
         refusals: Arc::new(Plain::default()),
-        connections: Connections::new(Arc::new(())),
+        connections: Connections::new(gauges.clone()),
         draining: draining.clone(),
     };
     let app = Arc::new(Echo::default());
@@ -707,6 +710,8 @@ async fn a_unix_socket_is_for_owner_and_group_and_replaces_a_dead_one() {
     let running = tokio::spawn(async move { service.run(draining).await });
     let mut client = Client::new(UnixStream::connect(&path).await.unwrap());
     assert_eq!(client.get("/").await, ok("GET / "));
+    let counted = [&gauges.clients, &gauges.locals].map(|count| count.load(Ordering::SeqCst));
+    assert_eq!(counted, [0, 1], "counted as what it is");
     assert_eq!(app.seen.lock()[0].peer, None);
     drain.send_replace(true);
     timeout(PATIENCE, running).await.unwrap().unwrap();

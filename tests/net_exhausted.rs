@@ -48,7 +48,7 @@ async fn dos_20_without_descriptors_clients_wait_and_are_served_later() {
         settings: Arc::default(),
         tls: None,
         proxy_protocol: Arc::default(),
-        h2c: false,
+        h2c: Arc::default(),
         refusals: Arc::new(NoContent),
         connections: Connections::new(Arc::new(())),
         draining: draining.clone(),

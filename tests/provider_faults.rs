@@ -498,17 +498,11 @@ async fn userinfo_is_merged_or_the_login_refused() {
         rig.heal();
         rig.works(&format!("after {what}")).await;
     }
-    for (outage, status) in [
-        (Outage::Status(500), 503),
-        (Outage::Status(401), 503),
-        (Outage::Html(200), 503),
-        (Outage::Drop, 503),
-        (Outage::Huge(2 << 20), 502),
-    ] {
+    for outage in [Outage::Status(500), Outage::Status(401), Outage::Html(200), Outage::Drop, Outage::Huge(2 << 20)] {
         let what = format!("userinfo {outage:?}");
         rig.provider.set(|s| s.fail(Endpoint::Userinfo, outage));
         let page = rig.refused_with_userinfo(&what, "/auth/login").await;
-        assert_eq!(page.status, status, "{what}: {}", page.text());
+        assert_eq!(page.status, 503, "{what}: {}", page.text());
         rig.heal();
     }
     assert_eq!(rig.provider.calls_to(Endpoint::Other).len(), 0, "a distributed claim was fetched");

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use support::client::{Ask, Initiator};
 use support::gateway::{Gateway, config, set};
+use support::http2::Client;
 use support::provider::ProviderDouble;
 use support::upstream::{Gate, Script, Upstream};
 use tokio::task::JoinSet;
@@ -177,6 +178,20 @@ async fn every_kind_of_change_takes_effect() {
     let login = browser.start_login("/").await;
     assert!(login.location().unwrap().starts_with(&second.issuer), "{login:?}");
     assert_eq!(shown(&gateway).await["provider"]["issuer"].as_str(), Some(second.issuer.as_str()));
+}
+
+/// The next connection speaks it.
+#[tokio::test]
+async fn http_2_without_tls_is_switched_on() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&provider, &upstream).await;
+    let mut table = current(&gateway);
+    set(&mut table, "server.h2c", "true");
+    takes(&gateway, &table).await;
+    let client = Client::dial(gateway.addr).await;
+    let whole = client.call("GET", &format!("{}/auth/session", gateway.public_url), &[], None).await.unwrap();
+    assert_eq!(whole.status, 200);
+    assert!(gateway.log_events("restart_needed").is_empty());
 }
 
 /// What needs a restart is named; what stands beside it takes effect.

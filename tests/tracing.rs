@@ -11,6 +11,7 @@ use support::gateway::{Gateway, set};
 use support::provider::ProviderDouble;
 use support::text::mark;
 use support::upstream::{Script, Upstream};
+use support::wait::eventually;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
@@ -180,4 +181,22 @@ async fn the_collectors_troubles_are_not_the_users() {
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.wait_for_exit().await.code(), Some(0));
     assert!(spans(&collector).iter().any(|span| span.name == "GET /api/"), "flushed before the end");
+}
+
+/// Without a collector too: the line of a request says which trace it belongs to, whoever answers.
+#[tokio::test]
+async fn every_line_names_the_callers_trace() {
+    let (provider, upstream) = (ProviderDouble::start().await, Upstream::start().await);
+    let gateway = Gateway::start_with(&provider, &upstream, |_| {}).await;
+    upstream.on("/api/broken", Script::Close);
+    let browser = gateway.signed_in().await;
+    let traceparent = format!("00-{TRACE}-{CALLER}-01");
+    let asks = [("/auth/nothing", 404), ("/api/x", 200), ("/api/broken", 502), ("/a%2fb", 400)];
+    for (path, status) in asks {
+        let answer = browser.send(Ask::fetch(path).header("traceparent", &traceparent)).await;
+        assert_eq!(answer.status, status, "{path}");
+    }
+    let of_trace = async || gateway.log_events("request").iter().filter(|line| line["trace_id"] == TRACE).count();
+    let all = eventually(async || of_trace().await == asks.len()).await;
+    assert!(all, "{:?}", gateway.log_events("request"));
 }

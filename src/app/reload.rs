@@ -9,11 +9,13 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use tokio::signal::unix::{SignalKind, signal};
+use parking_lot::Mutex;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -22,7 +24,7 @@ use crate::config::Config;
 use crate::gateway::state::State;
 use crate::metrics::ReloadOutcome;
 use crate::net::{self, Tls, load_server_config};
-use crate::shutdown::Shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -44,12 +46,15 @@ pub(super) struct Reloader {
     pub(super) shutdown: Arc<Shutdown>,
     pub(super) net: Arc<ArcSwap<net::Settings>>,
     pub(super) proxy_protocol: Arc<ArcSwap<Vec<IpNet>>>,
+    pub(super) h2c: Arc<AtomicBool>,
     /// None when the listeners began without.
     pub(super) tls: Option<Tls>,
     /// Counts the generations of the state, for tasks that belong to one.
     pub(super) generations: watch::Sender<u64>,
     /// The watched files as they were before anything was served.
     pub(super) began: Fingerprint,
+    /// SIGHUP, where it was caught before anything was served.
+    pub(super) hangup: Mutex<Option<Signal>>,
 }
 
 /// Peers that must begin with a PROXY header; none when the protocol is off.
@@ -57,29 +62,17 @@ pub(super) fn proxy_protocol(config: &Config) -> Vec<IpNet> {
     if config.server.proxy_protocol { config.server.trusted_proxies.clone() } else { Vec::new() }
 }
 
-/// Takes the signal over; its default effect is the end of the process.
-pub(super) fn expect_signal() {
-    if let Err(error) = signal(SignalKind::hangup()) {
-        tracing::error!(target: "sidegate", event = "signals_unavailable", kind = %error.kind());
-    }
-}
-
 impl Reloader {
     /// Reloads at SIGHUP and whenever a watched file has changed.
     pub(super) async fn watch(self: Arc<Self>) {
-        let mut hangup = signal(SignalKind::hangup()).ok();
+        let caught = self.hangup.lock().take();
+        let mut hangup = caught.or_else(|| signal(SignalKind::hangup()).ok());
         let mut files = self.in_force.load().watched_files.clone();
         let mut looks = tokio::time::interval(LOOK);
         let mut watched = Watched::new(self.began.clone());
         loop {
-            let hung_up = async {
-                match &mut hangup {
-                    Some(hangup) => drop(hangup.recv().await),
-                    None => std::future::pending().await,
-                }
-            };
             let trigger = tokio::select! {
-                () = hung_up => "signal",
+                () = shutdown::next(&mut hangup) => "signal",
                 _ = looks.tick() => {
                     if !watched.look(fingerprint(&files).await) {
                         continue;
@@ -155,6 +148,7 @@ impl Reloader {
         }
         self.net.store(Arc::new(config.server.net));
         self.proxy_protocol.store(Arc::new(proxy_protocol(&config)));
+        self.h2c.store(config.server.h2c, Ordering::Relaxed);
         self.shutdown.set_times(config.server.shutdown_delay, config.server.shutdown_drain);
         telemetry::reconfigure(&log_settings(&config));
         old.tracer.install(tracer);

@@ -200,6 +200,8 @@ table!(
         subject: String,
         /// Members of the answer that become claims.
         keep: Vec<String>,
+        /// For the reader: lives are counted from when the answer came.
+        issued_at: RawIssuedAt,
         /// Errors that mean that the grant is spent or revoked.
         dead: Vec<Value>,
         /// Errors that are worth another try.
@@ -212,6 +214,15 @@ table!(
         retry_when: Vec<RawRule>,
         /// The same.
         config_when: Vec<RawRule>,
+    }
+);
+table!(
+    /// Where the answer says when it was made.
+    RawIssuedAt {
+        /// JSON pointer.
+        pointer: String,
+        /// How it is written.
+        unit: String,
     }
 );
 table!(

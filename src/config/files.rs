@@ -60,6 +60,11 @@ impl Files {
         Some(bytes)
     }
 
+    /// Whether it can be read, when no more can be judged.
+    pub(super) fn there(&mut self, key: &str, path: &str, found: &mut Findings) {
+        drop(self.read(key, path, found));
+    }
+
     /// PEM with at least one certificate.
     pub(super) fn certificates(
         &mut self,

@@ -14,6 +14,17 @@ pub(super) fn judge(value: &mut Value, schema: &Json, found: &mut Findings) {
     Judge { root: schema, found }.value(value, schema, "", false);
 }
 
+/// The same for `[presets]` alone, before any of them fills in anything: a mistake is told once, where it was made.
+pub(super) fn judge_presets(value: &mut Value, schema: &Json, found: &mut Findings) {
+    let Value::Dict(_, sections) = value else { return };
+    let Some(schema) = schema.pointer("/properties/presets") else { return };
+    if let Some(presets) = sections.get_mut("presets")
+        && !(Judge { root: schema, found }.value(presets, schema, "presets", false))
+    {
+        sections.remove("presets");
+    }
+}
+
 struct Judge<'a> {
     root: &'a Json,
     found: &'a mut Findings,

@@ -283,7 +283,8 @@ fn variables(around: &Surroundings, problems: &mut Vec<Problem>) -> Vec<Variable
 fn typed(text: &str, schema: Option<&Json>) -> Result<Value, &'static str> {
     let literal = Value::from(text);
     let Some(schema) = schema else { return Ok(literal) };
-    if accepts(schema, "string") {
+    let is_text = accepts(schema, "string");
+    if is_text {
         let list = accepts(schema, "array") && text.trim_start().starts_with('[');
         let flag = accepts(schema, "boolean") && matches!(text, "true" | "false");
         if !list && !flag {
@@ -291,8 +292,11 @@ fn typed(text: &str, schema: Option<&Json>) -> Result<Value, &'static str> {
         }
     }
     // A single value: what follows it, such as another line with another key, is an error.
-    <Value as Deserialize>::deserialize(toml::de::ValueDeserializer::new(text.trim())).map_err(|_| {
-        if accepts(schema, "array") {
+    match <Value as Deserialize>::deserialize(toml::de::ValueDeserializer::new(text.trim())) {
+        Ok(value) => Ok(value),
+        // Not all that begins like a list is one: `[::]:8080`.
+        Err(_) if is_text => Ok(literal),
+        Err(_) => Err(if accepts(schema, "array") {
             "must be a TOML list such as [\"one\", \"two\"]"
         } else if accepts(schema, "boolean") {
             "must be true or false"
@@ -300,8 +304,8 @@ fn typed(text: &str, schema: Option<&Json>) -> Result<Value, &'static str> {
             "must be a TOML table such as { key = \"value\" }"
         } else {
             "must be a number"
-        }
-    })
+        }),
+    }
 }
 
 fn schema_at<'s>(schema: &'s Json, path: &[String]) -> Option<&'s Json> {

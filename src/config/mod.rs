@@ -92,7 +92,6 @@ impl Config {
         keep(self.server.listen != running.server.listen, "server.listen");
         keep(self.server.tls.is_some() != running.server.tls.is_some(), "server.tls");
         keep(self.server.threads != running.server.threads, "server.threads");
-        keep(self.server.h2c != running.server.h2c, "server.h2c");
         keep(self.admin.listen != running.admin.listen, "admin.listen");
         keep(new.verify.listen != old.verify.listen, "verify.listen");
         let prefix = |config: &Option<(store::Settings, OnError)>| config.as_ref().map(|(it, _)| it.prefix.clone());
@@ -108,8 +107,6 @@ impl Config {
             self.server.tls.clone_from(&running.server.tls);
         }
         new.server.threads = old.server.threads;
-        new.server.h2c = old.server.h2c;
-        self.server.h2c = running.server.h2c;
         self.server.threads = running.server.threads;
         new.admin.listen.clone_from(&old.admin.listen);
         self.admin.listen = running.admin.listen;
@@ -222,6 +219,7 @@ pub fn read_in(files: &[PathBuf], around: &Surroundings) -> Reading {
     let mut value = sources.value();
     let mut found = problem::Findings::new(sources);
     found.problems.append(&mut problems);
+    judge::judge_presets(&mut value, schema(), &mut found);
     presets::apply(&mut value, &mut found);
     judge::judge(&mut value, schema(), &mut found);
     let raw: raw::RawConfig = match value.deserialize() {

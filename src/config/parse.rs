@@ -436,11 +436,12 @@ impl Parser {
             }
             given => {
                 for (name, path) in names.into_iter().zip(given) {
-                    if path.is_none() {
-                        self.found.missing(
-                            &join(table, name),
-                            "is required beside the other one: certificate and key go together",
-                        );
+                    let key = join(table, name);
+                    match path {
+                        Some(path) => self.files.there(&key, path, &mut self.found),
+                        None => self
+                            .found
+                            .missing(&key, "is required beside the other one: certificate and key go together"),
                     }
                 }
                 None
@@ -611,6 +612,11 @@ impl Parser {
                     .problem(key("resource"), format!("must be an absolute URI without fragment, not {}", shown(text)));
             }
         }
+        let well_known = |document: &str| {
+            let issuer = issuer.as_ref()?.trim_end_matches('/');
+            Url::parse(&format!("{issuer}/.well-known/{document}")).ok()
+        };
+        let mut other_discovery_url = None;
         let discovery_url = match &provider.discovery_url {
             Some(text) => self.provider_url(&key("discovery_url"), text),
             // All is said already.
@@ -626,10 +632,12 @@ impl Parser {
                 }
                 None
             }
-            None => issuer.as_ref().and_then(|issuer| {
-                let document = if speaks_openid { "openid-configuration" } else { "oauth-authorization-server" };
-                Url::parse(&format!("{}/.well-known/{document}", issuer.trim_end_matches('/'))).ok()
-            }),
+            // With or without an ID token this time: a provider that has them has this document.
+            None if said.id_token != IdToken::None => well_known("openid-configuration"),
+            None => {
+                other_discovery_url = well_known("openid-configuration");
+                well_known("oauth-authorization-server")
+            }
         };
         let backchannel_base_url = provider.backchannel_base_url.as_ref().and_then(|text| {
             let url = self.provider_url(&key("backchannel_base_url"), text)?;
@@ -671,6 +679,7 @@ impl Parser {
             openid,
             dialect: said.dialect,
             discovery_url,
+            other_discovery_url,
             backchannel_base_url,
             client_id: client_id?,
             client_auth: client_auth?,
@@ -1460,13 +1469,21 @@ impl Parser {
 
     fn tracing(&mut self, tracing: &raw::Tracing) -> Option<spans::Settings> {
         let endpoint = tracing.otlp_endpoint.as_ref().and_then(|text| {
+            let key = "tracing.otlp_endpoint";
             let url =
                 Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
-            if url.is_none() {
-                self.found.problem(
-                    "tracing.otlp_endpoint",
-                    format!("must be an http:// or https:// URL, not {}", shown(text)),
-                );
+            match &url {
+                None => {
+                    let (told, _) = text.split_once('?').unwrap_or((text, ""));
+                    self.found.problem(key, format!("must be an http:// or https:// URL, not {}", shown(told)));
+                }
+                Some(url) if !url.username().is_empty() || url.password().is_some() => {
+                    self.found.problem(
+                        key,
+                        "must not contain a user or password: give them as Authorization in tracing.headers_file",
+                    );
+                }
+                Some(_) => {}
             }
             url.map(traces_endpoint)
         });

@@ -1,14 +1,19 @@
 //! Presets: what the name of a provider fills in. They are data: `presets.toml` beside this file, and `[presets]` of
 //! the configuration. A preset only fills in keys that nobody set.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::LazyLock;
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Tag, Value};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value as Json, json};
 
 use super::load::join;
 use super::problem::{Findings, alternatives, did_you_mean, shown};
+use super::schema::{is_secret, schema};
+use crate::secret::Secret;
 
 const BUILT_IN: &str = include_str!("presets.toml");
 
@@ -95,18 +100,15 @@ fn one(at: &str, provider: &mut Dict, own: &Dict, found: &mut Findings) -> Optio
         Some(Value::String(_, name)) => name.clone(),
         Some(_) => return None,
     };
-    let Some(preset) = find(&name, own) else {
+    let Some(Preset { keys: mut said, refresh: from_preset }) = find(&name, own) else {
         let known = built_in().keys().chain(own.keys()).map(String::as_str);
         let hint = did_you_mean(&name, known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
         found.problem(join(at, "preset"), format!("no preset is called {}{hint}", shown(&name)));
         return None;
     };
-    let mut refresh = into_provider(provider, Dict::new());
-    let mut said = preset;
+    let mut refresh = into_provider(provider);
     let words = said.remove("words");
     let more_scopes = said.remove("more_scopes");
-    said.remove("base");
-    let from_preset = into_provider(&mut said, Dict::new());
     for (key, value) in from_preset {
         refresh.entry(key).or_insert(value);
     }
@@ -120,25 +122,107 @@ fn one(at: &str, provider: &mut Dict, own: &Dict, found: &mut Findings) -> Optio
     Some(refresh)
 }
 
+/// A preset, said in the places where the provider has it.
+struct Preset {
+    /// Of `[provider]`, with `base`, `words` and `more_scopes`.
+    keys: Dict,
+    /// Of `[refresh]`.
+    refresh: Dict,
+}
+
+impl Preset {
+    /// What the layers say is moved to its place before they meet: there are two ways to say a scope or a URL, and it is
+    /// the layer that decides, not the way.
+    fn new(mut keys: Dict) -> Self {
+        let refresh = into_provider(&mut keys);
+        Self { keys, refresh }
+    }
+
+    fn over(self, lower: Self) -> Self {
+        Self { keys: over(self.keys, lower.keys), refresh: over(self.refresh, lower.refresh) }
+    }
+}
+
 /// A preset with all that it is made of.
-fn find(name: &str, own: &Dict) -> Option<Dict> {
+fn find(name: &str, own: &Dict) -> Option<Preset> {
     let layer = |name: &str| {
         let table = |presets: &Dict| match presets.get(name) {
-            Some(Value::Dict(_, table)) => Some(table.clone()),
+            Some(Value::Dict(_, table)) => Some(Preset::new(table.clone())),
             _ => None,
         };
         match (table(own), table(built_in())) {
-            (Some(own), Some(built_in)) => Some(over(own, built_in)),
+            (Some(own), Some(built_in)) => Some(own.over(built_in)),
             (own, built_in) => own.or(built_in),
         }
     };
     let mut preset = layer(name)?;
     for _ in 0..MAX_BASES {
-        let Some(Value::String(_, base)) = preset.remove("base") else { break };
+        let Some(Value::String(_, base)) = preset.keys.remove("base") else { break };
         let Some(below) = layer(&base) else { break };
-        preset = over(preset, below);
+        preset = preset.over(below);
     }
+    preset.keys.remove("base");
     Some(preset)
+}
+
+/// What a table of `[presets]` may hold, as JSON Schema: the keys of the provider, those of the dialect without their
+/// header, and those of `[refresh]`. `root` is the schema of all the file.
+pub(super) fn shape(root: &Json) -> Json {
+    let properties = |schema: &Json| schema.get("properties").and_then(Json::as_object).cloned().unwrap_or_default();
+    let section = |name: &str| root.pointer(&format!("/properties/{name}")).cloned().unwrap_or_default();
+    let table = |properties: Map<String, Json>, description: &str| {
+        json!({
+            "type": "object", "additionalProperties": false, "properties": properties, "description": description
+        })
+    };
+    let mut keys = section("provider").pointer("/anyOf/0").map(properties).unwrap_or_default();
+    let mut dialect = keys.get("dialect").map(properties).unwrap_or_default();
+    let url = || json!({ "type": "string", "description": "The endpoint." });
+    let mut add = |name: &str, more: Vec<(&str, Json)>| {
+        let Some(known) = dialect.get_mut(name).and_then(|table| table.get_mut("properties")) else { return };
+        let Some(known) = known.as_object_mut() else { return };
+        known.extend(more.into_iter().map(|(key, schema)| (key.to_owned(), schema)));
+    };
+    let scope = json!({ "type": "string", "description": "The scopes, with blanks between them." });
+    add("authorize", vec![("url", url()), ("scope", scope)]);
+    add("token", vec![("url", url())]);
+    let mut refresh = vec![("url", url())];
+    refresh
+        .push(("scope_name", json!({ "type": "string", "description": "For the reader: asks for a refresh token." })));
+    let known = properties(&section("refresh"));
+    for name in REFRESH {
+        let Some(schema) = known.get(name).cloned() else { continue };
+        refresh.push(match name {
+            "on_upstream_401" => {
+                (name, json!({ "anyOf": [{ "type": "boolean" }, schema], "description": "`replayable` or not." }))
+            }
+            _ => (name, schema),
+        });
+    }
+    add("refresh", refresh);
+    for name in DIALECT.into_iter().chain(["refresh"]) {
+        if let Some(schema) = dialect.get(name) {
+            keys.insert(name.to_owned(), schema.clone());
+        }
+    }
+    keys.insert("dialect".to_owned(), table(dialect, "What this provider says and does otherwise."));
+    let text = || json!({ "type": "string" });
+    let word = json!({
+        "of": { "type": "string", "description": "The key that the word is made of." },
+        "map": { "type": "object", "additionalProperties": text(), "description": "What its values become." },
+        "others": { "type": "boolean", "description": "Other values stay as they are." },
+    });
+    let word = table(word.as_object().cloned().unwrap_or_default(), "A word made of a key.");
+    keys.insert("base".to_owned(), json!({ "type": "string", "description": "Fills in what this one leaves open." }));
+    keys.insert(
+        "words".to_owned(),
+        json!({ "type": "object", "additionalProperties": word, "description": "Words made of keys of the provider." }),
+    );
+    keys.insert(
+        "more_scopes".to_owned(),
+        json!({ "type": "array", "items": text(), "description": "Added to the scopes when their key has a value." }),
+    );
+    table(keys, "A preset.")
 }
 
 /// `upper` before `lower`, table by table.
@@ -157,7 +241,8 @@ fn over(mut upper: Dict, lower: Dict) -> Dict {
 
 /// Moves what a preset, or a dialect, says in its own places to where the provider has it. Gives what it says of
 /// `[refresh]`.
-fn into_provider(table: &mut Dict, mut refresh: Dict) -> Dict {
+fn into_provider(table: &mut Dict) -> Dict {
+    let mut refresh = Dict::new();
     let mut dialect = match table.remove("dialect") {
         Some(Value::Dict(_, dialect)) => dialect,
         Some(other) => {
@@ -199,12 +284,15 @@ fn into_provider(table: &mut Dict, mut refresh: Dict) -> Dict {
         }
     }
     if let Some(Value::Dict(_, said)) = dialect.get_mut("authorize")
-        && let Some(Value::String(tag, scope)) = said.remove("scope")
+        && let Some(Value::String(tag, scope)) = said.get("scope").cloned()
     {
+        said.remove("scope");
         let scopes = scope.split_ascii_whitespace().map(Value::from).collect();
         table.entry("scopes".to_owned()).or_insert(Value::Array(tag, scopes));
     }
-    dialect.retain(|_, value| !matches!(value, Value::Dict(_, said) if said.is_empty()));
+    // Those that all was taken out of. What nobody knows stays for the judge.
+    let emptied = |name: &str| ["authorize", "token", "refresh"].contains(&name);
+    dialect.retain(|name, value| !(emptied(name) && matches!(value, Value::Dict(_, said) if said.is_empty())));
     if !dialect.is_empty() {
         table.insert("dialect".to_owned(), Value::Dict(Tag::Default, dialect));
     }
@@ -236,6 +324,33 @@ fn together(mut known: Dict, next: &Dict) -> Dict {
         known.remove("leeway");
     }
     known
+}
+
+/// Presets as they may be shown: their secrets are no types of their own, but the schema knows them.
+pub(super) fn masked<S: Serializer>(
+    presets: &BTreeMap<String, BTreeMap<String, Json>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let mut shown = json!(presets);
+    if let Some(schema) = schema().pointer("/properties/presets") {
+        mask(&mut shown, schema, false);
+    }
+    shown.serialize(serializer)
+}
+
+fn mask(value: &mut Json, schema: &Json, secret: bool) {
+    let secret = secret || is_secret(schema);
+    match value {
+        Json::Object(members) => {
+            for (key, value) in members {
+                let below = schema.get("properties").and_then(|keys| keys.get(key));
+                mask(value, below.or_else(|| schema.get("additionalProperties")).unwrap_or(&Json::Null), secret);
+            }
+        }
+        Json::Array(items) => items.iter_mut().for_each(|item| mask(item, &Json::Null, secret)),
+        other if secret => *other = json!(Secret::new(String::new())),
+        _ => {}
+    }
 }
 
 struct Filler<'a> {

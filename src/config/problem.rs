@@ -83,11 +83,12 @@ fn below(key: &str, top: &str) -> bool {
     !top.is_empty() && key.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// A word that is close to `wrong`.
+/// A word that is close to `wrong`, however that is written.
 pub(super) fn did_you_mean<'a>(wrong: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let wrong = wrong.to_lowercase();
     words
         .into_iter()
-        .map(|word| (strsim::jaro_winkler(wrong, word), word))
+        .map(|word| (strsim::jaro_winkler(&wrong, &word.to_lowercase()), word))
         .filter(|(score, _)| *score > 0.8)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
         .map(|(_, word)| word)

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::dialect::RawDialect;
 use super::text::{DurationOrOff, DurationText, SizeOrNone, SizeText};
-use crate::secret::Secret;
+use crate::secret::{MASK, Secret};
 
 /// One value, or a list of them.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -63,7 +63,7 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<OneOrMany<Provider>>,
     /// Presets of your own, or changes to named ones.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "super::presets::masked")]
     pub presets: BTreeMap<String, BTreeMap<String, Value>>,
     /// The session, its cookies and keys.
     pub session: Session,
@@ -1060,7 +1060,7 @@ impl Default for Log {
 #[serde(default, deny_unknown_fields)]
 pub struct Tracing {
     /// The collector, such as `http://127.0.0.1:4318`: OTLP over HTTP, protobuf, to `/v1/traces`. Off without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "without_query")]
     pub otlp_endpoint: Option<String>,
     /// Headers of the export, often credentials; better `headers_file`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -1085,6 +1085,12 @@ impl Default for Tracing {
             service_name: "sidegate".to_owned(),
         }
     }
+}
+
+/// Some collectors want their credential in the query.
+fn without_query<S: Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let shown = |url: &String| url.split_once('?').map_or_else(|| url.clone(), |(url, _)| format!("{url}?{MASK}"));
+    url.as_ref().map(shown).serialize(serializer)
 }
 
 fn strings(words: &[&str]) -> Vec<String> {

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
+use super::presets;
 use super::raw::RawConfig;
 
 /// JSON Schema, draft 2020-12.
@@ -20,6 +21,10 @@ fn generate() -> Value {
     });
     let mut schema = settings.into_generator().into_root_schema_for::<RawConfig>().to_value();
     without_null(&mut schema);
+    let preset = presets::shape(&schema);
+    if let Some(presets) = schema.pointer_mut("/properties/presets").and_then(Value::as_object_mut) {
+        presets.insert("additionalProperties".to_owned(), preset);
+    }
     let examples = include_str!("examples.toml").parse::<toml::Table>().unwrap_or_default();
     let examples = serde_json::to_value(examples).unwrap_or_default();
     with_examples(&mut schema, Some(&examples));

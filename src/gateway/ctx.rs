@@ -75,6 +75,8 @@ pub struct Ctx {
     pub proof: Again,
     /// Set when the request is traced.
     pub traced: Option<Traced>,
+    /// What was to be forwarded as `traceparent` when it came to an answer of ours.
+    pub traceparent: Option<String>,
     /// Ends the connection with the session, once it has become a tunnel or a stream.
     pub tied: Option<Tied>,
     /// Watches over the upstream's silence.
@@ -246,6 +248,7 @@ impl Ctx {
             asked_method: None,
             proof: Again::NotYet,
             traced: None,
+            traceparent: None,
             tied: None,
             silence: None,
             request_over: false,
@@ -256,7 +259,7 @@ impl Ctx {
 
     /// Begins the request's span, when it is to be traced.
     pub(super) fn begin_trace(&mut self, headers: &HeaderMap) -> Option<spans::Context> {
-        let context = self.state.tracer.begin(forwarded::traceparent(headers))?;
+        let context = self.state.tracer.begin(forwarded::traceparent(headers).as_deref())?;
         let began = self.state.tracer.now();
         self.traced = Some(Traced { upstream: context.child(), context: context.clone(), began });
         Some(context)
@@ -267,7 +270,9 @@ impl Ctx {
     /// # Errors
     /// When the client is gone.
     pub(super) async fn respond(&mut self, session: &mut Downstream, response: LocalResponse) -> Result<()> {
-        self.phase = Phase::Answered;
+        if let Phase::Forward(forward) = std::mem::replace(&mut self.phase, Phase::Answered) {
+            self.traceparent = forward.traceparent;
+        }
         let mut response = response;
         response.finish(self.public().is_https());
         if let Label::Route(entry) = &self.route {

@@ -33,6 +33,14 @@ pub fn explain(settings: &Settings, embedded: bool, method: &Method, target: &st
             Some(endpoint) if !endpoint.is_on(settings) => {
                 refusal(&Problem::new(Code::NoRoute, "This endpoint is switched off in [logout].")) + prefix + "\n"
             }
+            Some(endpoint) if !endpoint.takes(method, settings) => {
+                let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
+                format!(
+                    "endpoint         {prefix}{rest}, answered by sidegate itself\n{}allow            {}\n",
+                    refusal(&problem),
+                    endpoint.methods(settings)
+                )
+            }
             Some(endpoint) => format!(
                 "endpoint         {prefix}{rest}, answered by sidegate itself\nmethods          {}\n",
                 endpoint.methods(settings)

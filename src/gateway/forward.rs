@@ -1,5 +1,6 @@
 //! From the decision to the later phases: what goes upstream, and which cookies go back.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -164,5 +165,5 @@ fn forwarded_for(request: &Request<'_>, trusted: &[IpNet]) -> HeaderValue {
 /// sampled: with the other flag an upstream that follows its parent would record nothing.
 fn traceparent(headers: &HeaderMap, left_out: bool) -> Option<String> {
     let given = forwarded::traceparent(headers);
-    Some(given.map_or_else(|| forwarded::new_traceparent(random::identifier(), !left_out), ToOwned::to_owned))
+    Some(given.map_or_else(|| forwarded::new_traceparent(random::identifier(), !left_out), Cow::into_owned))
 }

@@ -8,6 +8,7 @@ use super::ctx::{Ctx, Label, Phase, Traced};
 use crate::metrics::MethodLabel;
 use crate::spans::{Kind, Span};
 use crate::telemetry::{self, AccessLine};
+use crate::web::forwarded;
 use crate::web::path::CleanPath;
 
 impl Ctx {
@@ -26,10 +27,12 @@ impl Ctx {
             }
         }
         let own = self.traced.as_ref().map(|traced| traced.context.traceparent());
-        let trace = match &self.phase {
-            Phase::Forward(forward) => own.as_deref().or(forward.traceparent.as_deref()),
-            Phase::Arrived | Phase::Answered => own.as_deref(),
-        };
+        let trace = own.as_deref().or(match &self.phase {
+            Phase::Forward(forward) => forward.traceparent.as_deref(),
+            Phase::Arrived | Phase::Answered => self.traceparent.as_deref(),
+        });
+        let came = if trace.is_none() { forwarded::traceparent(&session.req_header().headers) } else { None };
+        let trace = trace.or(came.as_deref());
         let trace_id = trace.and_then(|parent| parent.split('-').nth(1));
         if let Some(traced) = &self.traced {
             self.tell_spans(traced, MethodLabel::from(method).as_str(), status, duration);

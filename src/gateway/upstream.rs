@@ -17,7 +17,7 @@ use crate::net::spare::IDLE;
 use crate::oidc::dpop;
 use crate::oidc::types::AccessToken;
 use crate::session::Session;
-use crate::web::forwarded::{TRACEPARENT, X_FORWARDED_FOR, X_REQUEST_ID};
+use crate::web::forwarded::{self, TRACEPARENT, TRACESTATE, X_FORWARDED_FOR, X_REQUEST_ID};
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
 use crate::web::{cookies, headers};
@@ -260,6 +260,10 @@ pub fn rewrite(
     fields.insert(X_FORWARDED_HOST, state.forwarded_host.clone());
     fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if public.is_https() { "https" } else { "http" }));
     set(fields, X_REQUEST_ID, HeaderValue::try_from(request_id).ok());
+    if forwarded::traceparent(fields).is_none() {
+        // It belongs to the one that did not come, or that is replaced (W3C Trace Context section 3.3).
+        fields.remove(TRACESTATE);
+    }
     if let Some(traceparent) = &forward.traceparent {
         set(fields, TRACEPARENT, HeaderValue::try_from(traceparent).ok());
     }

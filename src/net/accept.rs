@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net as unix;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -28,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{ConnectionInfo, Connections, Permit};
+use super::connection::{ConnectionInfo, Connections, Kind, Permit};
 use super::guard::Connection;
 use super::proxy_protocol;
 use super::refusal::Refusals;
@@ -162,7 +163,7 @@ pub struct Entrance {
     /// Peers whose TCP connections begin with a PROXY header and are somebody else's; empty = the protocol is off.
     pub proxy_protocol: Arc<ArcSwap<Vec<IpNet>>>,
     /// HTTP/2 without TLS, by prior knowledge; with TLS it is negotiated, see [`super::load_server_config`].
-    pub h2c: bool,
+    pub h2c: Arc<AtomicBool>,
     /// Words refusals.
     pub refusals: Arc<dyn Refusals>,
     /// Lists and counts the connections.
@@ -198,7 +199,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> AcceptService<A> {
             settings: entrance.settings.clone(),
             refusals: entrance.refusals.clone(),
             draining: draining.clone(),
-            h2c: entrance.h2c,
+            h2c: entrance.h2c.clone(),
             turns: Turns::new(Handle::current().metrics().num_workers()),
         });
         let mut accepting = JoinSet::new();
@@ -290,7 +291,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
             match accepted {
                 Ok(stream) => {
                     exhausted = false;
-                    let permit = door.entrance.connections.admit(limit).await;
+                    let kind = match &stream {
+                        Accepted::Tcp(..) => Kind::Client,
+                        Accepted::Unix(_) => Kind::Local,
+                    };
+                    let permit = door.entrance.connections.admit(kind, limit).await;
                     let door = door.clone();
                     tokio::spawn(async move { door.welcome(stream, permit).await });
                 }

@@ -126,6 +126,8 @@ impl fmt::Debug for Control {
 pub enum Kind {
     /// An open client connection; counted for its whole life.
     Client,
+    /// The same by a unix socket.
+    Local,
     /// One that became a tunnel (WebSocket); counted besides.
     Tunnel,
 }
@@ -194,15 +196,15 @@ impl Connections {
     }
 
     /// Waits for room and takes it.
-    pub(super) async fn admit(&self, limit: impl Fn() -> usize) -> Permit {
+    pub(super) async fn admit(&self, kind: Kind, limit: impl Fn() -> usize) -> Permit {
         loop {
             self.room(&limit).await;
             let mut admitted = self.shared.admitted.lock();
             if *admitted < limit() {
                 *admitted += 1;
                 drop(admitted);
-                self.shared.observer.opened(Kind::Client);
-                return Permit { connections: self.clone() };
+                self.shared.observer.opened(kind);
+                return Permit { connections: self.clone(), kind };
             }
         }
     }
@@ -241,12 +243,13 @@ impl fmt::Debug for Connections {
 #[derive(Debug)]
 pub(super) struct Permit {
     connections: Connections,
+    kind: Kind,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         *self.connections.shared.admitted.lock() -= 1;
-        self.connections.shared.observer.closed(Kind::Client);
+        self.connections.shared.observer.closed(self.kind);
         self.connections.shared.left.notify_waiters();
     }
 }
@@ -302,8 +305,8 @@ mod tests {
     #[tokio::test]
     async fn dos_07_who_comes_above_the_limit_waits() {
         let connections = Connections::new(Arc::new(()));
-        let first = connections.admit(|| 1).await;
-        let mut second = std::pin::pin!(connections.admit(|| 1));
+        let first = connections.admit(Kind::Client, || 1).await;
+        let mut second = std::pin::pin!(connections.admit(Kind::Client, || 1));
         let waiting = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await;
         assert!(waiting);
         drop(first);
@@ -315,7 +318,7 @@ mod tests {
     async fn drained_waits_for_the_last() {
         let connections = Connections::new(Arc::new(()));
         connections.drained().await;
-        let permit = connections.admit(|| 5).await;
+        let permit = connections.admit(Kind::Client, || 5).await;
         let drained = tokio::spawn({
             let connections = connections.clone();
             async move { connections.drained().await }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ pub(super) struct Server<A> {
     /// True once no connection is to be kept alive any more.
     pub(super) draining: watch::Receiver<bool>,
     /// Whether HTTP/2 by prior knowledge is spoken.
-    pub(super) h2c: bool,
+    pub(super) h2c: Arc<AtomicBool>,
     /// Who begins when many requests come at once.
     pub(super) turns: Arc<Turns>,
 }
@@ -122,7 +123,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
         let mut deadline = Instant::now() + within;
         let mut grace = false;
         loop {
-            if fresh && self.h2c && !connection.info.tls && connection.rx.starts_with(PRIOR_KNOWLEDGE) {
+            if fresh
+                && self.h2c.load(Ordering::Relaxed)
+                && !connection.info.tls
+                && connection.rx.starts_with(PRIOR_KNOWLEDGE)
+            {
                 return Next::Http2;
             }
             match reader.read(&mut connection.rx) {

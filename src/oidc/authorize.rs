@@ -44,18 +44,41 @@ pub fn challenge(verifier: &PkceVerifier) -> String {
 
 /// The scopes to ask for: as configured, without `offline_access` where the provider does not know it.
 pub fn scope(settings: &Settings, metadata: &ProviderMetadata) -> String {
-    let wanted = |scope: &&String| *scope != "offline_access" || !metadata.denies_scope(scope);
-    settings
-        .scopes
-        .iter()
-        .filter(wanted)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(&settings.dialect.authorize.scope_separator)
+    sent_scopes(settings, metadata).collect::<Vec<_>>().join(&settings.dialect.authorize.scope_separator)
 }
 
-/// The parameters of the request. None occurs twice (but `resource`, RFC 8707 section 2): ours win, then
-/// `authorize_params`, then the login's.
+fn sent_scopes<'a>(settings: &'a Settings, metadata: &ProviderMetadata) -> impl Iterator<Item = &'a str> {
+    let wanted = |scope: &&str| *scope != "offline_access" || !metadata.denies_scope(scope);
+    settings.scopes.iter().map(String::as_str).filter(wanted)
+}
+
+/// What in the request asks for a refresh token, if anything does: the scope of OpenID Connect, Salesforce's, or
+/// Google's parameter.
+pub fn asks_for_refresh_token(settings: &Settings, metadata: &ProviderMetadata) -> Option<&'static str> {
+    let by_scope = |name: &str| sent_scopes(settings, metadata).any(|scope| scope == name);
+    let by_parameter =
+        || settings.authorize_params.iter().any(|(name, value)| name == "access_type" && value == "offline");
+    match () {
+        () if by_scope("offline_access") => Some("offline_access"),
+        () if by_scope("refresh_token") => Some("the scope refresh_token"),
+        () if by_parameter() => Some("access_type=offline"),
+        () => None,
+    }
+}
+
+/// What goes along besides what we say ourselves: the operator's parameters, then those of the link that may choose some.
+/// But for a silent attempt the operator's come first.
+pub fn more_parameters<'a>(
+    settings: &'a Settings,
+    login_params: &'a [(String, String)],
+) -> impl Iterator<Item = &'a (String, String)> {
+    let asked = login_params.iter().filter(|(name, _)| settings.login_params.contains(name));
+    let silent = asked.clone().find(|(name, _)| name == "prompt").is_some_and(|(_, prompt)| prompt == "none");
+    settings.authorize_params.iter().filter(move |(name, _)| !(silent && name == "prompt")).chain(asked)
+}
+
+/// The parameters of the request. None occurs twice (but `resource`, RFC 8707 section 2): ours win, then those of
+/// [`more_parameters`].
 pub fn parameters(
     settings: &Settings,
     metadata: &ProviderMetadata,
@@ -94,9 +117,7 @@ pub fn parameters(
     }
     settings.resource.iter().for_each(|resource| put("resource", resource));
 
-    let fixed = settings.authorize_params.iter();
-    let asked = request.login_params.iter().filter(|(name, _)| settings.login_params.contains(name));
-    for (name, value) in fixed.chain(asked) {
+    for (name, value) in more_parameters(settings, &request.login_params) {
         // The answer's form is ours to choose: it must come back to the callback as a code.
         if name != "response_mode" && !pairs.iter().any(|(known, _)| known == name) {
             pairs.push((name.clone(), value.clone()));
@@ -280,7 +301,7 @@ mod tests {
         let login =
             [("prompt", "none"), ("login_hint", "a"), ("login_hint", "b"), ("acr_values", "x"), ("client_id", "e")];
         let query = query(&url(&settings, &metadata, &request(&login)));
-        assert_eq!(query["prompt"], "consent");
+        assert_eq!(query["prompt"], "none", "who asks to be shown nothing is shown nothing");
         assert_eq!(query["state"], "st");
         assert_eq!(query["x"], "a b&c");
         assert_eq!(query["login_hint"], "a");
@@ -288,6 +309,23 @@ mod tests {
         assert_eq!(query["policy"], "b2c");
         assert_eq!((query["resource"].as_str(), query["audience"].as_str()), ("https://rs.example/", "api"));
         assert!(!query.contains_key("acr_values") && !query.contains_key("response_mode"));
+    }
+
+    #[test]
+    fn a_refresh_token_is_asked_for_in_several_ways() {
+        let mut settings = settings("https://op.example");
+        let mut metadata = metadata("https://op.example");
+        let ask = |settings: &Settings, metadata: &ProviderMetadata| asks_for_refresh_token(settings, metadata);
+        assert_eq!(ask(&settings, &metadata), Some("offline_access"));
+        metadata.scopes = Some(vec!["openid".into()]);
+        assert_eq!(ask(&settings, &metadata), None, "it is not sent");
+        settings.scopes = vec!["api".into(), "refresh_token".into()];
+        assert_eq!(ask(&settings, &metadata), Some("the scope refresh_token"));
+        settings.scopes = vec!["openid".into()];
+        settings.authorize_params = vec![("access_type".into(), "offline".into())];
+        assert_eq!(ask(&settings, &metadata), Some("access_type=offline"));
+        settings.authorize_params = vec![("access_type".into(), "online".into())];
+        assert_eq!(ask(&settings, &metadata), None);
     }
 
     #[test]

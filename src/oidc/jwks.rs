@@ -240,6 +240,10 @@ impl Keys {
         let fetched = source.fetch().await;
         self.fetches.fetch_add(1, Ordering::Release);
         let keys = Arc::new(fetched?);
+        // Nobody signs with nothing: a document that is half written, or of another kind.
+        if keys.is_empty() && self.known().is_some_and(|known| !known.is_empty()) {
+            return Err(ProviderError::Unavailable { reason: "jwks_empty", retry_after: None });
+        }
         self.known.store(Some(Arc::clone(&keys)));
         Ok(keys)
     }

@@ -264,6 +264,22 @@ async fn a_failed_fetch_keeps_the_old_keys() {
     assert_eq!(check(&keys, &source, &new).await, Ok(()));
 }
 
+/// KEY-06: a set without any key that is usable is no set; the first one is all that there is.
+#[tokio::test(start_paused = true)]
+async fn an_empty_set_keeps_the_old_keys() {
+    let (old, new) = (Signer::new(Algorithm::Es256, Some("old")), Signer::new(Algorithm::Es256, Some("new")));
+    let source = Source::of(&[]);
+    let keys = Keys::default();
+    assert_eq!(check(&keys, &source, &old).await, SIGNATURE);
+    source.publish(&[&old]);
+    tokio::time::advance(REFETCH_PAUSE).await;
+    assert_eq!(check(&keys, &source, &old).await, Ok(()));
+    source.publish(&[]);
+    assert!(keys.reload(&source).await.is_err());
+    assert_eq!(check(&keys, &source, &old).await, Ok(()), "still known");
+    assert!(matches!(check(&keys, &source, &new).await, Err(ProviderError::Unavailable { .. })));
+}
+
 /// A token that cannot be right costs no fetch.
 #[tokio::test]
 async fn nothing_is_fetched_for_a_token_of_another_algorithm() {

@@ -164,6 +164,7 @@ impl Provider {
         let old = &self.settings;
         let same_source = old.issuer == settings.issuer
             && old.discovery_url == settings.discovery_url
+            && old.other_discovery_url == settings.other_discovery_url
             && old.backchannel_base_url == settings.backchannel_base_url
             && old.endpoints == settings.endpoints
             // It decides between the endpoints and their aliases.
@@ -221,16 +222,7 @@ impl Provider {
     }
 
     async fn fetch_metadata(&self) -> Result<Arc<ProviderMetadata>, ProviderError> {
-        let metadata = match &self.settings.discovery_url {
-            Some(url) => {
-                let answer = self.client.get("discovery", url, None).await;
-                let answer = document(answer.map_err(CallError::of_read)?)?;
-                ProviderMetadata::parse(&answer.body, &self.settings)
-            }
-            None => ProviderMetadata::configured(&self.settings),
-        };
-        let metadata = metadata.map_err(|Fault(reason)| ProviderError::Refused { reason })?;
-        let metadata = Arc::new(metadata);
+        let metadata = Arc::new(self.read_metadata().await?);
         self.known.store(Some(Arc::clone(&metadata)));
         if !self.told.swap(true, Ordering::Relaxed) {
             for finding in self.judge(&metadata) {
@@ -238,6 +230,41 @@ impl Provider {
             }
         }
         Ok(metadata)
+    }
+
+    async fn read_metadata(&self) -> Result<ProviderMetadata, ProviderError> {
+        let refused = |Fault(reason)| ProviderError::Refused { reason };
+        let settings = &self.settings;
+        let Some(url) = &settings.discovery_url else {
+            return ProviderMetadata::configured(settings).map_err(refused);
+        };
+        let read = async |url| self.client.get("discovery", url, None).await.map_err(CallError::of_read);
+        let mut answer = read(url).await?;
+        if answer.status == 404
+            && let Some(other) = &settings.other_discovery_url
+        {
+            answer = read(other).await?;
+        }
+        let found = document(answer).and_then(|it| ProviderMetadata::parse(&it.body, settings).map_err(refused));
+        let Err(ProviderError::Refused { reason: reason @ ("status" | "metadata") }) = found else { return found };
+        if !settings.says_all() {
+            return found;
+        }
+        // There is no document, and the configuration says all that would be looked for in it. What was read once is not
+        // given up for that.
+        let configured = ProviderMetadata::configured(settings).map_err(refused)?;
+        match self.known() {
+            Some(known) if *known == configured => Ok(configured),
+            Some(_) => found,
+            None => {
+                tracing::warn!(
+                    event = "provider_metadata",
+                    reason,
+                    "the provider has no metadata: provider.endpoints are all that is known of it"
+                );
+                Ok(configured)
+            }
+        }
     }
 
     /// Loads metadata and keys, again and again until it succeeds, and renews them from time to time. Ends when
@@ -383,6 +410,7 @@ impl Provider {
             let identity = self.identify(&metadata, &answer, dpop.as_ref()).await?;
             // Not verified, so it is no hint for anybody.
             answer.id_token = None;
+            self.tell_of_no_refresh_token(&metadata, &answer);
             return Ok(Login { tokens: token_set(answer), identity, dpop });
         }
         let raw = self.decrypted(answer.id_token.take().ok_or(Fault("id_token_missing"))?)?;
@@ -401,16 +429,22 @@ impl Provider {
             self.complete(&metadata, credential, &mut identity).await?;
         }
         self.add_claims(&answer, &mut identity);
-        let asked_offline =
-            || authorize::scope(&self.settings, &metadata).split(' ').any(|scope| scope == "offline_access");
-        if answer.refresh_token.is_none() && asked_offline() {
+        self.tell_of_no_refresh_token(&metadata, &answer);
+        Ok(Login { tokens: token_set(answer), identity, dpop })
+    }
+
+    /// The login works without one, but not for long.
+    fn tell_of_no_refresh_token(&self, metadata: &ProviderMetadata, answer: &TokenAnswer) {
+        if answer.refresh_token.is_some() {
+            return;
+        }
+        if let Some(asked) = authorize::asks_for_refresh_token(&self.settings, metadata) {
             tracing::warn!(
                 event = "no_refresh_token",
-                "the provider gave no refresh token although offline_access was asked for: sessions end with the access \
-                 token; allow refresh tokens for this client there, or try authorize_params = {{ prompt = \"consent\" }}"
+                "the provider gave no refresh token although {asked} was asked for: sessions end with the access token; \
+                 allow refresh tokens for this client there, or try authorize_params = {{ prompt = \"consent\" }}"
             );
         }
-        Ok(Login { tokens: token_set(answer), identity, dpop })
     }
 
     /// The signed token, out of its envelope where ID tokens have one. What is kept of it is a hint and goes to apps, and
@@ -553,7 +587,11 @@ impl Provider {
     ) -> Result<Answer, ProviderError> {
         let url = metadata.userinfo.as_ref().ok_or(ProviderError::Refused { reason: "userinfo_endpoint" })?;
         let answer = self.client.get("userinfo", url, Some(credential)).await;
-        let answer = answer.map_err(CallError::of_read)?;
+        let answer = answer.map_err(|error| match error {
+            // Not to be had, like one that does not come at all.
+            CallError::TooLarge => ProviderError::Unavailable { reason: "too_large", retry_after: None },
+            error => error.of_read(),
+        })?;
         if answer.status != 200 {
             return Err(ProviderError::Unavailable { reason: "userinfo", retry_after: answer.retry_after });
         }

@@ -256,6 +256,9 @@ async fn userinfo_as_json_or_jwt() {
     let none = Signer::new(Algorithm::Rs256, None).sign_text(r#"{"alg":"none"}"#, &good.to_string());
     assert_eq!(answer("application/jwt", none).await, invalid("alg"));
 
+    let huge = || Reply::text(200, "Content-Type: application/json\r\n", &" ".repeat(1024 * 1024 + 1));
+    rig.set(|script| script.instead = vec![("/userinfo", huge)]);
+    assert!(matches!(rig.redeem().await, Err(ProviderError::Unavailable { reason: "too_large", .. })));
     rig.set(|script| script.instead = vec![("/userinfo", || Reply::Json(500, json!({})))]);
     assert!(matches!(rig.redeem().await, Err(ProviderError::Unavailable { reason: "userinfo", .. })));
 }
@@ -314,6 +317,67 @@ async fn metadata_heals_by_itself() {
     tokio::time::timeout(Duration::from_secs(60), mended).await.unwrap();
     assert!(rig.provider.known().is_some());
     keeper.abort();
+}
+
+/// A server that has one of the two documents is asked for both; an answer that is none of either is not.
+#[tokio::test]
+async fn metadata_is_looked_for_under_both_names() {
+    const OAUTH: &str = "/.well-known/oauth-authorization-server";
+    let other = |settings: &mut Settings| {
+        settings.other_discovery_url = settings.discovery_url.take();
+        settings.discovery_url = settings.other_discovery_url.clone().map(|mut url| {
+            url.set_path(OAUTH);
+            url
+        });
+    };
+    let rig = rig_with(other).await;
+    assert!(rig.provider.metadata().await.is_ok());
+    assert_eq!((rig.calls(OAUTH), rig.calls("/.well-known/openid-configuration")), (1, 1));
+    rig.set(|script| script.instead = vec![(OAUTH, || Reply::Json(503, json!({})))]);
+    let mut settings = rig.provider.settings().clone();
+    settings.client_id = "fresh".into();
+    let fresh = Provider::new(settings, Clock::manual(NOW), Box::new(|_, _| ())).unwrap();
+    assert!(matches!(fresh.metadata().await, Err(ProviderError::Unavailable { .. })));
+    assert_eq!(rig.calls("/.well-known/openid-configuration"), 1);
+}
+
+/// Where the configuration says all endpoints of a login, a provider without a document is one all the same; one that is
+/// only out of reach, or somebody else, is not.
+#[tokio::test]
+async fn a_provider_without_metadata_may_be_configured() {
+    let configured = |origin: &str| {
+        let mut settings = settings(origin);
+        let url = |path: &str| Url::parse(&format!("{origin}{path}")).ok();
+        settings.endpoints.authorization = url("/authorize");
+        settings.endpoints.token = url("/token");
+        settings.endpoints.jwks = url("/jwks");
+        settings
+    };
+    let rig = rig().await;
+    let document = "/.well-known/openid-configuration";
+    let instead = |reply: Answerer| rig.set(|script| script.instead = vec![(document, reply)]);
+    let fresh = |settings| Provider::new(settings, Clock::manual(NOW), Box::new(|_, _| ())).unwrap();
+    // What was read once is not given up.
+    rig.set(|script| script.instead.clear());
+    let read = fresh(configured(&rig.server.origin));
+    assert!(read.metadata().await.unwrap().userinfo.is_some());
+    instead(|| Reply::Json(404, json!({})));
+    assert!(read.renew().await.is_err() && read.known().unwrap().userinfo.is_some());
+    for reply in [|| Reply::Json(404, json!({})), || Reply::text(200, "", "<html>no such page</html>")] {
+        instead(reply);
+        let provider = fresh(configured(&rig.server.origin));
+        assert!(provider.redeem(&Code::new("c0de"), &login()).await.is_ok());
+        assert_eq!(provider.renew().await, Ok(()), "nor is it missed later");
+        let mut short = configured(&rig.server.origin);
+        short.endpoints.jwks = None;
+        assert!(matches!(fresh(short).metadata().await, Err(ProviderError::Refused { .. })));
+    }
+    for reply in
+        [|| Reply::Drop, || Reply::Json(503, json!({})), || Reply::Json(200, json!({"issuer": "https://x.example"}))]
+    {
+        instead(reply);
+        assert!(fresh(configured(&rig.server.origin)).metadata().await.is_err());
+    }
 }
 
 /// Who waits for a login is told when to come again.
@@ -457,7 +521,7 @@ async fn judging_online() {
             "code_challenge_methods_supported": ["plain"], "token_endpoint_auth_methods_supported": ["private_key_jwt"],
             "require_pushed_authorization_requests": true,
         });
-        script.keys.clear();
+        script.keys = vec![Signer::new(Algorithm::Es256, Some("k2")).jwk()];
     });
     let findings = rig.provider.judge_online().await;
     assert!(findings.iter().all(|finding| !finding.fatal));

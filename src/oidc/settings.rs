@@ -135,6 +135,9 @@ pub struct Settings {
     pub dialect: Dialect,
     /// Where metadata is read; none = there is none, and `endpoints` say all.
     pub discovery_url: Option<Url>,
+    /// Where it is read when there is no document at `discovery_url`: RFC 8414 and OpenID Connect Discovery call it
+    /// otherwise, and which of them an authorization server follows is not said.
+    pub other_discovery_url: Option<Url>,
     /// Replaces the origin of token, keys, userinfo and revocation endpoints.
     pub backchannel_base_url: Option<Url>,
     pub client_id: String,
@@ -198,6 +201,12 @@ pub struct Settings {
 const TENANT: &str = "{tenantid}";
 
 impl Settings {
+    /// Whether nothing of a login is left for metadata to say.
+    pub const fn says_all(&self) -> bool {
+        let own = &self.endpoints;
+        own.authorization.is_some() && own.token.is_some() && (own.jwks.is_some() || !self.openid)
+    }
+
     /// Its key among several; none when it is the only one.
     pub fn key(&self) -> Option<ProviderKey> {
         self.name.as_ref()?;

@@ -27,6 +27,7 @@ pub(crate) fn settings(issuer: &str) -> Settings {
         openid: true,
         dialect: Dialect::default(),
         discovery_url: Url::parse(&format!("{issuer}/.well-known/openid-configuration")).ok(),
+        other_discovery_url: None,
         backchannel_base_url: None,
         client_id: "spa".to_owned(),
         client_auth: ClientAuth::Basic(Secret::new("s3cret")),

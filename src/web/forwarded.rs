@@ -1,5 +1,6 @@
 //! Who the client is behind trusted proxies, and the ids that follow a request.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,6 +14,8 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What vendors add to it: means nothing beside another `traceparent`.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// As long as any sensible chain; the rest of a longer one is dropped on the far side.
 const MAX_HOPS: usize = 32;
@@ -79,20 +82,33 @@ pub fn new_request_id(random: [u8; 15]) -> String {
     URL_SAFE_NO_PAD.encode_to_string(random)
 }
 
-/// The client's trace context, if it gave a single valid one.
-pub fn traceparent(headers: &HeaderMap) -> Option<&str> {
-    only(headers, TRACEPARENT).filter(|value| valid_traceparent(value))
+/// The client's trace context, if it gave a single valid one. Of a later version there is what version 00 has of it, as
+/// W3C Trace Context wants it: ids, and the one flag that is known.
+pub fn traceparent(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let value = only(headers, TRACEPARENT)?;
+    if valid_traceparent(value) {
+        return Some(Cow::Borrowed(value));
+    }
+    let version = value.get(..2).filter(|version| !matches!(*version, "00" | "ff") && is_hex(version))?;
+    let (known, more) = value.strip_prefix(version)?.split_at_checked(VERSION_00 - 2)?;
+    let (ids, flags) = known.split_at_checked(VERSION_00 - 4)?;
+    let sampled = u8::from_str_radix(flags, 16).ok()? & 1;
+    let as_00 = format!("00{ids}{sampled:02x}");
+    let whole = more.is_empty() || more.starts_with('-');
+    (whole && is_hex(flags) && valid_traceparent(&as_00)).then_some(Cow::Owned(as_00))
 }
 
-/// Whether a value is a `traceparent` of W3C Trace Context level 1, version 00. A later version is begun anew: we
-/// cannot know what it means.
+/// The length of a `traceparent` of version 00.
+const VERSION_00: usize = 55;
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether a value is a `traceparent` of W3C Trace Context level 1, version 00.
 pub fn valid_traceparent(value: &str) -> bool {
     let mut parts = value.split('-');
-    let mut hex = |length: usize| {
-        parts
-            .next()
-            .filter(|part| part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
-    };
+    let mut hex = |length: usize| parts.next().filter(|part| part.len() == length && is_hex(part));
     let set = |part: &str| part.bytes().any(|byte| byte != b'0');
     hex(2) == Some("00")
         && hex(32).is_some_and(set)
@@ -231,7 +247,16 @@ mod tests {
     #[test]
     fn hdr_16_trace_contexts_are_validated() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(traceparent(&sent("traceparent", &[good])), Some(good));
+        assert_eq!(traceparent(&sent("traceparent", &[good])).as_deref(), Some(good));
+        for (later, flags) in [("-01", "01"), ("-03-what-comes", "01"), ("-fe", "00")] {
+            let later = good.replacen("00", "cc", 1).replace("-01", later);
+            let known = good.replace("-01", &format!("-{flags}"));
+            assert_eq!(traceparent(&sent("traceparent", &[&later])), Some(Cow::Owned(known)), "{later}");
+        }
+        for bad in ["-01.more", "-0", "-0g", "-+1", ""] {
+            let later = good.replacen("00", "01", 1).replace("-01", bad);
+            assert_eq!(traceparent(&sent("traceparent", &[&later])), None, "{later}");
+        }
         for bad in [
             "",
             "garbage",

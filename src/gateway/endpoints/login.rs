@@ -9,7 +9,7 @@ use crate::crypto::random;
 use crate::gateway::state::State;
 use crate::gateway::step_up::MAX_ACR_VALUES;
 use crate::oidc::Provider;
-use crate::oidc::authorize::AuthorizationRequest;
+use crate::oidc::authorize::{self, AuthorizationRequest};
 use crate::oidc::types::{Nonce, PkceVerifier};
 use crate::session::login_cookie::Attempt;
 use crate::web::origin::Origin;
@@ -138,10 +138,11 @@ async fn start(
     asked: Vec<(String, String)>,
     restarts: u8,
 ) -> Answer {
-    // What the operator asks for always counts too, and before the request: so it is sent, so it is verified (IDT-10).
-    let fixed = &provider.settings().authorize_params;
-    let value =
-        |name: &str| fixed.iter().chain(&asked).find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    // As it is sent, so it is verified (IDT-10).
+    let value = |name: &str| {
+        let mut sent = authorize::more_parameters(provider.settings(), &asked);
+        sent.find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    };
     let attempt = Attempt {
         id: random::bytes(),
         provider: provider.settings().key(),

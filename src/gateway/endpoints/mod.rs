@@ -139,7 +139,8 @@ impl Endpoint {
         self == Self::Backchannel || (self == Self::Callback && settings.form_post)
     }
 
-    fn takes(self, method: &Method, settings: &Settings) -> bool {
+    /// Whether it takes the method.
+    pub fn takes(self, method: &Method, settings: &Settings) -> bool {
         self == Self::Renew || self.methods(settings).split(", ").any(|own| own == method.as_str())
     }
 
