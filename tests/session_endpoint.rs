@@ -349,12 +349,15 @@ async fn a_refresh_that_fails_says_whose_fault_it_is() {
     rig.provider.kill_all_sessions();
     rig.advance(4000);
     let copy = browser.fork();
+    let spent = rig.provider.refreshes() + 1;
     let answer = browser.post("/auth/refresh").await;
     assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
     assert!(answer.json()["login_url"].is_string());
-    // R7: another replica may have sent a newer cookie meanwhile, and a POST cannot be sent round to find out.
-    assert!(answer.set_cookies().is_empty());
-    let spent = rig.provider.refreshes();
+    // R6: another replica may have sent a newer cookie meanwhile.
+    let round: Vec<_> = answer.via.iter().map(|hop| (hop.status, hop.location())).collect();
+    assert_eq!(round, [(307, Some("/auth/refresh")); 2]);
+    cleared(&browser);
+    assert_eq!(browser.session().await, nobody());
     assert_eq!((copy.post("/auth/refresh").await.status, copy.session().await), (401, nobody()));
     assert_eq!(rig.provider.refreshes(), spent, "a dead token is not tried again");
     assert_eq!(rig.gateway.metric("sidegate_sessions_ended_total", &[("reason", "refresh_dead")]), 1.0);
@@ -367,8 +370,33 @@ async fn a_dead_session_of_the_only_instance_is_cleared_at_once() {
     let browser = rig.gateway.signed_in().await;
     rig.provider.kill_all_sessions();
     rig.advance(4000);
-    assert_eq!(browser.post("/auth/refresh").await.status, 401);
+    let answer = browser.post("/auth/refresh").await;
+    assert_eq!((answer.status, answer.via.len()), (401, 1), "one look at the present cookie, without a pause");
     cleared(&browser);
+}
+
+/// Contract 2.6: with `verify = "401"` nobody is sent round.
+#[tokio::test]
+async fn a_dead_session_is_cleared_without_a_redirect_where_that_is_configured() {
+    let rig = Rig::with(|config| set(config, "refresh.verify", r#""401""#)).await;
+    let browser = rig.gateway.signed_in().await;
+    rig.provider.kill_all_sessions();
+    rig.advance(4000);
+    let answer = browser.post("/auth/refresh").await;
+    assert_eq!((answer.status, answer.via.len()), (401, 0));
+    cleared(&browser);
+}
+
+/// Contract 3: a page that watches is told when the provider calls the refresh token dead.
+#[tokio::test]
+async fn who_watches_is_told_of_a_dead_refresh_token() {
+    let rig = Rig::with(|config| set(config, "refresh.verify", r#""401""#)).await;
+    let browser = rig.gateway.signed_in().await;
+    let mut events = browser.open(&Ask::fetch("/auth/events")).await;
+    assert!(events.read_until("\n\n").await.is_some());
+    rig.provider.kill_all_sessions();
+    assert_eq!(browser.post("/auth/refresh").await.status, 401);
+    assert!(events.read_until("event: ended").await.is_some());
 }
 
 /// Contract 2.5: `max_refreshes` reached: the token is used to its end, then a login.

@@ -291,6 +291,7 @@ impl Parser {
             trusted_proxies: server.trusted_proxies.clone(),
             replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
+            verify: routes::verify(raw.refresh.verify),
             placed,
             form_post,
         };

@@ -151,6 +151,7 @@ impl Ctx {
     pub(super) fn view<'a>(&'a self, request: &'a Request<'a>) -> RequestView<'a> {
         RequestView {
             method: &request.head.method,
+            version: request.head.version,
             path: &request.path,
             query: request.query.as_deref(),
             host: &request.host,

@@ -164,7 +164,9 @@ pub async fn events(stream: &mut Session, state: &Arc<State>, session: Arc<UserS
             () = closed(&mut closing) => return stream.write_response_body(None, true).await,
         };
         let now = state.clock.now();
-        if matches!(told, Err(RecvError::Closed)) || is_over(state, &current, now) {
+        // A refresh token that the provider calls dead is only told, not kept for ever.
+        let ended = matches!(told, Ok(Change::Ended(id)) if id == current.id);
+        if ended || matches!(told, Err(RecvError::Closed)) || is_over(state, &current, now) {
             break;
         }
         if let Some(newest) = state.refresh.newest(current.id).filter(|newest| newest.generation > current.generation) {

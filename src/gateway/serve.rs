@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use percent_encoding::{CONTROLS, utf8_percent_encode};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
@@ -24,7 +23,7 @@ use super::routes::Matched;
 use super::settings::{Access, OnAnonymous};
 use super::state::{RouteEntry, State};
 use super::step_up::{self, Asker, Wanted};
-use super::verify::{self, Verdict};
+use super::verify::{self, Doubted, own_target, verified};
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::refresh::coordinator::Freshened;
@@ -266,7 +265,7 @@ impl Ctx {
         let Some(user) = opened.came else {
             return Problem::new(Code::Internal, "A session was decided on that is not there.").into();
         };
-        let route = &entry.settings;
+        let (route, headers) = (&entry.settings, &request.head.headers);
         let demand = match route.max_token_age {
             Some(age) => Demand::OlderThan(age),
             None => Demand::IfDue,
@@ -277,7 +276,15 @@ impl Ctx {
             end @ (Freshened::Over { .. } | Freshened::Exhausted { .. }) => {
                 let clear = match end {
                     Freshened::Over { reason: EndReason::Dead(_) } => {
-                        match verified(state, request, &entry, &user).await {
+                        let target = own_target(&request.path, request.query.as_deref());
+                        let doubted = Doubted {
+                            headers,
+                            replayable: is_replayable(request),
+                            mode: route.verify,
+                            target: &target,
+                            now: request.now,
+                        };
+                        match verified(state, doubted, &user).await {
                             Ok(believed) if believed || route.access == Access::Optional => believed,
                             // 401 even for a page: this request cannot come again, the next one will tell.
                             Ok(_) => {
@@ -419,41 +426,8 @@ fn nothing(presented: Presented) -> Opened {
     Opened { presented, came: None, session: None, useless: false, away: None, straggler: false }
 }
 
-/// The provider calls the session's refresh token dead: see [`verify`]. Whether it is to be believed, in which case the
-/// cookies are cleared.
-///
-/// # Errors
-/// The redirect by which the browser shows what cookie it has by now.
-async fn verified(
-    state: &Arc<State>,
-    request: &Request<'_>,
-    entry: &RouteEntry,
-    user: &UserSession,
-) -> Result<bool, LocalResponse> {
-    let headers = &request.head.headers;
-    let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
-    let marker = state.jar.marker(headers, request.now);
-    let hops = marker.filter(|marker| Some(marker.handle) == name).map_or(0, |marker| marker.hops);
-    let alone = state.settings.single_replica;
-    match (verify::judge(entry.settings.verify, alone, verify::is_replayable(request.head), hops), name) {
-        (Verdict::Again { pause, hops }, Some(handle)) => {
-            tokio::time::sleep(pause).await;
-            let dances = marker.map_or(0, |marker| marker.dances);
-            let marked = state.jar.mark(Marker { handle, hops, dances }, state.clock.now());
-            let again = LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &own_target(request));
-            Err(again.set_cookies(marked))
-        }
-        (verdict, _) => Ok(verdict != Verdict::Doubt),
-    }
-}
-
-/// The request's own path and query, as they stand in `Location`.
-fn own_target(request: &Request<'_>) -> String {
-    let path = utf8_percent_encode(request.path.as_str(), CONTROLS);
-    match &request.query {
-        Some(query) => format!("{path}?{}", utf8_percent_encode(query, CONTROLS)),
-        None => path.to_string(),
-    }
+fn is_replayable(request: &Request<'_>) -> bool {
+    verify::is_replayable(&request.head.method, request.head.version, &request.head.headers)
 }
 
 /// The refresh token has to be spent, and is in a cookie that the browser sends only below the prefix: it is led there,
@@ -461,8 +435,10 @@ fn own_target(request: &Request<'_>) -> String {
 fn lead_to_token(state: &Arc<State>, request: &Request<'_>, user: &UserSession) -> Outcome {
     let marker = state.jar.marker(&request.head.headers, request.now);
     let dances = marker.map_or(0, |marker| marker.dances);
-    let goes = dances < renew::MOST_DANCES && verify::is_replayable(request.head);
-    let way = goes.then(|| renew::way(state, user.id, &own_target(request), request.now)).flatten();
+    let goes = dances < renew::MOST_DANCES && is_replayable(request);
+    let way = goes
+        .then(|| renew::way(state, user.id, &own_target(&request.path, request.query.as_deref()), request.now))
+        .flatten();
     let Some(way) = way else {
         let problem = Problem::new(
             Code::LoginRequired,
