@@ -112,6 +112,34 @@ async fn only_listed_claims_are_shown_and_unchanged() {
     }
 }
 
+/// Contract 2.10, 2.11: claims that the session keeps in places of their own are found by their names too: shown, sent to
+/// the upstream, and asked for.
+#[tokio::test]
+async fn claims_of_the_login_itself_can_be_named() {
+    let rig = Rig::with(|config| {
+        set(config, "claims.expose", r#"["sub", "sid", "acr", "auth_time", "iss"]"#);
+        let mut gold = config["route"][0].as_table().unwrap().clone();
+        gold.insert("path".to_owned(), "/gold/".into());
+        set(&mut gold, "require", "{ acr = ['gold'] }");
+        set(&mut gold, "identity_headers", "{ X-Acr = 'acr', X-Sid = 'sid', X-Since = 'auth_time' }");
+        config["route"].as_array_mut().unwrap().push(gold.into());
+    })
+    .await;
+    let plain = rig.gateway.signed_in().await;
+    assert_eq!(plain.fetch("/gold/x").await.status, 403);
+    rig.provider.set(|s| s.acr = Some("gold".to_owned()));
+    let browser = rig.gateway.signed_in().await;
+    let login = rig.provider.last_session();
+    let expected = json!({
+        "sub": "alice-4711", "sid": login.sid, "acr": "gold", "auth_time": login.auth_time, "iss": rig.provider.issuer,
+    });
+    assert_eq!(browser.session().await["claims"], expected);
+    assert_eq!(browser.fetch("/gold/x").await.status, 200);
+    let sent = rig.upstream.last();
+    assert_eq!((sent.header("x-acr"), sent.header("x-sid")), (Some("gold"), Some(login.sid.as_str())));
+    assert_eq!(sent.header("x-since"), Some(login.auth_time.to_string().as_str()));
+}
+
 /// BFF-03, ASVS-10.1.1, ASVS-14.2.1: no token, code, verifier, nonce or secret in anything that the browser gets.
 #[tokio::test]
 async fn no_answer_holds_a_token() {

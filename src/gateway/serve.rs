@@ -541,7 +541,7 @@ fn too_large(max_body: Option<u64>, headers: &HeaderMap) -> Option<Problem> {
 
 /// Whether the session's claims have one of the values of each.
 fn meets(require: &[(String, Vec<String>)], session: &UserSession) -> bool {
-    require.iter().all(|(claim, accepted)| match session.claims.get(claim) {
+    require.iter().all(|(claim, accepted)| match session.claim(claim).as_deref() {
         Some(serde_json::Value::String(value)) => accepted.contains(value),
         Some(serde_json::Value::Array(values)) => {
             values.iter().filter_map(serde_json::Value::as_str).any(|value| accepted.iter().any(|own| own == value))

@@ -130,9 +130,8 @@ pub(crate) fn refused() -> Problem {
 fn describe(state: &State, session: &Session, now: Timestamp) -> Value {
     let mut claims = Map::new();
     for name in &state.settings.expose {
-        let value = if name == "sub" { Some(json!(session.subject)) } else { session.claims.get(name).cloned() };
-        if let Some(value) = value {
-            claims.insert(name.clone(), value);
+        if let Some(value) = session.claim(name) {
+            claims.insert(name.clone(), value.into_owned());
         }
     }
     let settings = state.jar.settings();
