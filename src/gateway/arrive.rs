@@ -138,7 +138,7 @@ impl Ctx {
             document: initiator.is_top_level_navigation(),
             framed: initiator.in_frame(),
             cross_site: initiator.site == Site::CrossSite,
-            typed_return: typed && self.state.logins.any_presented(&head.headers),
+            typed_return: typed && self.state.logins.is_traced(&head.headers),
             foreign: initiator.names_foreign_site(),
             websocket: request.websocket,
             websocket_origin: initiator.websocket_origin_ok(),

@@ -224,12 +224,13 @@ async fn redeem(
             Ok(cookies) => {
                 state.weigh(&cookies);
                 // A browser that says `none` over the whole chain withholds the Strict cookie from the page behind
-                // this redirect: leave a short-lived trace of the attempt, by which that page is answered with a hop.
+                // this redirect: leave a short-lived trace of the login, by which that page is answered with a hop.
                 let typed = request.headers.get("sec-fetch-site").is_some_and(|site| site == "none");
-                let attempt_cookie = if typed { state.logins.trace(attempt.id) } else { clear };
+                let trace = typed.then(|| state.logins.trace()).flatten();
                 set_location(to_page(onward(request), &attempt.return_to), &without_fragment(&attempt.return_to))
                     .set_cookies(cookies)
-                    .set_cookies(attempt_cookie)
+                    .set_cookies(clear)
+                    .set_cookies(trace)
                     .into()
             }
             Err(_) => Answer::Refuse(too_large(), clear),
