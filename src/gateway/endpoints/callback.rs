@@ -56,9 +56,6 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     // RFC 9700 section 4.4.2.2: where the answer comes to says whose it is.
     let came_to = request.path.as_str().strip_prefix(state.settings.prefix.as_str()).and_then(own_callback);
     let is_here = |provider: &Arc<Provider>| provider.settings().own_callback.as_deref() == came_to;
-    if !state.providers.iter().any(is_here) {
-        return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
-    }
     let params = if request.method == Method::POST {
         // What a form brings is all that counts: the URL of the callback has no query of ours.
         if !has_form(request) {
