@@ -415,6 +415,51 @@ async fn a_dead_session_is_cleared_without_a_redirect_where_that_is_configured()
     cleared(&browser);
 }
 
+/// Contract 5, WS-06: what is open ends with a session that nobody uses any more. Only the sole instance can say that it
+/// ended; else another replica may have seen the user, and the page asks again.
+#[tokio::test]
+async fn what_is_open_ends_with_an_idle_session() {
+    for alone in [false, true] {
+        let rig = Rig::with(|config| {
+            set(config, "session.idle_timeout", r#""10m""#);
+            set(config, "server.single_replica", if alone { "true" } else { "false" });
+        })
+        .await;
+        let browser = rig.gateway.signed_in().await;
+        let mut events = browser.open(&Ask::fetch("/auth/events")).await;
+        assert!(events.read_until("\n\n").await.is_some());
+        let mut socket = browser.websocket("/api/ws", Initiator::SameOrigin).await.expect("a tunnel");
+        for _ in 0..2 {
+            rig.advance(540);
+            assert_eq!(browser.fetch("/api/x").await.status, 200);
+        }
+        assert_eq!(browser.post("/auth/refresh").await.status, 200);
+        assert!(events.read_until("event: refreshed").await.is_some(), "used in time, it goes on");
+        rig.advance(601);
+        assert_eq!(events.read_until("event: ended").await.is_some(), alone);
+        assert!(alone || events.complete, "it broke off");
+        let end = socket.next().await;
+        assert!(end.as_ref().is_none_or(|frame| frame.close_code() == Some(1001)), "{end:?}");
+        assert_eq!(browser.session().await, nobody());
+    }
+}
+
+/// BFF-22: a page of a listed origin can read the event stream too.
+#[tokio::test]
+async fn a_listed_origin_may_watch() {
+    const PARTNER: &str = "https://partner.example";
+    let rig = Rig::with(|config| set(config, "csrf.allowed_origins", &format!("['{PARTNER}']"))).await;
+    let browser = rig.gateway.signed_in().await;
+    let cookie = format!("sidegate={}", browser.cookie("sidegate").unwrap());
+    let ask = Ask::fetch("/auth/events").from(Initiator::Origin(PARTNER.to_owned())).cookie(&cookie);
+    let events = browser.open(&ask).await.response;
+    assert_eq!((events.status, events.header("access-control-allow-origin")), (200, Some(PARTNER)));
+    assert_eq!(events.header("access-control-allow-credentials"), Some("true"));
+    assert!(events.header_all("vary").contains(&"Origin"));
+    let own = browser.open(&Ask::fetch("/auth/events")).await.response;
+    assert_eq!((own.status, own.header("access-control-allow-origin")), (200, None));
+}
+
 /// Contract 3: a page that watches is told when the provider calls the refresh token dead.
 #[tokio::test]
 async fn who_watches_is_told_of_a_dead_refresh_token() {

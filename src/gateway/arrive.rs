@@ -138,6 +138,7 @@ impl Ctx {
             document: initiator.is_top_level_navigation(),
             framed: initiator.in_frame(),
             cross_site: initiator.site == Site::CrossSite,
+            outside: matches!(initiator.site, Site::CrossSite | Site::SameSite),
             typed_return: typed && self.state.logins.is_traced(&head.headers),
             foreign: initiator.names_foreign_site(),
             websocket: request.websocket,

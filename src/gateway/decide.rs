@@ -31,6 +31,8 @@ pub struct Caller {
     pub framed: bool,
     /// `Sec-Fetch-Site: cross-site`.
     pub cross_site: bool,
+    /// `Sec-Fetch-Site` names another site or a sibling, whether that one is listed or not.
+    pub outside: bool,
     /// `Sec-Fetch-Site: none`, with the trace of a login: a typed address on its way back from the provider, for which
     /// some browsers withhold Strict cookies over the whole chain of redirects.
     pub typed_return: bool,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
@@ -326,6 +326,7 @@ impl Ctx {
         if touch && fresh.ticket.is_some() {
             let mut touched = UserSession::clone(&fresh);
             touched.touch(request.now);
+            state.uses.note(&touched);
             state.vault.write_later(touched);
         }
         let wanted = Wanted::of_route(route).filter(|wanted| !wanted.is_met(&fresh, request.now));
@@ -378,6 +379,8 @@ impl Ctx {
         let presented = opened.presented;
         match opened.state {
             lifecycle::State::Open(came) => {
+                // Another replica may have seen the user since.
+                self.state.uses.note(&came);
                 let session = match self.state.refresh.recognise(&came) {
                     Recognised::Current | Recognised::Forgiven => Arc::clone(&came),
                     Recognised::Newer(newest) => {
@@ -508,13 +511,12 @@ fn preflight(head: &RequestHeader, listed: Option<&HeaderValue>) -> LocalRespons
     }
     let mut response = response
         .header(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"));
-    if let Some(asked) = head.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
-        let harmless = asked.to_str().is_ok_and(|text| {
-            text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b',' | b' ' | b'_'))
-        });
-        if harmless {
-            response = response.header(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
-        }
+    let asked = head.headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).into_iter();
+    let asked = asked.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim_ascii);
+    // Names only, and no `*`, which would mean all of them.
+    let names: Vec<&str> = asked.filter(|name| HeaderName::try_from(*name).is_ok() && !name.contains('*')).collect();
+    if let (false, Ok(names)) = (names.is_empty(), HeaderValue::try_from(names.join(", "))) {
+        response = response.header(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
     }
     response
 }
