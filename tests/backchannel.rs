@@ -470,6 +470,8 @@ async fn a_front_channel_request_needs_issuer_and_sid() {
         let query = text::form(&pairs);
         let answer = browser.send(Ask::frame(&format!("/auth/logout/frontchannel?{query}"))).await;
         assert_eq!(answer.status, status, "{query}");
+        let policy = answer.header("content-security-policy").unwrap();
+        assert!(policy.contains(&format!("frame-ancestors {iss}")), "the provider's page shows it: {query}: {policy}");
         assert!(answer.set_cookies().is_empty(), "{query}");
         assert!(rig.alive(&browser).await, "{query}");
     }

@@ -267,6 +267,8 @@ fn one_mistake_is_named_where_it_is() {
             "csrf.allowed_origins[0]",
             "*",
         ),
+        ("[session]", "[csrf]\nheader = \"Sec-Fetch-Site\"\n[session]", "csrf.header", "proves nothing"),
+        ("[session]", "[csrf]\nheader = \"accept\"\n[session]", "csrf.header", "proves nothing"),
         ("[session]", "[csrf]\nallowed_origins = [\"null\"]\n[session]", "csrf.allowed_origins[0]", "exact"),
         ("[session]", "[logout]\nreturn_to = \"//evil.test\"\n[session]", "logout.return_to", "path"),
         ("[session]", "[logout]\nbackchannel = true\n[session]", "logout.backchannel", "single_replica"),

@@ -335,6 +335,7 @@ async fn odd_cookies_beside_ours_are_passed_on_byte_for_byte() {
             "SIDEGATE=1; sidegatex=2; sidegate.=3; sidegate%20=4",
         ),
         ("a=b; sidegate-1=x; sidegate-verify=y; ", "; sidegate-login-abc=z; c=d", "a=b; c=d"),
+        ("a=b; __Host-Http-sidegate=x; __Host-sidegate-1=x; ", "; __Secure-sidegate-refresh=y; c=d", "a=b; c=d"),
         ("a=\u{e9}\u{ff}; ", "", "a=\u{e9}\u{ff}"),
     ] {
         let answer = with_cookies(&browser, &format!("{before}{good}{after}")).await;

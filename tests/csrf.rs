@@ -422,6 +422,9 @@ async fn bff_21_preflights() {
     let strange = [&[("Origin", PARTNER)][..], &[ASKS[0], ("Access-Control-Request-Headers", "a\"<b>")]].concat();
     let reply = rig.call("OPTIONS", "/api/x", &strange).await;
     assert!(!format!("{}{}", reply.head(), reply.text()).contains('<'), "names only");
+    let lines = ["x-a.b, X-C!", "x-d,*"].map(|line| ("Access-Control-Request-Headers", line));
+    let reply = rig.call("OPTIONS", "/api/x", &[&[("Origin", PARTNER), ASKS[0]][..], &lines].concat()).await;
+    assert_eq!(reply.header_all("access-control-allow-headers"), ["x-a.b, X-C!, x-d"]);
     assert!(rig.upstream.untouched(), "no preflight reaches an upstream that gets tokens");
     // A public route answers for itself.
     let seen = rig.forwarded("OPTIONS", "/x", &[&[("Origin", "https://evil.example")], ASKS].concat()).await;
@@ -460,6 +463,15 @@ async fn bff_22_cors_answers() {
         let reply = rig.call(method, path, &rig.signed(&from("https://second.example"))).await;
         assert_eq!(reply.header("access-control-allow-credentials"), None, "{method} {path}");
         assert_ne!(reply.header("access-control-allow-origin"), Some("https://second.example"));
+    }
+    // FAPI2-17: that it is listed does not let it start a login out of sight.
+    for line in
+        ["cross-site cors empty", "cross-site no-cors image", "same-site cors empty", "cross-site navigate iframe"]
+    {
+        let line = format!("{line} {PARTNER}");
+        let reply = rig.call("GET", "/auth/login", &said(&line, "")).await;
+        assert!(reply.status == 403 && reply.text().contains("csrf"), "{line}: {}", reply.text());
+        assert_eq!(reply.header_all("set-cookie"), [""; 0]);
     }
     // What the upstream says of CORS does not open what is closed.
     let open = support::wire::Answer::new(200, "text/plain", "x")

@@ -896,6 +896,29 @@ async fn a_link_from_another_site_hops_once() {
     assert_eq!((next.status, next.location()), (302, Some("/auth/login?return_to=/api/x")));
 }
 
+/// Contract 3: the attempt's cookie is deleted, however the login began. Browsers that withhold the Strict cookie from the
+/// page behind a typed login's redirects get the hop page there.
+#[tokio::test]
+async fn a_typed_login_leaves_no_attempt_and_ends_in_the_app() {
+    let rig = Rig::start().await;
+    let browser = rig.gateway.browser();
+    let page = browser.navigate("/api/page").await;
+    assert_eq!(page.status, 200, "{page:?}");
+    let jar = browser.jar();
+    let names = jar.names();
+    assert!(names.iter().all(|name| !name.contains("-login-")), "{names:?}");
+
+    let trace = names.iter().find(|name| name.ends_with("-returned")).expect("a trace");
+    let kept = jar.get(trace).unwrap();
+    assert!(kept.max_age == Some(10) && kept.same_site == SameSite::Lax && kept.http_only, "{kept:?}");
+    let withheld = |cookie: String| Ask::navigate("/api/page").cookie(&cookie).stay();
+    let hop = browser.fork().send(withheld(format!("{trace}={}", kept.value))).await;
+    assert_eq!((hop.status, hop.hops_to()), (200, Some("/api/page".to_owned())));
+    let login = browser.fork().send(withheld("a=b".to_owned())).await;
+    assert_eq!(login.status, 302, "without the trace a typed address leads to the login");
+    assert!(!rig.upstream.last().header("cookie").unwrap_or_default().contains("returned"));
+}
+
 // -- Who is signed in ----------------------------------------------------------------------------------------------
 
 /// REG-07, REG-25, ASVS-7.2.4: a login replaces the session that the browser had, once it is finished.

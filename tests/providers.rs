@@ -220,6 +220,8 @@ async fn a_callback_is_its_provider_s_only() {
         ("/auth/callback/home?code=c&state=s", 400),
     ] {
         assert_eq!(rig.gateway.browser().navigate(path).await.status, status, "{path}");
+        let wrong = rig.gateway.browser().send(Ask::fetch(path).method("PUT")).await;
+        assert_eq!(wrong.status, if status == 404 { 404 } else { 405 }, "what is not there takes no method: {path}");
     }
     for (name, path) in [("home", "/auth/callback"), ("guests", "/auth/callback/home")] {
         let browser = rig.gateway.browser();

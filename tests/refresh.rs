@@ -554,8 +554,16 @@ async fn an_answer_about_somebody_else_ends_the_session() {
     upstream.forget();
     let answer = browser.fetch("/api/x").await;
     assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
+    assert!(answer.via.is_empty(), "the token was not called dead: there is nothing to verify");
     assert!(upstream.untouched());
     assert_eq!(browser.cookie(COOKIE), None);
+    assert_eq!(gateway.metric("sidegate_sessions_ended_total", &[("reason", "refresh_dead")]), 1.0);
+
+    provider.set(|s| (s.sub, s.id_claims) = ("alice-4711".to_owned(), serde_json::Map::new()));
+    let browser = gateway.signed_in().await;
+    provider.set(|s| s.id_claims = [("sub".to_owned(), Value::from("mallory-666"))].into_iter().collect());
+    let answer = browser.post("/auth/refresh").await;
+    assert_eq!((answer.status, answer.via.len(), browser.cookie(COOKIE)), (401, 0, None));
 }
 
 // -- Logout, and the end by time -----------------------------------------------------------------------------------

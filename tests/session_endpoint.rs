@@ -112,6 +112,34 @@ async fn only_listed_claims_are_shown_and_unchanged() {
     }
 }
 
+/// Contract 2.10, 2.11: claims that the session keeps in places of their own are found by their names too: shown, sent to
+/// the upstream, and asked for.
+#[tokio::test]
+async fn claims_of_the_login_itself_can_be_named() {
+    let rig = Rig::with(|config| {
+        set(config, "claims.expose", r#"["sub", "sid", "acr", "auth_time", "iss"]"#);
+        let mut gold = config["route"][0].as_table().unwrap().clone();
+        gold.insert("path".to_owned(), "/gold/".into());
+        set(&mut gold, "require", "{ acr = ['gold'] }");
+        set(&mut gold, "identity_headers", "{ X-Acr = 'acr', X-Sid = 'sid', X-Since = 'auth_time' }");
+        config["route"].as_array_mut().unwrap().push(gold.into());
+    })
+    .await;
+    let plain = rig.gateway.signed_in().await;
+    assert_eq!(plain.fetch("/gold/x").await.status, 403);
+    rig.provider.set(|s| s.acr = Some("gold".to_owned()));
+    let browser = rig.gateway.signed_in().await;
+    let login = rig.provider.last_session();
+    let expected = json!({
+        "sub": "alice-4711", "sid": login.sid, "acr": "gold", "auth_time": login.auth_time, "iss": rig.provider.issuer,
+    });
+    assert_eq!(browser.session().await["claims"], expected);
+    assert_eq!(browser.fetch("/gold/x").await.status, 200);
+    let sent = rig.upstream.last();
+    assert_eq!((sent.header("x-acr"), sent.header("x-sid")), (Some("gold"), Some(login.sid.as_str())));
+    assert_eq!(sent.header("x-since"), Some(login.auth_time.to_string().as_str()));
+}
+
 /// BFF-03, ASVS-10.1.1, ASVS-14.2.1: no token, code, verifier, nonce or secret in anything that the browser gets.
 #[tokio::test]
 async fn no_answer_holds_a_token() {
@@ -349,12 +377,15 @@ async fn a_refresh_that_fails_says_whose_fault_it_is() {
     rig.provider.kill_all_sessions();
     rig.advance(4000);
     let copy = browser.fork();
+    let spent = rig.provider.refreshes() + 1;
     let answer = browser.post("/auth/refresh").await;
     assert_eq!((answer.status, answer.code().as_str()), (401, "login_required"));
     assert!(answer.json()["login_url"].is_string());
-    // R7: another replica may have sent a newer cookie meanwhile, and a POST cannot be sent round to find out.
-    assert!(answer.set_cookies().is_empty());
-    let spent = rig.provider.refreshes();
+    // R6: another replica may have sent a newer cookie meanwhile.
+    let round: Vec<_> = answer.via.iter().map(|hop| (hop.status, hop.location())).collect();
+    assert_eq!(round, [(307, Some("/auth/refresh")); 2]);
+    cleared(&browser);
+    assert_eq!(browser.session().await, nobody());
     assert_eq!((copy.post("/auth/refresh").await.status, copy.session().await), (401, nobody()));
     assert_eq!(rig.provider.refreshes(), spent, "a dead token is not tried again");
     assert_eq!(rig.gateway.metric("sidegate_sessions_ended_total", &[("reason", "refresh_dead")]), 1.0);
@@ -367,8 +398,78 @@ async fn a_dead_session_of_the_only_instance_is_cleared_at_once() {
     let browser = rig.gateway.signed_in().await;
     rig.provider.kill_all_sessions();
     rig.advance(4000);
-    assert_eq!(browser.post("/auth/refresh").await.status, 401);
+    let answer = browser.post("/auth/refresh").await;
+    assert_eq!((answer.status, answer.via.len()), (401, 1), "one look at the present cookie, without a pause");
     cleared(&browser);
+}
+
+/// Contract 2.6: with `verify = "401"` nobody is sent round.
+#[tokio::test]
+async fn a_dead_session_is_cleared_without_a_redirect_where_that_is_configured() {
+    let rig = Rig::with(|config| set(config, "refresh.verify", r#""401""#)).await;
+    let browser = rig.gateway.signed_in().await;
+    rig.provider.kill_all_sessions();
+    rig.advance(4000);
+    let answer = browser.post("/auth/refresh").await;
+    assert_eq!((answer.status, answer.via.len()), (401, 0));
+    cleared(&browser);
+}
+
+/// Contract 5, WS-06: what is open ends with a session that nobody uses any more. Only the sole instance can say that it
+/// ended; else another replica may have seen the user, and the page asks again.
+#[tokio::test]
+async fn what_is_open_ends_with_an_idle_session() {
+    for alone in [false, true] {
+        let rig = Rig::with(|config| {
+            set(config, "session.idle_timeout", r#""10m""#);
+            set(config, "server.single_replica", if alone { "true" } else { "false" });
+        })
+        .await;
+        let browser = rig.gateway.signed_in().await;
+        let mut events = browser.open(&Ask::fetch("/auth/events")).await;
+        assert!(events.read_until("\n\n").await.is_some());
+        let mut socket = browser.websocket("/api/ws", Initiator::SameOrigin).await.expect("a tunnel");
+        for _ in 0..2 {
+            rig.advance(540);
+            assert_eq!(browser.fetch("/api/x").await.status, 200);
+        }
+        assert_eq!(browser.post("/auth/refresh").await.status, 200);
+        assert!(events.read_until("event: refreshed").await.is_some(), "used in time, it goes on");
+        rig.advance(601);
+        assert_eq!(events.read_until("event: ended").await.is_some(), alone);
+        assert!(alone || events.complete, "it broke off");
+        let end = socket.next().await;
+        assert!(end.as_ref().is_none_or(|frame| frame.close_code() == Some(1001)), "{end:?}");
+        assert_eq!(browser.session().await, nobody());
+    }
+}
+
+/// BFF-22: a page of a listed origin can read the event stream too.
+#[tokio::test]
+async fn a_listed_origin_may_watch() {
+    const PARTNER: &str = "https://partner.example";
+    let rig = Rig::with(|config| set(config, "csrf.allowed_origins", &format!("['{PARTNER}']"))).await;
+    let browser = rig.gateway.signed_in().await;
+    let cookie = format!("sidegate={}", browser.cookie("sidegate").unwrap());
+    let ask = Ask::fetch("/auth/events").from(Initiator::Origin(PARTNER.to_owned())).cookie(&cookie);
+    let events = browser.open(&ask).await.response;
+    assert_eq!((events.status, events.header("access-control-allow-origin")), (200, Some(PARTNER)));
+    assert_eq!(events.header("access-control-allow-credentials"), Some("true"));
+    assert!(events.header_all("vary").contains(&"Origin"));
+    let own = browser.open(&Ask::fetch("/auth/events")).await.response;
+    assert_eq!((own.status, own.header("access-control-allow-origin")), (200, None));
+}
+
+/// Contract 3: a page that watches is told when the provider calls the refresh token dead.
+#[tokio::test]
+async fn who_watches_is_told_of_a_dead_refresh_token() {
+    let rig = Rig::with(|config| set(config, "refresh.verify", r#""401""#)).await;
+    let browser = rig.gateway.signed_in().await;
+    let mut events = browser.open(&Ask::fetch("/auth/events")).await;
+    assert!(events.read_until("\n\n").await.is_some());
+    rig.provider.kill_all_sessions();
+    assert_eq!(browser.post("/auth/refresh").await.status, 401);
+    assert!(events.read_until("event: ended").await.is_some());
 }
 
 /// Contract 2.5: `max_refreshes` reached: the token is used to its end, then a login.

@@ -62,6 +62,7 @@ pub(super) fn first(
         sub_hasher,
         tracer: Tracer::new(clock.clone()),
         streams: Arc::default(),
+        uses: Arc::default(),
         leaving: Arc::default(),
         names: Arc::default(),
         spares: Arc::default(),

@@ -291,6 +291,7 @@ impl Parser {
             trusted_proxies: server.trusted_proxies.clone(),
             replay_refused: raw.refresh.on_upstream_401 == raw::OnUpstream401::Replayable,
             single_replica: server.single_replica,
+            verify: routes::verify(raw.refresh.verify),
             placed,
             form_post,
         };
@@ -1399,6 +1400,10 @@ impl Parser {
                 format!("must be a header name such as \"X-CSRF\", not {}", shown(&csrf.header)),
             );
         }
+        if header.as_ref().is_some_and(|name| is_sent_unasked(name.as_str())) {
+            let told = "browsers send or allow this field on any site's requests, so it proves nothing";
+            self.found.problem("csrf.header", format!("{}: {told}", shown(&csrf.header)));
+        }
         let mut allowed_origins = Vec::new();
         for (index, text) in csrf.allowed_origins.iter().enumerate() {
             let key = format!("csrf.allowed_origins[{index}]");
@@ -1618,4 +1623,45 @@ pub(super) fn is_local(host: &str) -> bool {
         Ok(Host::Ipv6(address)) => is_loopback(&Host::Ipv6(address)),
         Err(_) => false,
     }
+}
+
+/// A field that browsers send by themselves, or that a page of any site may set without a preflight (Fetch sections 2.2.2
+/// and 4.4), in lower case.
+fn is_sent_unasked(name: &str) -> bool {
+    const NAMES: [&str; 32] = [
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "accept-language",
+        "authorization",
+        "cache-control",
+        "connection",
+        "content-language",
+        "content-length",
+        "content-type",
+        "cookie",
+        "cookie2",
+        "date",
+        "dnt",
+        "downlink",
+        "dpr",
+        "expect",
+        "host",
+        "keep-alive",
+        "last-event-id",
+        "origin",
+        "pragma",
+        "priority",
+        "range",
+        "referer",
+        "save-data",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade-insecure-requests",
+        "user-agent",
+        "via",
+    ];
+    let families = ["sec-", "proxy-", "if-", "access-control-"];
+    NAMES.contains(&name) || families.iter().any(|family| name.starts_with(family))
 }

@@ -65,6 +65,13 @@ fn both_could_win(one: &Route, other: &Route) -> bool {
     one.path == other.path && overlap(&one.hosts, &other.hosts) && overlap(&one.methods, &other.methods)
 }
 
+pub(super) fn verify(raw: raw::OnDead) -> Verify {
+    match raw {
+        raw::OnDead::Redirect => Verify::Redirect,
+        raw::OnDead::Unauthorized => Verify::Unauthorized,
+    }
+}
+
 fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: raw::OnDead) -> Option<Route> {
     let key = |name: &str| join(at, name);
     if raw.path.is_empty() {
@@ -147,10 +154,7 @@ fn route(parser: &mut Parser, at: &str, raw: &raw::Route, prefix: &str, verify: 
         websocket: raw.websocket,
         preserve_host: raw.preserve_host,
         csrf: raw.csrf,
-        verify: match raw.verify.unwrap_or(verify) {
-            raw::OnDead::Redirect => Verify::Redirect,
-            raw::OnDead::Unauthorized => Verify::Unauthorized,
-        },
+        verify: self::verify(raw.verify.unwrap_or(verify)),
         max_token_age: raw.max_token_age.as_ref().map(duration),
         max_auth_age: max_auth_age(parser, at, raw),
         acr_values: acr_values(parser, at, raw),

@@ -138,7 +138,8 @@ impl Ctx {
             document: initiator.is_top_level_navigation(),
             framed: initiator.in_frame(),
             cross_site: initiator.site == Site::CrossSite,
-            typed_return: typed && self.state.logins.any_presented(&head.headers),
+            outside: matches!(initiator.site, Site::CrossSite | Site::SameSite),
+            typed_return: typed && self.state.logins.is_traced(&head.headers),
             foreign: initiator.names_foreign_site(),
             websocket: request.websocket,
             websocket_origin: initiator.websocket_origin_ok(),
@@ -151,6 +152,7 @@ impl Ctx {
     pub(super) fn view<'a>(&'a self, request: &'a Request<'a>) -> RequestView<'a> {
         RequestView {
             method: &request.head.method,
+            version: request.head.version,
             path: &request.path,
             query: request.query.as_deref(),
             host: &request.host,

@@ -31,8 +31,10 @@ pub struct Caller {
     pub framed: bool,
     /// `Sec-Fetch-Site: cross-site`.
     pub cross_site: bool,
-    /// `Sec-Fetch-Site: none`, with a login attempt's cookie: a typed address on its way back from the provider, for
-    /// which some browsers withhold Strict cookies over the whole chain of redirects.
+    /// `Sec-Fetch-Site` names another site or a sibling, whether that one is listed or not.
+    pub outside: bool,
+    /// `Sec-Fetch-Site: none`, with the trace of a login: a typed address on its way back from the provider, for which
+    /// some browsers withhold Strict cookies over the whole chain of redirects.
     pub typed_return: bool,
     /// Any sign of another site or of a sibling origin.
     pub foreign: bool,

@@ -148,6 +148,7 @@ impl Ctx {
             let now = state.clock.now();
             let mut touched = UserSession::clone(&newest);
             touched.touch(now);
+            state.uses.note(&touched);
             cookies.extend(state.seal(&touched, &used.presented, now, &self.request_id));
         }
         cookies

@@ -16,6 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::respond::share;
 use super::state::State;
 use crate::clock::Timestamp;
 use crate::metrics::ConnectionKind;
@@ -98,6 +99,54 @@ impl Drop for OpenStream {
     }
 }
 
+/// When sessions that something is open for were last used, as their cookies have it: told by every request that brings
+/// one, so that a use which another replica sealed counts here too.
+#[derive(Debug, Default)]
+pub struct Uses(Mutex<HashMap<SessionId, (usize, Timestamp)>>);
+
+impl Uses {
+    /// The session was used then.
+    pub fn note(&self, session: &UserSession) {
+        if let Some((_, last)) = self.0.lock().get_mut(&session.id) {
+            *last = session.last_used.max(*last);
+        }
+    }
+
+    fn watch(self: &Arc<Self>, session: &UserSession) -> Watch {
+        let mut known = self.0.lock();
+        let (count, last) = known.entry(session.id).or_insert((0, session.last_used));
+        *count += 1;
+        *last = session.last_used.max(*last);
+        Watch { uses: Arc::clone(self), session: session.id }
+    }
+}
+
+/// Follows a session's uses for as long as it lives.
+struct Watch {
+    uses: Arc<Uses>,
+    session: SessionId,
+}
+
+impl Watch {
+    /// Whether the session ended for want of use, as far as this process knows.
+    fn is_idle(&self, state: &State, now: Timestamp) -> bool {
+        let Some(idle) = state.jar.settings().idle_timeout else { return false };
+        self.uses.0.lock().get(&self.session).is_some_and(|(_, last)| *last + idle <= now)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut known = self.uses.0.lock();
+        if let Some((count, _)) = known.get_mut(&self.session) {
+            *count -= 1;
+            if *count == 0 {
+                known.remove(&self.session);
+            }
+        }
+    }
+}
+
 /// Ends a connection when its session ends; until it is dropped.
 #[derive(Debug)]
 pub struct Tied(AbortHandle);
@@ -112,6 +161,7 @@ impl Drop for Tied {
 /// that ends the session, whose answer has to reach the browser.
 pub fn tie(state: &Arc<State>, session: &Arc<UserSession>, control: &Arc<Control>, shared: bool) -> Tied {
     let (state, session, control) = (Arc::clone(state), Arc::clone(session), Arc::clone(control));
+    let watch = state.uses.watch(&session);
     let task = tokio::spawn(async move {
         let mut changes = state.refresh.changes();
         let mut looks = tokio::time::interval(LOOK);
@@ -123,7 +173,8 @@ pub fn tie(state: &Arc<State>, session: &Arc<UserSession>, control: &Arc<Control
                     Err(RecvError::Closed) => return,
                 },
                 _ = looks.tick() => {
-                    if is_over(&state, &session, state.clock.now()) {
+                    let now = state.clock.now();
+                    if is_over(&state, &session, now) || watch.is_idle(&state, now) {
                         break;
                     }
                 }
@@ -148,11 +199,17 @@ fn is_over(state: &State, session: &UserSession, now: Timestamp) -> bool {
 ///
 /// # Errors
 /// When the client is gone.
-pub async fn events(stream: &mut Session, state: &Arc<State>, session: Arc<UserSession>) -> Result<()> {
+pub async fn events(
+    stream: &mut Session,
+    state: &Arc<State>,
+    session: Arc<UserSession>,
+    cors: Option<&HeaderValue>,
+) -> Result<()> {
     let _counted = state.metrics.connection(ConnectionKind::Events);
     let mut changes = state.refresh.changes();
     let mut closing = state.streams.closing.subscribe();
-    write_head(stream, state).await?;
+    write_head(stream, state, cors).await?;
+    let watch = state.uses.watch(&session);
     let mut current = session;
     let mut warned = None;
     let mut ticks = tokio::time::interval(TICK);
@@ -164,8 +221,17 @@ pub async fn events(stream: &mut Session, state: &Arc<State>, session: Arc<UserS
             () = closed(&mut closing) => return stream.write_response_body(None, true).await,
         };
         let now = state.clock.now();
-        if matches!(told, Err(RecvError::Closed)) || is_over(state, &current, now) {
+        // A refresh token that the provider calls dead is only told, not kept for ever.
+        let ended = matches!(told, Ok(Change::Ended(id)) if id == current.id);
+        if ended || matches!(told, Err(RecvError::Closed)) || is_over(state, &current, now) {
             break;
+        }
+        if watch.is_idle(state, now) {
+            if state.settings.single_replica {
+                break;
+            }
+            // Another replica may have seen the user: the browser asks again, with the cookie that it has by now.
+            return stream.write_response_body(None, true).await;
         }
         if let Some(newest) = state.refresh.newest(current.id).filter(|newest| newest.generation > current.generation) {
             current = newest;
@@ -194,16 +260,17 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
-async fn write_head(stream: &mut Session, state: &State) -> Result<()> {
+async fn write_head(stream: &mut Session, state: &State, cors: Option<&HeaderValue>) -> Result<()> {
     let mut answer = LocalResponse::empty(StatusCode::OK)
         .header(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
         // For proxies that would collect an answer before they pass it on.
         .header(http::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     answer.finish(state.settings.public.is_https());
-    let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 1))?;
+    let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 4))?;
     for (name, value) in &answer.headers {
         head.append_header(name.clone(), value.clone())?;
     }
+    share(&mut head, cors)?;
     if stream.req_header().version == Version::HTTP_11 {
         head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     } else if !stream.is_http2() {

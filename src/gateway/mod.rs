@@ -144,7 +144,7 @@ impl ProxyHttp for Gateway {
                 ctx.phase = Phase::Answered;
                 let state = Arc::clone(&ctx.state);
                 // A page that went away is no news.
-                let _ = live::events(session, &state, user).await;
+                let _ = live::events(session, &state, user, ctx.cors.as_ref()).await;
                 Ok(true)
             }
             Outcome::Refuse(problem, cookies) => {

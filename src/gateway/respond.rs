@@ -27,12 +27,7 @@ pub async fn write(session: &mut Session, response: LocalResponse, cors: Option<
     for cookie in response.cookies {
         head.append_header(header::SET_COOKIE, cookie)?;
     }
-    if let Some(origin) = cors {
-        for (name, value) in cors_fields(origin) {
-            head.insert_header(name, value)?;
-        }
-        head.append_header(header::VARY, HeaderValue::from_static("Origin"))?;
-    }
+    share(&mut head, cors)?;
     if response.status != http::StatusCode::NO_CONTENT {
         head.insert_header(header::CONTENT_LENGTH, response.body.len())?;
     }
@@ -41,6 +36,17 @@ pub async fn write(session: &mut Session, response: LocalResponse, cors: Option<
     session.write_response_header(Box::new(head), no_body).await?;
     if !no_body {
         session.write_response_body(Some(response.body), true).await?;
+    }
+    Ok(())
+}
+
+/// Lets the pages of this origin, which is listed, read the answer.
+pub(super) fn share(head: &mut ResponseHeader, origin: Option<&HeaderValue>) -> Result<()> {
+    if let Some(origin) = origin {
+        for (name, value) in cors_fields(origin) {
+            head.insert_header(name, value)?;
+        }
+        head.append_header(header::VARY, HeaderValue::from_static("Origin"))?;
     }
     Ok(())
 }

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use percent_encoding::{CONTROLS, utf8_percent_encode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
@@ -24,7 +23,7 @@ use super::routes::Matched;
 use super::settings::{Access, OnAnonymous};
 use super::state::{RouteEntry, State};
 use super::step_up::{self, Asker, Wanted};
-use super::verify::{self, Verdict};
+use super::verify::{self, Doubted, own_target, verified};
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::refresh::coordinator::Freshened;
@@ -266,7 +265,7 @@ impl Ctx {
         let Some(user) = opened.came else {
             return Problem::new(Code::Internal, "A session was decided on that is not there.").into();
         };
-        let route = &entry.settings;
+        let (route, headers) = (&entry.settings, &request.head.headers);
         let demand = match route.max_token_age {
             Some(age) => Demand::OlderThan(age),
             None => Demand::IfDue,
@@ -277,7 +276,15 @@ impl Ctx {
             end @ (Freshened::Over { .. } | Freshened::Exhausted { .. }) => {
                 let clear = match end {
                     Freshened::Over { reason: EndReason::Dead(_) } => {
-                        match verified(state, request, &entry, &user).await {
+                        let target = own_target(&request.path, request.query.as_deref());
+                        let doubted = Doubted {
+                            headers,
+                            replayable: is_replayable(request),
+                            mode: route.verify,
+                            target: &target,
+                            now: request.now,
+                        };
+                        match verified(state, doubted, &user).await {
                             Ok(believed) if believed || route.access == Access::Optional => believed,
                             // 401 even for a page: this request cannot come again, the next one will tell.
                             Ok(_) => {
@@ -319,6 +326,7 @@ impl Ctx {
         if touch && fresh.ticket.is_some() {
             let mut touched = UserSession::clone(&fresh);
             touched.touch(request.now);
+            state.uses.note(&touched);
             state.vault.write_later(touched);
         }
         let wanted = Wanted::of_route(route).filter(|wanted| !wanted.is_met(&fresh, request.now));
@@ -371,6 +379,8 @@ impl Ctx {
         let presented = opened.presented;
         match opened.state {
             lifecycle::State::Open(came) => {
+                // Another replica may have seen the user since.
+                self.state.uses.note(&came);
                 let session = match self.state.refresh.recognise(&came) {
                     Recognised::Current | Recognised::Forgiven => Arc::clone(&came),
                     Recognised::Newer(newest) => {
@@ -419,41 +429,8 @@ fn nothing(presented: Presented) -> Opened {
     Opened { presented, came: None, session: None, useless: false, away: None, straggler: false }
 }
 
-/// The provider calls the session's refresh token dead: see [`verify`]. Whether it is to be believed, in which case the
-/// cookies are cleared.
-///
-/// # Errors
-/// The redirect by which the browser shows what cookie it has by now.
-async fn verified(
-    state: &Arc<State>,
-    request: &Request<'_>,
-    entry: &RouteEntry,
-    user: &UserSession,
-) -> Result<bool, LocalResponse> {
-    let headers = &request.head.headers;
-    let name = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied());
-    let marker = state.jar.marker(headers, request.now);
-    let hops = marker.filter(|marker| Some(marker.handle) == name).map_or(0, |marker| marker.hops);
-    let alone = state.settings.single_replica;
-    match (verify::judge(entry.settings.verify, alone, verify::is_replayable(request.head), hops), name) {
-        (Verdict::Again { pause, hops }, Some(handle)) => {
-            tokio::time::sleep(pause).await;
-            let dances = marker.map_or(0, |marker| marker.dances);
-            let marked = state.jar.mark(Marker { handle, hops, dances }, state.clock.now());
-            let again = LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &own_target(request));
-            Err(again.set_cookies(marked))
-        }
-        (verdict, _) => Ok(verdict != Verdict::Doubt),
-    }
-}
-
-/// The request's own path and query, as they stand in `Location`.
-fn own_target(request: &Request<'_>) -> String {
-    let path = utf8_percent_encode(request.path.as_str(), CONTROLS);
-    match &request.query {
-        Some(query) => format!("{path}?{}", utf8_percent_encode(query, CONTROLS)),
-        None => path.to_string(),
-    }
+fn is_replayable(request: &Request<'_>) -> bool {
+    verify::is_replayable(&request.head.method, request.head.version, &request.head.headers)
 }
 
 /// The refresh token has to be spent, and is in a cookie that the browser sends only below the prefix: it is led there,
@@ -461,8 +438,10 @@ fn own_target(request: &Request<'_>) -> String {
 fn lead_to_token(state: &Arc<State>, request: &Request<'_>, user: &UserSession) -> Outcome {
     let marker = state.jar.marker(&request.head.headers, request.now);
     let dances = marker.map_or(0, |marker| marker.dances);
-    let goes = dances < renew::MOST_DANCES && verify::is_replayable(request.head);
-    let way = goes.then(|| renew::way(state, user.id, &own_target(request), request.now)).flatten();
+    let goes = dances < renew::MOST_DANCES && is_replayable(request);
+    let way = goes
+        .then(|| renew::way(state, user.id, &own_target(&request.path, request.query.as_deref()), request.now))
+        .flatten();
     let Some(way) = way else {
         let problem = Problem::new(
             Code::LoginRequired,
@@ -532,13 +511,12 @@ fn preflight(head: &RequestHeader, listed: Option<&HeaderValue>) -> LocalRespons
     }
     let mut response = response
         .header(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"));
-    if let Some(asked) = head.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
-        let harmless = asked.to_str().is_ok_and(|text| {
-            text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b',' | b' ' | b'_'))
-        });
-        if harmless {
-            response = response.header(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
-        }
+    let asked = head.headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).into_iter();
+    let asked = asked.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim_ascii);
+    // Names only, and no `*`, which would mean all of them.
+    let names: Vec<&str> = asked.filter(|name| HeaderName::try_from(*name).is_ok() && !name.contains('*')).collect();
+    if let (false, Ok(names)) = (names.is_empty(), HeaderValue::try_from(names.join(", "))) {
+        response = response.header(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
     }
     response
 }
@@ -565,7 +543,7 @@ fn too_large(max_body: Option<u64>, headers: &HeaderMap) -> Option<Problem> {
 
 /// Whether the session's claims have one of the values of each.
 fn meets(require: &[(String, Vec<String>)], session: &UserSession) -> bool {
-    require.iter().all(|(claim, accepted)| match session.claims.get(claim) {
+    require.iter().all(|(claim, accepted)| match session.claim(claim).as_deref() {
         Some(serde_json::Value::String(value)) => accepted.contains(value),
         Some(serde_json::Value::Array(values)) => {
             values.iter().filter_map(serde_json::Value::as_str).any(|value| accepted.iter().any(|own| own == value))

@@ -32,6 +32,8 @@ pub struct Settings {
     pub replay_refused: bool,
     /// The operator says that this is the only instance.
     pub single_replica: bool,
+    /// Where no route says otherwise.
+    pub verify: Verify,
     /// Parameters by which tokens go upstream in the query, and what goes with them: never the client's own.
     pub placed: Vec<String>,
     /// The provider answers by POST to the callback.

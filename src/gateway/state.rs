@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::attempts::Attempts;
 use super::ends::Ends;
-use super::live::Streams;
+use super::live::{Streams, Uses};
 use super::own_token::OwnTokens;
 use super::rate::{Limiter, Limiters};
 use super::replay::Brought;
@@ -82,6 +82,8 @@ pub struct Shared {
     pub tracer: Arc<Tracer>,
     /// Open event streams.
     pub streams: Arc<Streams>,
+    /// When sessions that something is open for were last used.
+    pub uses: Arc<Uses>,
     /// Set when the process is on its way out: no answer keeps its connection from then on, so that the next request
     /// goes to another replica, and none is sent on a connection that closes at that moment.
     pub leaving: Arc<AtomicBool>,

@@ -68,7 +68,7 @@ impl Template {
     /// # Errors
     /// A fixed word for the log.
     pub fn resolve(&self, session: &Session) -> Result<Upstream, &'static str> {
-        self.fill(session.claims.get(&self.claim).and_then(Value::as_str).ok_or("claim_missing")?)
+        self.fill(session.claim(&self.claim).as_deref().and_then(Value::as_str).ok_or("claim_missing")?)
     }
 
     fn fill(&self, value: &str) -> Result<Upstream, &'static str> {

@@ -196,18 +196,12 @@ pub fn wants_another_proof(state: &State, forward: &Forward, response: &Response
 
 /// A claim as text.
 pub fn claim_text(session: &Session, name: &str) -> Option<String> {
-    match name {
-        "sub" => Some(session.subject.clone()),
-        _ => session.claims.get(name)?.as_str().map(str::to_owned),
-    }
+    session.claim(name)?.as_str().map(str::to_owned)
 }
 
 /// The claim behind an identity header.
 fn claim(session: &Session, name: &str) -> Option<HeaderValue> {
-    match name {
-        "sub" => headers::encode_claim(&serde_json::Value::String(session.subject.clone())),
-        _ => session.claims.get(name).and_then(headers::encode_claim),
-    }
+    session.claim(name).as_deref().and_then(headers::encode_claim)
 }
 
 /// The identity headers of this route that the session has the claim for.

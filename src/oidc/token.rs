@@ -349,7 +349,9 @@ fn success(
     }
     let text = |name: &'static str, place: &str, fits: fn(u8) -> bool| match members.pointer(place) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if !text.is_empty() && text.bytes().all(fits) => Ok(Some(text.clone())),
+        // Some providers write an absent one so.
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
+        Some(Value::String(text)) if text.bytes().all(fits) => Ok(Some(text.clone())),
         Some(_) => Err(Fault(name)),
     };
     let visible = |byte: u8| byte.is_ascii_graphic();

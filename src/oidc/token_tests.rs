@@ -91,7 +91,10 @@ fn tokens_are_ascii() {
     assert_eq!(with("access_token", json!(["x"])).unwrap_err().reason(), "access_token");
     assert_eq!(with("refresh_token", json!("a\nb")).unwrap_err().reason(), "refresh_token");
     assert_eq!(with("refresh_token", json!("a b")).unwrap().refresh_token, Some(RefreshToken::new("a b")));
-    assert_eq!(with("refresh_token", json!(null)).unwrap().refresh_token, None);
+    for absent in [json!(null), json!("")] {
+        assert_eq!(with("refresh_token", absent.clone()).unwrap().refresh_token, None);
+        assert_eq!(with("id_token", absent).unwrap().id_token, None);
+    }
     assert_eq!(with("id_token", json!(7)).unwrap_err().reason(), "id_token");
 }
 

@@ -431,7 +431,7 @@ impl Engine {
             }
             Outcome::Mismatch(reason) => {
                 self.end(flight.session, now + self.settings.recovery.max(ENDED_FOR), false);
-                return Landing::Over(EndReason::Dead(reason));
+                return Landing::Over(EndReason::Mismatch(reason));
             }
             Outcome::Ended => {
                 self.end(flight.session, now + self.settings.recovery.max(ENDED_FOR), true);

@@ -29,8 +29,10 @@ pub enum Demand {
 /// Why a session is over. `word` is the bounded label for log and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
-    /// The provider said so, or its answer was of somebody else; the word says why, for the log.
+    /// The provider said so; the word says why, for the log.
     Dead(&'static str),
+    /// The provider's answer was of somebody else. It did not call the token dead, so there is nothing to verify.
+    Mismatch(&'static str),
     /// Its life is over, or the access token ended and nothing can renew it.
     Expired,
     /// Nobody used it for too long.
@@ -47,7 +49,7 @@ impl EndReason {
     /// The fixed word for log and metric.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::Dead(_) => "refresh_dead",
+            Self::Dead(_) | Self::Mismatch(_) => "refresh_dead",
             Self::Expired => "expired",
             Self::Idle => "idle",
             Self::RefreshLimit => "refresh_limit",

@@ -46,7 +46,7 @@ pub trait Shared: Send + Sync {
     async fn unlock(&self, handle: Handle, owner: Owner);
     /// The result was delivered: so long is enough from now on. Nobody waits for it.
     fn acknowledge(&self, handle: Handle, life: Duration);
-    /// It has been away for longer than [`HICCUP`]: to ask again is in vain.
+    /// It refuses, or has been away for longer than [`HICCUP`]: to ask again is in vain.
     fn is_gone(&self) -> bool {
         false
     }
@@ -61,7 +61,7 @@ pub enum OnError {
     Wait,
 }
 
-/// How long a store that gives no answer is taken for a slow one where a token that is spent twice ends a session.
+/// How long a store that says nothing at all is taken for a slow one where a token that is spent twice ends a session.
 /// Longer than the pause after which a link looks again for a store that went away.
 pub const HICCUP: Duration = Duration::from_secs(3);
 

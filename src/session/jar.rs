@@ -176,7 +176,7 @@ impl Jar {
             match found {
                 Found::Part(index) => values.push((index, value)),
                 Found::Refresh(index) => kept_apart.push((index, value)),
-                Found::Login(_) | Found::Verify => {}
+                Found::Login(_) | Found::Verify | Found::Returned => {}
             }
             presented.add(found);
         }
@@ -380,7 +380,8 @@ impl Jar {
     /// Removes the session that was presented, open or not, with its verify marker. What another replica may be able to
     /// open stays.
     pub fn expire(&self, presented: &Presented) -> Vec<HeaderValue> {
-        let ends = |found: &&Found| !matches!(found, Found::Login(_)) && !presented.unknown.contains(found);
+        let ends =
+            |found: &&Found| !matches!(found, Found::Login(_) | Found::Returned) && !presented.unknown.contains(found);
         let mut cookies: Vec<_> = presented.found.iter().filter(ends).filter_map(|found| self.expiry(found)).collect();
         if !cookies.is_empty() {
             cookies.extend(self.expire_unseen(presented));
@@ -412,7 +413,7 @@ impl Jar {
 
     /// Whether a cookie of that name is ours: never forwarded, never taken from an upstream.
     pub fn owns(&self, name: &str) -> bool {
-        self.names.classify(name.as_bytes()).is_some()
+        self.names.owns(name.as_bytes())
     }
 
     /// The handle of a session's generation; none without a refresh token. It is taken over the refresh token as it is

@@ -22,7 +22,7 @@ use crate::web::return_to::ReturnTo;
 
 /// How long a user may take at the provider.
 const LIFE: Duration = Duration::from_secs(600);
-/// How long a finished attempt leaves a trace: the time that a redirect takes.
+/// How long a finished login leaves a trace: the time that a redirect takes.
 const TRACE_LIFE: Duration = Duration::from_secs(10);
 /// More tabs than this log in at once by accident only.
 const MAX_ATTEMPTS: usize = 5;
@@ -118,17 +118,17 @@ impl LoginCookies {
         self.open_state(state).map(|(_, restarts)| restarts)
     }
 
-    /// Whether the request carries a cookie of some attempt, of whatever state.
-    pub fn any_presented(&self, headers: &HeaderMap) -> bool {
-        self.presented(headers).next().is_some()
+    /// Whether a login left its trace a moment ago.
+    pub fn is_traced(&self, headers: &HeaderMap) -> bool {
+        self.names.find(headers).take(MAX_LOOKED_AT).any(|(found, _)| found == Found::Returned)
     }
 
-    /// Leaves, in place of a finished attempt's cookie, a trace that lives for seconds and opens nothing.
-    pub fn trace(&self, id: [u8; 16]) -> Vec<HeaderValue> {
-        let name = self.names.full(&Found::Login(cookie_id(id)));
-        let same_site = login_same_site(&self.settings);
+    /// The trace of a finished login: it lives for seconds and opens nothing. The verify marker would not do, which is
+    /// withheld together with the session's cookie.
+    pub fn trace(&self) -> Option<HeaderValue> {
+        let name = self.names.full(&Found::Returned);
         let life = Some(TRACE_LIFE.as_secs());
-        render(&self.settings, &name, "done".to_owned(), same_site, "/", life).into_iter().collect()
+        render(&self.settings, &name, "1".to_owned(), login_same_site(&self.settings), "/", life)
     }
 
     /// Removes an attempt's cookie.

@@ -1,5 +1,6 @@
 //! The session: who, with which tokens, since when.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
@@ -166,6 +167,18 @@ impl Session {
         }
     }
 
+    /// A claim by its name in the ID token, whether it has a field of its own or is among those that the configuration names.
+    pub fn claim(&self, name: &str) -> Option<Cow<'_, serde_json::Value>> {
+        let own: Option<serde_json::Value> = match name {
+            "sub" => Some(self.subject.as_str().into()),
+            "sid" => self.provider_sid.as_deref().map(Into::into),
+            "acr" => self.acr.as_deref().map(Into::into),
+            "auth_time" => self.auth_time.map(Into::into),
+            _ => return self.claims.get(name).map(Cow::Borrowed),
+        };
+        own.map(Cow::Owned)
+    }
+
     /// Whether it sends the same access token as `other`, a generation of the same session.
     pub fn shares_access(&self, other: &Self) -> bool {
         (self.issued, self.access_expires) == (other.issued, other.access_expires)
@@ -298,6 +311,20 @@ pub(super) mod tests {
         let session = session(tokens("a", Some("r")));
         assert_eq!(session.claims.keys().collect::<Vec<_>>(), ["email"]);
         assert_eq!((session.generation, session.created, session.issued, session.last_used), (0, NOW, NOW, NOW));
+    }
+
+    /// Contract 2.10, 2.11: whatever names a claim may name these too.
+    #[test]
+    fn claims_with_a_place_of_their_own_are_found_by_name() {
+        let mut session = session(tokens("a", None));
+        session.acr = Some("gold".into());
+        let found = |name| session.claim(name).map(Cow::into_owned);
+        assert_eq!(
+            ["sub", "sid", "acr", "email"].map(found),
+            ["alice-4711", "s1", "gold", "a@example.com"].map(|it| Some(it.into()))
+        );
+        assert_eq!(found("auth_time"), Some(1_799_999_000.into()));
+        assert_eq!(found("secret"), None);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Shared for Arc<Store> {
     }
 
     fn is_gone(&self) -> bool {
-        self.link.is_away_since(HICCUP)
+        self.link.is_refused() || self.link.is_away_since(HICCUP)
     }
 
     fn acknowledge(&self, handle: Handle, life: Duration) {

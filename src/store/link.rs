@@ -10,6 +10,7 @@
 //! own time. The probes are the keeper's, so that no request is spent on finding out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -42,6 +43,9 @@ pub(super) struct Fault {
     /// The connection is of no use any more.
     pub(super) lost: bool,
 }
+
+/// Nobody said anything: it may only be slow.
+const SILENCE: &str = "timeout";
 
 /// A connection.
 #[async_trait]
@@ -86,6 +90,8 @@ pub(super) struct Link {
     breaker: Mutex<Breaker>,
     /// Whether it was said last that the store is up, and when it was first said.
     told: Mutex<Option<(bool, Instant)>>,
+    /// The last failure was a clear one, not silence.
+    refused: AtomicBool,
     state: watch::Sender<State>,
 }
 
@@ -98,6 +104,7 @@ impl Link {
             observer,
             breaker: Mutex::default(),
             told: Mutex::default(),
+            refused: AtomicBool::new(false),
             state: watch::Sender::new(State::Dialing),
         }
     }
@@ -117,12 +124,17 @@ impl Link {
             let Connected { line, number } = connected.ok_or(Away)?;
             let fault = match timeout_at(end, line.send(command)).await {
                 Ok(Ok(value)) => {
+                    self.refused.store(false, Ordering::Relaxed);
                     self.breaker.lock().answered();
                     return Ok(value);
                 }
                 Ok(Err(fault)) => fault,
-                Err(_) => Fault { reason: "timeout", lost: false },
+                Err(_) => Fault { reason: SILENCE, lost: false },
             };
+            // Whether a lost connection comes again at once, the keeper finds out.
+            if !fault.lost {
+                self.refused.store(fault.reason != SILENCE, Ordering::Relaxed);
+            }
             self.failed(number, fault);
         }
         Err(Away)
@@ -152,9 +164,14 @@ impl Link {
         self.told.lock().is_some_and(|(up, since)| !up && since.elapsed() >= span)
     }
 
+    /// Whether it said no, or nobody listens there: that is not what a slow one does.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     pub(super) async fn subscribe(&self, channel: &str) -> Result<Subscription, Fault> {
         let dialer = Arc::clone(&self.target.load().dialer);
-        timeout(DIAL, dialer.subscribe(channel)).await.unwrap_or(Err(Fault { reason: "timeout", lost: true }))
+        timeout(DIAL, dialer.subscribe(channel)).await.unwrap_or(Err(Fault { reason: SILENCE, lost: true }))
     }
 
     /// None while the store is away.
@@ -215,12 +232,14 @@ impl Link {
             match self.dial().await {
                 Ok(line) => {
                     number += 1;
+                    self.refused.store(false, Ordering::Relaxed);
                     self.breaker.lock().answered();
                     self.state.send_replace(State::Up(Connected { line, number }));
                     self.tell(Ok(()));
                     let _ = state.wait_for(|state| !matches!(state, State::Up(up) if up.number == number)).await;
                 }
                 Err(fault) => {
+                    self.refused.store(fault.reason != SILENCE, Ordering::Relaxed);
                     let (turned, open) = {
                         let mut breaker = self.breaker.lock();
                         (breaker.failed(), breaker.is_open())
@@ -241,7 +260,7 @@ impl Link {
     /// A connection over which a write worked: a replica that takes none, or a user who may not, is of no use.
     async fn dial(&self) -> Result<Arc<dyn Line>, Fault> {
         let target = self.target.load_full();
-        let slow = Fault { reason: "timeout", lost: true };
+        let slow = Fault { reason: SILENCE, lost: true };
         let line = timeout(DIAL, target.dialer.dial()).await.unwrap_or(Err(slow))?;
         let mut probe = redis::cmd("SET");
         probe.arg(&self.probe).arg(1).arg("PX").arg(PROBE_LIFE);

@@ -4,7 +4,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use super::pages::{self, Page};
-use super::response::LocalResponse;
+use super::response::{GUARD, LocalResponse};
 
 /// The `code` of a problem document: contract section 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +53,8 @@ pub struct Problem {
     pub allow: Option<String>,
     /// Seconds after which a retry makes sense.
     pub retry_after: Option<u64>,
+    /// Origins whose pages may frame the answer, separated by spaces.
+    pub framed_by: Option<String>,
 }
 
 /// Which form the client reads: a document for scripts, a page for people.
@@ -164,7 +166,7 @@ impl Code {
 impl Problem {
     /// A refusal with a sentence about it.
     pub fn new(code: Code, detail: &'static str) -> Self {
-        Self { code, detail, login_url: None, allow: None, retry_after: None }
+        Self { code, detail, login_url: None, allow: None, retry_after: None, framed_by: None }
     }
 
     /// Asks the client to come again after `seconds`.
@@ -188,12 +190,28 @@ impl Problem {
         self
     }
 
+    /// Lets pages of these origins frame the answer, which nobody else's may.
+    #[must_use]
+    pub fn framed_by(mut self, origins: String) -> Self {
+        self.framed_by = Some(origins);
+        self
+    }
+
     /// The answer in the form that the client reads. A HEAD request gets it without its body.
     pub fn render(self, shape: Shape, request_id: &str) -> LocalResponse {
         let mut response = match shape {
             Shape::Json => self.document(request_id),
             Shape::Html => self.page(request_id),
         };
+        if let Some(origins) = self.framed_by.as_deref().filter(|origins| !origins.is_empty()) {
+            let headers = &mut response.headers;
+            let policy = headers.get(header::CONTENT_SECURITY_POLICY).and_then(|policy| policy.to_str().ok());
+            let policy =
+                policy.unwrap_or(GUARD).replace("frame-ancestors 'none'", &format!("frame-ancestors {origins}"));
+            if let Ok(policy) = HeaderValue::try_from(policy) {
+                headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+            }
+        }
         if let Some(seconds) = self.retry_after {
             response.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Version};
 
 use super::path::CleanPath;
 use crate::clock::Timestamp;
@@ -12,6 +12,8 @@ use crate::clock::Timestamp;
 pub struct RequestView<'a> {
     /// The method, case-sensitive (RFC 9110 section 9.1).
     pub method: &'a Method,
+    /// By which it came.
+    pub version: Version,
     /// The canonical path: the one that routing judges and that is forwarded.
     pub path: &'a CleanPath,
     /// The query without `?`, byte for byte as it came.

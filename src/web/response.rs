@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+/// The policy of an answer that has none of its own.
+pub const GUARD: &str = "default-src 'none'; frame-ancestors 'none'";
+
 /// A complete answer, cookies included. [`crate::gateway`] writes it; nobody adds to it on the way but the headers
 /// that every answer of ours has.
 #[derive(Clone, Debug)]
@@ -69,9 +72,7 @@ impl LocalResponse {
         headers
             .entry(HeaderName::from_static("cross-origin-resource-policy"))
             .or_insert(HeaderValue::from_static("same-origin"));
-        headers
-            .entry(header::CONTENT_SECURITY_POLICY)
-            .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+        headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(GUARD));
         if https_public {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
         }

@@ -7,8 +7,11 @@ use super::path::CleanPath;
 /// The target travels in the sealed cookie of the attempt, beside everything else.
 const MAX_LENGTH: usize = 2048;
 
-/// Non-ASCII text is encoded besides: a `Location` is ASCII.
-const QUERY: &AsciiSet = &CONTROLS.add(b' ').add(b'#');
+/// What a URI may not hold (RFC 3986 appendix A), and what we would refuse when the browser brings it. Non-ASCII text is
+/// encoded besides: a `Location` is ASCII.
+const PATH: &AsciiSet = &CONTROLS.add(b'"').add(b'<').add(b'>').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+/// In a query browsers encode the apostrophe too.
+const QUERY: &AsciiSet = &PATH.add(b' ').add(b'#').add(b'\\').add(b'\'');
 
 /// What need not be encoded in a query value, `/` for the reader's sake.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -83,7 +86,7 @@ fn local(text: &str, prefix: Option<&str>) -> Option<String> {
 }
 
 fn assemble(path: &CleanPath, query: Option<&str>) -> String {
-    let mut target = utf8_percent_encode(path.as_str(), CONTROLS).to_string();
+    let mut target = utf8_percent_encode(path.as_str(), PATH).to_string();
     if let Some(query) = query {
         target.push('?');
         target.extend(utf8_percent_encode(query, QUERY));
@@ -166,11 +169,12 @@ mod tests {
             "/%C3%A4?x=%2F%2Fe",
             "/a?next=https://x.example/",
             "/?",
-            "/a?q=\"<>\\?",
+            "/a?f[x]=1&b=(c)!*,;:@",
         ] {
             assert_eq!(target(text), text);
         }
         assert_eq!(target("/a#frag//evil"), "/a");
+        assert_eq!(target("/a\"<b>?q=\"<'>\\^`{|}"), "/a%22%3Cb%3E?q=%22%3C%27%3E%5C%5E%60%7B%7C%7D");
         assert_eq!(target("/ä?ö=ü x"), "/%C3%A4?%C3%B6=%C3%BC%20x");
     }
 

@@ -56,9 +56,6 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
     // RFC 9700 section 4.4.2.2: where the answer comes to says whose it is.
     let came_to = request.path.as_str().strip_prefix(state.settings.prefix.as_str()).and_then(own_callback);
     let is_here = |provider: &Arc<Provider>| provider.settings().own_callback.as_deref() == came_to;
-    if !state.providers.iter().any(is_here) {
-        return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
-    }
     let params = if request.method == Method::POST {
         // What a form brings is all that counts: the URL of the callback has no query of ours.
         if !has_form(request) {
@@ -224,12 +221,13 @@ async fn redeem(
             Ok(cookies) => {
                 state.weigh(&cookies);
                 // A browser that says `none` over the whole chain withholds the Strict cookie from the page behind
-                // this redirect: leave a short-lived trace of the attempt, by which that page is answered with a hop.
+                // this redirect: leave a short-lived trace of the login, by which that page is answered with a hop.
                 let typed = request.headers.get("sec-fetch-site").is_some_and(|site| site == "none");
-                let attempt_cookie = if typed { state.logins.trace(attempt.id) } else { clear };
+                let trace = typed.then(|| state.logins.trace()).flatten();
                 set_location(to_page(onward(request), &attempt.return_to), &without_fragment(&attempt.return_to))
                     .set_cookies(cookies)
-                    .set_cookies(attempt_cookie)
+                    .set_cookies(clear)
+                    .set_cookies(trace)
                     .into()
             }
             Err(_) => Answer::Refuse(too_large(), clear),

@@ -22,6 +22,17 @@ use crate::web::response::LocalResponse;
 const MAX_SID: usize = 1024;
 
 pub(super) fn serve(state: &State, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+    match end(state, request, visitor) {
+        // The provider's page shows it in the same frame.
+        Answer::Refuse(problem, cookies) => {
+            let issuers = state.providers.iter().filter_map(|provider| origin(provider.settings().issuer.as_str()));
+            Answer::Refuse(problem.framed_by(issuers.collect::<Vec<_>>().join(" ")), cookies)
+        }
+        answer => answer,
+    }
+}
+
+fn end(state: &State, request: &RequestView<'_>, visitor: Visitor) -> Answer {
     let params = Params::parse(request.query);
     let (Ok(Some(iss)), Ok(Some(sid))) = (params.one("iss"), params.one("sid")) else {
         return Problem::new(Code::BadRequest, "iss and sid are needed, once each.").into();
@@ -53,9 +64,12 @@ const PAGE: &str = "<!doctype html><title>Signed out</title>\n";
 
 /// Only the issuer's own pages may frame this one.
 fn frame_policy(issuer: &str) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("default-src 'none'; frame-ancestors {}", origin(issuer)?)).ok()
+}
+
+fn origin(issuer: &str) -> Option<String> {
     let origin = Url::parse(issuer).ok()?.origin();
-    let origin = origin.is_tuple().then(|| origin.ascii_serialization())?;
-    HeaderValue::try_from(format!("default-src 'none'; frame-ancestors {origin}")).ok()
+    origin.is_tuple().then(|| origin.ascii_serialization())
 }
 
 #[cfg(test)]

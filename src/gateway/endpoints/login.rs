@@ -26,8 +26,8 @@ pub(super) const MAX_RESTARTS: u8 = 3;
 /// Starts a login: 302 to the provider, with an attempt's cookie.
 pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
     let caller = visitor.caller;
-    // FAPI2-17: nobody else's page starts a login in a frame, an image or a script.
-    if caller.foreign && !(caller.navigation && caller.document) {
+    // FAPI2-17: nobody else's page starts a login in a frame, an image or a script; that of a listed origin neither.
+    if (caller.foreign || caller.outside) && !(caller.navigation && caller.document) {
         return csrf().into();
     }
     let params = Params::parse(request.query);

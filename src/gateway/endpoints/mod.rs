@@ -125,6 +125,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether a callback is at this path, below the prefix: the one that all share, or a provider's own.
+    fn is_callback(state: &State, rest: &str) -> bool {
+        state.providers.iter().any(|provider| provider.settings().own_callback.as_deref() == own_callback(rest))
+    }
+
     /// Whether the configuration has it: what is switched off is not there.
     pub fn is_on(self, settings: &Settings) -> bool {
         match self {
@@ -146,6 +151,10 @@ impl Endpoint {
 
     /// Serves one request.
     pub async fn serve(self, state: &Arc<State>, request: &RequestView<'_>, visitor: Visitor) -> Answer {
+        let rest = request.path.as_str().strip_prefix(state.settings.prefix.as_str()).unwrap_or_default();
+        if self == Self::Callback && !Self::is_callback(state, rest) {
+            return Problem::new(Code::NoRoute, "There is no such endpoint.").into();
+        }
         if !self.takes(request.method, &state.settings) {
             let problem = Problem::new(Code::MethodNotAllowed, "This endpoint does not take the method.");
             return problem.allow(self.methods(&state.settings).to_owned()).into();

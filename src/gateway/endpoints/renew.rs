@@ -15,13 +15,11 @@ use super::{Answer, Visitor};
 use crate::clock::Timestamp;
 use crate::crypto::seal::{Opened, Purpose};
 use crate::gateway::routes::Matched;
-use crate::gateway::settings::Verify;
 use crate::gateway::state::{RouteEntry, State};
-use crate::gateway::verify::{self, Verdict};
+use crate::gateway::verify::{Doubted, own_target, verified};
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::{Demand, EndReason};
 use crate::session::SessionId;
-use crate::session::jar::Marker;
 use crate::web::path::CleanPath;
 use crate::web::problem::{Code, Problem};
 use crate::web::query::Params;
@@ -86,19 +84,16 @@ pub(super) async fn serve(state: &Arc<State>, request: &RequestView<'_>, visitor
         Freshened::Use { session: fresh, changed } => back(mended(state, request, &visitor.presented, changed, &fresh)),
         Freshened::Exhausted { session: last, .. } => back(mended(state, request, &visitor.presented, stale, &last)),
         Freshened::Over { reason: EndReason::Dead(_) } => {
-            let mode = route.map_or(Verify::Redirect, |route| route.settings.verify);
-            let marker = state.jar.marker(request.headers, request.now);
-            let handle = state.jar.handle(user).and_then(|handle| handle.0.first_chunk().copied()).unwrap_or_default();
-            let hops = marker.filter(|marker| marker.handle == handle).map_or(0, |marker| marker.hops);
-            match verify::judge(mode, state.settings.single_replica, true, hops) {
-                Verdict::Again { pause, hops } => {
-                    tokio::time::sleep(pause).await;
-                    let here = format!("{}?{}", request.path, request.query.unwrap_or_default());
-                    let dances = marker.map_or(0, |marker| marker.dances);
-                    let marked = state.jar.mark(Marker { handle, hops, dances }, state.clock.now());
-                    LocalResponse::redirect(StatusCode::TEMPORARY_REDIRECT, &here).set_cookies(marked).into()
-                }
-                Verdict::Believe | Verdict::Doubt => back(expired()),
+            let doubted = Doubted {
+                headers: request.headers,
+                replayable: true,
+                mode: route.map_or(state.settings.verify, |route| route.settings.verify),
+                target: &own_target(request.path, request.query),
+                now: request.now,
+            };
+            match verified(state, doubted, user).await {
+                Ok(_) => back(expired()),
+                Err(redirect) => redirect.into(),
             }
         }
         Freshened::Over { .. } | Freshened::Bring => back(expired()),

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{Answer, Visitor, csrf};
 use crate::clock::Timestamp;
 use crate::gateway::state::State;
+use crate::gateway::verify::{Doubted, is_replayable, own_target, verified};
 use crate::refresh::coordinator::Freshened;
 use crate::refresh::policy::{Demand, EndReason};
 use crate::session::Session;
@@ -29,7 +30,7 @@ pub(super) fn show(state: &State, request: &RequestView<'_>, visitor: Visitor) -
         let cookies = state.jar.expire(&visitor.presented);
         return LocalResponse::json(&json!({ "authenticated": false })).set_cookies(cookies).into();
     };
-    // Told by `refresh` a moment ago. Its cookie stays: see there.
+    // Told a moment ago, to a request that could not be sent round. Its cookie stays: see there.
     if state.refresh.is_dead(&session) {
         return LocalResponse::json(&json!({ "authenticated": false })).into();
     }
@@ -65,8 +66,20 @@ pub(super) async fn refresh(state: &Arc<State>, request: &RequestView<'_>, visit
             LocalResponse::json(&describe(state, &fresh, state.clock.now())).set_cookies(cookies).into()
         }
         // Another replica may have spent the token a moment ago, and the browser have the newer cookie by now, under the
-        // same name. A POST cannot be sent round to find out: the next request will.
-        Freshened::Over { reason: EndReason::Dead(_) } if !state.settings.single_replica => over(Vec::new()),
+        // same name.
+        Freshened::Over { reason: EndReason::Dead(_) } => {
+            let doubted = Doubted {
+                headers: request.headers,
+                replayable: is_replayable(request.method, request.version, request.headers),
+                mode: state.settings.verify,
+                target: &own_target(request.path, request.query),
+                now: request.now,
+            };
+            match verified(state, doubted, session).await {
+                Ok(believed) => over(if believed { expired() } else { Vec::new() }),
+                Err(redirect) => redirect.into(),
+            }
+        }
         Freshened::Over { reason: EndReason::Reuse } => over(Vec::new()),
         Freshened::Over { .. } | Freshened::Bring => over(expired()),
         Freshened::Unavailable { retry_after } => unavailable(retry_after.as_secs()).into(),
@@ -117,9 +130,8 @@ pub(crate) fn refused() -> Problem {
 fn describe(state: &State, session: &Session, now: Timestamp) -> Value {
     let mut claims = Map::new();
     for name in &state.settings.expose {
-        let value = if name == "sub" { Some(json!(session.subject)) } else { session.claims.get(name).cloned() };
-        if let Some(value) = value {
-            claims.insert(name.clone(), value);
+        if let Some(value) = session.claim(name) {
+            claims.insert(name.clone(), value.into_owned());
         }
     }
     let settings = state.jar.settings();

@@ -474,7 +474,7 @@ async fn a_dead_token_is_remembered_and_told_once() {
 #[tokio::test(start_paused = true)]
 async fn a_mismatch_ends_the_session() {
     let rig = rig(EARLY, [Act::Fail(ProviderError::Invalid { reason: "sub" })]);
-    assert!(matches!(rig.get().await, Freshened::Over { reason: EndReason::Dead("sub") }));
+    assert!(matches!(rig.get().await, Freshened::Over { reason: EndReason::Mismatch("sub") }));
     assert!(rig.coordinator.is_ended(ID));
     rig.clock.advance(secs(3600));
     assert!(matches!(rig.get().await, Freshened::Over { reason: EndReason::Ended }));
@@ -712,7 +712,7 @@ async fn a_token_that_is_not_to_be_had_ends_no_session() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_of_somebody_else_ends_the_session_whatever_it_was_for() {
     let rig = rig(secs(10), [Act::Fail(ProviderError::Invalid { reason: "sub" })]);
-    assert!(matches!(rig.obtain().await, Obtained::Over(EndReason::Dead("sub"))));
+    assert!(matches!(rig.obtain().await, Obtained::Over(EndReason::Mismatch("sub"))));
     assert!(rig.coordinator.is_ended(ID));
 }
 

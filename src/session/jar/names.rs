@@ -12,6 +12,9 @@ pub(super) const PIECE: usize = 3800;
 /// Index, total, six characters of the group.
 pub(super) const PART_PREFIX: usize = 8;
 
+/// What names may begin with that browsers guard (RFC 6265bis section 4.1.3), the longer first. They compare without case.
+const PREFIXES: [&[u8]; 4] = [b"__Host-Http-", b"__Host-", b"__Http-", b"__Secure-"];
+
 /// A cookie of ours, by what its name says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::session) enum Found {
@@ -20,6 +23,8 @@ pub(in crate::session) enum Found {
     /// A login attempt, by its id.
     Login(String),
     Verify,
+    /// The trace of a login that began with a typed address.
+    Returned,
     /// The refresh and ID token of the `split` layout, or their part of that number.
     Refresh(u32),
 }
@@ -52,6 +57,8 @@ impl Series {
 /// section 4.1.3 lets only the browser be lenient).
 #[derive(Clone, Debug)]
 pub(in crate::session) struct Names {
+    /// Without prefix.
+    name: String,
     base: String,
     refresh: String,
     /// Characters per cookie.
@@ -70,7 +77,13 @@ impl Names {
         };
         // A name so long that little is left for the value is refused by the configuration.
         let room = 4096_usize.saturating_sub(base.len().max(refresh.len()) + 2 + PART_PREFIX).max(1);
-        Self { base, refresh, piece: PIECE.min(room), refresh_path: format!("{}/", settings.prefix) }
+        Self {
+            name: name.clone(),
+            base,
+            refresh,
+            piece: PIECE.min(room),
+            refresh_path: format!("{}/", settings.prefix),
+        }
     }
 
     pub(in crate::session) fn full(&self, found: &Found) -> String {
@@ -79,6 +92,7 @@ impl Names {
             Found::Part(index) => format!("{}-{index}", self.base),
             Found::Login(id) => format!("{}-login-{id}", self.base),
             Found::Verify => format!("{}-verify", self.base),
+            Found::Returned => format!("{}-returned", self.base),
             Found::Refresh(0) => self.refresh.clone(),
             Found::Refresh(index) => format!("{}-{index}", self.refresh),
         }
@@ -107,30 +121,20 @@ impl Names {
     }
 
     pub(super) fn classify(&self, name: &[u8]) -> Option<Found> {
-        if let Some(rest) = name.strip_prefix(self.refresh.as_bytes()) {
-            match rest {
-                b"" => return Some(Found::Refresh(0)),
-                rest => {
-                    if let Some(index) = rest.strip_prefix(b"-").and_then(number) {
-                        return Some(Found::Refresh(index));
-                    }
-                }
-            }
-        }
-        match name.strip_prefix(self.base.as_bytes())? {
-            b"" => Some(Found::Part(0)),
-            b"-verify" => Some(Found::Verify),
-            rest => {
-                let rest = rest.strip_prefix(b"-")?;
-                if let Some(id) = rest.strip_prefix(b"login-") {
-                    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
-                    let id = std::str::from_utf8(id).ok()?;
-                    return (!id.is_empty() && id.len() <= 64 && id.as_bytes().iter().all(fits))
-                        .then(|| Found::Login(id.to_owned()));
-                }
-                number(rest).map(Found::Part)
-            }
-        }
+        let refresh = name.strip_prefix(self.refresh.as_bytes()).and_then(part);
+        refresh.map(Found::Refresh).or_else(|| front(name.strip_prefix(self.base.as_bytes())?))
+    }
+
+    /// Whether it is one of our names, whatever the prefix: only the configured spelling opens anything, but no other one
+    /// is anybody else's either.
+    pub(super) fn owns(&self, name: &[u8]) -> bool {
+        let bare = PREFIXES.iter().find_map(|prefix| {
+            let (start, rest) = name.split_at_checked(prefix.len())?;
+            start.eq_ignore_ascii_case(prefix).then_some(rest)
+        });
+        bare.unwrap_or(name)
+            .strip_prefix(self.name.as_bytes())
+            .is_some_and(|rest| front(rest).is_some() || rest.strip_prefix(b"-refresh").and_then(part).is_some())
     }
 
     /// Our cookies in all `Cookie` fields, with their values, in the order of the request. Whatever cannot be ours is
@@ -146,15 +150,43 @@ impl Names {
     }
 
     pub(in crate::session) fn expiry(&self, settings: &Settings, found: &Found) -> Option<HeaderValue> {
-        let same_site = if let Found::Login(_) = found { login_same_site(settings) } else { settings.same_site };
-        render(settings, &self.full(found), String::new(), same_site, self.path(found), None)
+        render(settings, &self.full(found), String::new(), same_site(settings, found), self.path(found), None)
     }
+}
+
+/// By what follows the name: a cookie that the browser sends everywhere.
+fn front(rest: &[u8]) -> Option<Found> {
+    match rest {
+        b"-verify" => Some(Found::Verify),
+        b"-returned" => Some(Found::Returned),
+        _ => match rest.strip_prefix(b"-login-") {
+            Some(id) => {
+                let fits = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'_';
+                let id = std::str::from_utf8(id).ok()?;
+                (!id.is_empty() && id.len() <= 64 && id.as_bytes().iter().all(fits))
+                    .then(|| Found::Login(id.to_owned()))
+            }
+            None => part(rest).map(Found::Part),
+        },
+    }
+}
+
+/// By what follows the name: which part it is.
+fn part(rest: &[u8]) -> Option<u32> {
+    if rest.is_empty() { Some(0) } else { rest.strip_prefix(b"-").and_then(number) }
 }
 
 /// The number after the dash of a part's name.
 fn number(digits: &[u8]) -> Option<u32> {
     let fits = digits.len() < 10 && !digits.starts_with(b"0") && digits.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(digits).ok()?.parse().ok().filter(|_| fits)
+}
+
+fn same_site(settings: &Settings, found: &Found) -> SameSite {
+    match found {
+        Found::Login(_) | Found::Returned => login_same_site(settings),
+        Found::Part(_) | Found::Refresh(_) | Found::Verify => settings.same_site,
+    }
 }
 
 /// The provider's redirect is cross-site: a Strict cookie would stay behind, and a Lax one with a POST.

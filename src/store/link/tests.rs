@@ -125,6 +125,21 @@ async fn five_failures_open_and_a_probe_closes() {
     assert!(!link.is_away_since(Duration::ZERO));
 }
 
+/// Only silence may be slowness: a clear no, of the server or of its address, is known at once.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_from_silence() {
+    let (double, link) = rig(false, &[Act::Hang, Act::Hang, Act::Fail(ERROR), Act::Fail(ERROR), Act::Answer]);
+    assert_eq!((link.ask(&ping()).await, link.is_refused()), (Err(Away), false), "it says nothing");
+    assert_eq!((link.ask(&ping()).await, link.is_refused()), (Err(Away), true), "it says no");
+    assert_eq!((link.ask(&ping()).await, link.is_refused()), (Ok(Value::Int(1)), false));
+    *double.down.lock() = true;
+    double.script.lock().extend([Act::Fail(REFUSED); 2]);
+    assert_eq!((link.ask(&ping()).await, link.is_refused()), (Err(Away), true), "nobody listens there");
+    *double.down.lock() = false;
+    link.up().await;
+    assert!(!link.is_refused());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_is_made_anew_at_once() {
     let (double, link) = rig(false, &[Act::Fail(REFUSED)]);
