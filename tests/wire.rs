@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use toml::Table;
 
 use support::client::Ask;
-use support::exact::{PATIENCE, Rig, SCRIPT, TYPED, answer, route, routes};
+use support::exact::{PATIENCE, Rig, SCRIPT, TYPED, answer, more_routes, route, routes};
 use support::gateway::set;
 use support::text::mark;
 use support::upstream::{Script, Upstream, feed};
@@ -169,6 +169,12 @@ async fn a_dead_kept_alive_connection() {
     let reply = rig.get("/api/gone", &[]).await;
     assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
     assert_eq!(rig.upstream.requests_to("/api/gone").len(), 2);
+    // Nor when the answer had begun: the connection was not dead.
+    assert_eq!(rig.get("/api/warm", &[]).await.status, 200);
+    rig.upstream.on("/api/begun", Script::RawThenClose(b"HTTP/1.1 200 OK\r\nX".to_vec()));
+    let reply = rig.get("/api/begun", &[]).await;
+    assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
+    assert_eq!(rig.upstream.requests_to("/api/begun").len(), 1);
     // And not on a connection that was fresh.
     rig.upstream.drop_connections().await;
     rig.upstream.on("/api/fresh", Script::Close);
@@ -247,6 +253,28 @@ async fn dos_08_a_slow_upload_is_no_silence() {
             assert_eq!(reply.status, status, "{expect:?}");
         }
     }
+}
+
+/// DOS-08: an upstream that does not take the body is silent, whatever the client still has to send.
+#[tokio::test]
+async fn dos_08_an_upstream_that_stops_reading_is_a_504() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let deaf = format!("http://{}", listener.local_addr().expect("an address"));
+    let rig = Rig::start(|config, up| {
+        bounded(config, up);
+        more_routes(config, &route("/deaf/", &deaf, "access = 'public'\nmax_body = '1GiB'\nread_timeout = '300ms'"));
+    })
+    .await;
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&rig.gateway.bytes("POST", "/deaf/x", &[("Content-Length", "1000000000")], None)).await.expect("sent");
+    let (_held, _) = listener.accept().await.expect("the gateway");
+    let mut reply = std::pin::pin!(async {
+        // As much as is taken.
+        while conn.send(&[b'x'; 64 * 1024]).await.is_ok() {}
+        answer(&mut conn, "POST").await
+    });
+    let reply = tokio::time::timeout(PATIENCE, &mut reply).await.expect("an end");
+    assert_eq!(reply.expect("an answer").verdict(), (504, "upstream_timeout".to_owned()));
 }
 
 /// DOS-08, K8S-18, ASVS-16.5.2: all upstreams of a list are used; a dead one and one whose name does not resolve are
@@ -470,7 +498,7 @@ async fn http_19_unread_bodies_are_not_requests() {
 /// HTTP-21: an answer before the end of the request passes, and the half-written connection is not used again.
 #[tokio::test]
 async fn http_21_an_early_answer_passes() {
-    let rig = Rig::start(|_, _| {}).await;
+    let rig = Rig::start(|config, _| set(config, "limits.body_idle", "'1h'")).await;
     rig.upstream.on("/x", Script::EarlyThenClose(Answer::new(403, "text/plain", "enough")));
     let head = rig.gateway.bytes("POST", "/x", &[("Content-Length", "1000000")], None);
     let mut conn = rig.gateway.dial().await;
@@ -491,6 +519,29 @@ async fn http_21_an_early_answer_passes() {
     for _ in 0..3 {
         let next = rig.forwarded("GET", "/next", SCRIPT).await;
         assert!(next.target == "/next" && next.connection > half, "{} on {}", next.target, next.connection);
+    }
+    // A client that does not send the rest is not waited for.
+    rig.upstream.forget();
+    for (path, status) in [("/y", 403), ("/z", 204)] {
+        rig.upstream.on("/z", Script::Early(Answer::empty(204)));
+        let mut conn = rig.gateway.dial().await;
+        conn.send(&rig.gateway.bytes("POST", path, &[("Content-Length", "10")], None)).await.expect("sent");
+        assert_eq!(answer(&mut conn, "POST").await.expect("an answer").status, status);
+        assert!(tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("the connection ends").is_empty());
+    }
+    rig.upstream.wait_for_requests(2).await;
+    assert!(rig.upstream.requests().iter().all(|request| !request.complete));
+    // One that sends it leaves a connection that can be used again.
+    for path in ["/y", "/z"] {
+        rig.upstream.forget();
+        let mut conn = rig.gateway.dial().await;
+        conn.send(&rig.gateway.bytes("POST", path, &[("Content-Length", "4")], None)).await.expect("sent");
+        let _ = answer(&mut conn, "POST").await.expect("an answer");
+        conn.send(b"rest").await.expect("sent");
+        assert!(tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("the connection ends").is_empty());
+        rig.upstream.wait_for_requests(1).await;
+        let connection = rig.upstream.last().connection;
+        assert_eq!(rig.forwarded("GET", "/next", SCRIPT).await.connection, connection, "{path}");
     }
 }
 

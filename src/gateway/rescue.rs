@@ -47,6 +47,12 @@ pub fn problem(error: &Error) -> Option<Problem> {
     Some(answer)
 }
 
+/// Part of an answer's head came before the connection broke. Pingora says so in words only.
+pub fn has_begun(error: &Error) -> bool {
+    let read = error.context.as_ref().and_then(|context| context.as_str().rsplit_once("bytes already read: "));
+    read.is_some_and(|(_, count)| count != "0")
+}
+
 /// The upstream was silent for longer than it may.
 pub fn timed_out() -> Problem {
     Problem::new(Code::UpstreamTimeout, "The application did not answer in time.")

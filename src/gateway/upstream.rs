@@ -1,7 +1,5 @@
 //! Towards the upstream: which peer, and the request's head as it leaves us.
 
-use std::time::Duration;
-
 use http::request::Parts as ReqParts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -82,9 +80,8 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
     if forward.upgrade {
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
-        // A connection of its own, never from the pool and never back to it.
+        // A connection of its own, never from the pool; what is dialled so is never kept.
         options.custom_l4 = Some(dialers.tunnels());
-        options.idle_timeout = Some(Duration::ZERO);
         peer.group_key = !target.group;
     }
     Ok(peer)

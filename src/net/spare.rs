@@ -237,9 +237,8 @@ impl VirtualSocket for Lent {
 impl AsyncRead for Lent {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Behind the end of an answer Pingora reads for one reason only.
-        if buf.remaining() == 1 && this.line.is_answered() {
-            this.keep = this.socket.as_ref().is_some_and(Socket::is_silent);
+        if this.line.is_probe(buf) {
+            this.keep = this.line.is_answered() && this.socket.as_ref().is_some_and(Socket::is_silent);
             return Poll::Ready(Ok(()));
         }
         this.used()?.poll_read(cx, buf)
@@ -323,7 +322,7 @@ mod tests {
         upstream.read_exact(&mut [0; 3]).await.unwrap();
         upstream.write_all(b"200").await.unwrap();
         stream.read_exact(&mut [0; 3]).await.unwrap();
-        silence.answered();
+        silence.ended(true);
     }
 
     #[tokio::test]
@@ -357,11 +356,37 @@ mod tests {
         let (stream, _peer, silence) = upstream.answered().await;
         give_back(stream).await;
         let (mut stream, _next) = upstream.lend().await;
-        silence.answered();
+        silence.ended(true);
         stream.write_all(b"GET").await.unwrap();
         assert!(stream.read(&mut [0]).now_or_never().is_none());
         drop(stream);
         assert_eq!(upstream.count(), 0);
+    }
+
+    /// What answers early may have a body half sent; what became no tunnel is not for plain requests.
+    #[tokio::test]
+    async fn no_connection_of_ours_enters_pingoras_pool() {
+        let upstream = Upstream::new().await;
+        let (mut stream, silence) = upstream.lend().await;
+        silence.send(None);
+        stream.write_all(b"POST").await.unwrap();
+        silence.ended(false);
+        give_back(stream).await;
+        assert_eq!(upstream.count(), 0, "the body was not written to its end");
+        let (stream, silence) = upstream.lend().await;
+        silence.send(None);
+        silence.ended(false);
+        silence.sent(true);
+        give_back(stream).await;
+        assert_eq!(upstream.count(), 1, "and now it was");
+
+        let address = SocketAddr::Inet(upstream.listener.local_addr().unwrap());
+        let mut stream = upstream.dialers.tunnels().connect(&address).await.unwrap();
+        let digest = Digest { proxy_digest: stream.get_proxy_digest(), ..Digest::default() };
+        Line::of(&digest).unwrap().begin(Duration::from_secs(60)).ended(true);
+        assert_eq!(stream.read(&mut [0; 100]).await.unwrap(), 0, "as TLS would read");
+        give_back(stream).await;
+        assert_eq!(upstream.count(), 1);
     }
 
     #[tokio::test]
@@ -402,7 +427,7 @@ mod tests {
         let (_first, mut peer) = (upstream.accept().await, upstream.accept().await);
         peer.write_all(b"!").await.unwrap();
         socket.readable().await.unwrap();
-        silence.answered();
+        silence.ended(true);
         let mut lent = Lent::new(Socket::Tcp(socket), line, Arc::clone(&upstream.spares), address);
         assert_eq!(lent.read(&mut [0]).await.unwrap(), 0);
         drop(lent);
