@@ -70,6 +70,43 @@ async fn dos_06_a_chunked_excess_never_completes() {
     }
 }
 
+/// DOS-03: what the parser behind would not take is refused as what is above the limit.
+#[tokio::test]
+async fn dos_03_a_limit_may_be_larger_than_what_can_be_read() {
+    let rig = Rig::start(|config, up| {
+        bounded(config, up);
+        set(config, "limits.header_bytes", "'3MiB'");
+        set(config, "limits.uri_bytes", "'1MiB'");
+    })
+    .await;
+    let target = format!("/x?{}", "a".repeat(65_000));
+    for (size, status) in [(900 * 1024 - 100, 200), (1_050_000, 431)] {
+        let reply = rig.call("GET", &target, &[("X-Large", &"x".repeat(size))]).await;
+        assert_eq!(reply.status, status, "{size}: {}", reply.head());
+    }
+    let reply = rig.call("GET", &format!("/x?{}", "a".repeat(70_000)), &[]).await;
+    assert_eq!(reply.verdict(), (414, "uri_too_long".to_owned()));
+}
+
+/// DOS-06: our own endpoints take 64 KiB, whether or not a body says how long it is.
+#[tokio::test]
+async fn dos_06_endpoints_take_small_bodies_only() {
+    let rig = Rig::start(|_, _| {}).await;
+    for (size, status) in [(64 * 1024, 200), (64 * 1024 + 1, 413)] {
+        let (chunked, body) = (format!("{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size)), vec![b'x'; size]);
+        for (fields, body) in [(&[][..], body), (&[("Transfer-Encoding", "chunked")], chunked.into_bytes())] {
+            let fields = rig.signed(&[SCRIPT, fields].concat());
+            let bytes = match fields.iter().any(|(name, _)| *name == "Transfer-Encoding") {
+                true => [rig.gateway.bytes("GET", "/auth/session", &fields, None), body].concat(),
+                false => rig.gateway.bytes("GET", "/auth/session", &fields, Some(&body)),
+            };
+            let mut conn = rig.gateway.dial().await;
+            conn.send(&bytes).await.expect("sent");
+            assert_eq!(answer(&mut conn, "GET").await.expect("an answer").status, status, "{size}");
+        }
+    }
+}
+
 /// DOS-03, DOS-04, DOS-05: heads have limits; 431 lets the user recover from cookies that grew too large.
 #[tokio::test]
 async fn pitfall_09_a_head_that_is_too_large() {
@@ -420,8 +457,10 @@ async fn http_23_what_has_no_body_announces_none() {
 async fn a_client_of_http_1_0_gets_no_chunks() {
     let rig = Rig::start(bounded).await;
     let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let hints = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     for script in [
         Script::Raw(chunks.as_bytes().to_vec()),
+        Script::Raw([hints, chunks].concat().into_bytes()),
         Script::RawThenClose(b"HTTP/1.1 200 OK\r\n\r\nhello".to_vec()),
         Script::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_vec()),
     ] {

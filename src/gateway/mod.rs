@@ -113,6 +113,9 @@ impl ProxyHttp for Gateway {
         session.set_read_timeout(None);
         let within = session.is_http2().then_some(ctx.state.settings.body_idle);
         session.set_write_timeout(within);
+        // It need not know what an interim answer is (RFC 9110 section 15.2).
+        let old = session.req_header().version == Version::HTTP_10;
+        session.set_ignore_info_resp(old);
         part_if_leaving(session, ctx);
         Ok(())
     }

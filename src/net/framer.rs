@@ -23,6 +23,8 @@ const VERSION_BYTES: usize = 8;
 pub const MOST_FIELDS: usize = 256;
 /// The `http` crate's limit for a target.
 const MOST_TARGET_BYTES: usize = 65_534;
+/// Nor a head of a mebibyte; this leaves room for the longest request line.
+const MOST_HEADER_BYTES: usize = 900 * 1024;
 /// For all chunk extensions of a body together: nobody uses them, and each could cost us a line of parsing per byte.
 const EXTENSION_BYTES: usize = 4 * 1024;
 /// For the trailer section; it is dropped.
@@ -44,7 +46,7 @@ pub struct HeadLimits {
 impl From<&Settings> for HeadLimits {
     fn from(settings: &Settings) -> Self {
         Self {
-            header_bytes: settings.header_bytes,
+            header_bytes: settings.header_bytes.min(MOST_HEADER_BYTES),
             header_count: settings.header_count.min(MOST_FIELDS),
             uri_bytes: settings.uri_bytes.min(MOST_TARGET_BYTES),
         }

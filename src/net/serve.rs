@@ -28,8 +28,9 @@ const HEAD_READ: usize = 8 * 1024;
 const IDLE_READ: usize = 1024;
 /// For writing what is our last word.
 const LAST_WORD: Duration = Duration::from_secs(2);
-/// A connection that came just before the drain may still have its first request on the way.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// A connection that came just before the drain may still have its first request on the way, and one that has begun a
+/// head the rest of it.
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// What serves connections.
 pub(super) struct Server<A> {
@@ -94,7 +95,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
 
     /// Hands a connection to Pingora's HTTP/2 server, which ends it gracefully when the drain begins.
     pub(super) async fn serve_http2(&self, connection: Connection) {
-        let stream = H2Stream::new(connection, &self.settings.load());
+        let stream = H2Stream::new(connection, &self.settings.load(), self.draining.clone());
         let _ = caught(self.app.process_new(Box::new(stream), &self.draining)).await;
     }
 
@@ -153,8 +154,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                     Ok(_) => {}
                 },
                 () = control.closed() => return Next::Gone,
-                () = raised(draining), if idle && !grace => {
-                    if !fresh {
+                () = raised(draining), if !grace => {
+                    if idle && !fresh {
                         return Next::Gone;
                     }
                     grace = true;
