@@ -119,7 +119,11 @@ async fn pitfall_09_a_head_that_is_too_large() {
     .await;
     let long = format!("/x?{}", "a".repeat(1024));
     assert_eq!(rig.call("GET", &long, SCRIPT).await.verdict(), (414, "uri_too_long".to_owned()));
+    let page = rig.call("GET", &long, TYPED).await;
+    assert!(page.status == 414 && page.text().contains("<title>"), "{}", page.text());
     let fat = "x".repeat(9000);
+    let page = rig.call("GET", "/x", &[TYPED, &[("X-Fat", fat.as_str())]].concat()).await;
+    assert!(page.status == 431 && page.text().contains("<title>"), "{}", page.text());
     let cookies = format!("{}; junk={fat}", rig.cookie);
     let many: Vec<(String, String)> = (0..50).map(|n| (format!("X-{n}"), n.to_string())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

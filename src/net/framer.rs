@@ -170,7 +170,8 @@ impl HeadReader {
     }
 
     /// Judges the bytes of `buffer` that it has not seen yet. The caller appends to the buffer and takes nothing from
-    /// it until the verdict: an accepted head is split off the front, what follows it stays.
+    /// it until the verdict: an accepted head is split off the front, what follows it stays. One that is refused is all
+    /// that stays.
     pub fn read(&mut self, buffer: &mut BytesMut) -> Verdict {
         while let Some(&byte) = buffer.get(self.judged) {
             if self.state == At::LineStart {
@@ -191,7 +192,11 @@ impl HeadReader {
                     let head = buffer.split_to(self.judged + 1).freeze();
                     return match self.finish(&head) {
                         Ok(head) => Verdict::Head(Box::new(head)),
-                        Err(refusal) => Verdict::Refuse(refusal),
+                        Err(refusal) => {
+                            // Whoever tells of it looks at what came.
+                            *buffer = BytesMut::from(head.as_ref());
+                            Verdict::Refuse(refusal)
+                        }
                     };
                 }
                 Err(refusal) => return Verdict::Refuse(refusal),

@@ -130,7 +130,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                     }
                     return match read {
                         Ok(()) => Next::Request(head, body, start),
-                        Err(refusal) => Next::Refused(refusal),
+                        Err(refusal) => {
+                            connection.rx = head.into_bytes();
+                            Next::Refused(refusal)
+                        }
                     };
                 }
             }
