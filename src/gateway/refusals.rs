@@ -121,7 +121,7 @@ mod tests {
         assert!(super::fields(b"").is_empty());
     }
 
-    /// LOG-01: a refusal is logged like an ordinary request, as far as it can be read.
+    /// A refusal is logged like an ordinary request, as far as it can be read.
     #[test]
     fn method_and_path_are_found_in_a_head_that_was_refused() {
         let read = |received: &str| {

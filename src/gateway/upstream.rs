@@ -56,7 +56,11 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     let settings = &forward.route.settings;
     let options = &mut peer.options;
     let dialers = &forward.route.dialers;
-    options.custom_l4 = Some(if target.tls || forward.over_http2() { dialers.layered() } else { dialers.plain() });
+    options.custom_l4 = Some(match (target.tls || forward.over_http2(), forward.repeatable) {
+        (true, _) => dialers.layered(),
+        (false, true) => dialers.plain(),
+        (false, false) => dialers.careful(),
+    });
     options.connection_timeout = Some(settings.connect_timeout);
     // The dialler has its own; TLS comes on top.
     options.total_connection_timeout = target.tls.then_some(settings.connect_timeout);

@@ -41,7 +41,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::spare::{Lent, Socket, Spares};
+use super::spare::{Lent, Look, Socket, Spares};
 
 /// How long a client may go on sending a body that was answered already, between two pieces of it.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -50,6 +50,7 @@ pub const LINGER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Dialers {
     plain: Arc<Dialer>,
+    careful: Arc<Dialer>,
     layered: Arc<Dialer>,
     tunnels: Arc<Dialer>,
 }
@@ -62,7 +63,7 @@ struct Dialer {
 
 #[derive(Debug)]
 enum Purpose {
-    Plain(Arc<Spares>),
+    Plain(Arc<Spares>, Look),
     Layered,
     Tunnel,
 }
@@ -71,13 +72,22 @@ impl Dialers {
     /// `within`: for the connect itself, a TLS handshake apart.
     pub fn new(within: Duration, spares: Arc<Spares>) -> Self {
         let dialer = |purpose| Arc::new(Dialer { within, purpose });
-        let (plain, layered) = (dialer(Purpose::Plain(spares)), dialer(Purpose::Layered));
-        Self { plain, layered, tunnels: dialer(Purpose::Tunnel) }
+        Self {
+            plain: dialer(Purpose::Plain(Arc::clone(&spares), Look::Told)),
+            careful: dialer(Purpose::Plain(spares, Look::Asks)),
+            layered: dialer(Purpose::Layered),
+            tunnels: dialer(Purpose::Tunnel),
+        }
     }
 
     /// For one request after the other in HTTP/1.1 without TLS.
     pub fn plain(&self) -> Arc<dyn L4Connect + Send + Sync> {
         Arc::clone(&self.plain) as _
+    }
+
+    /// The same for a request that is not sent again when its connection turns out to be dead.
+    pub fn careful(&self) -> Arc<dyn L4Connect + Send + Sync> {
+        Arc::clone(&self.careful) as _
     }
 
     /// For what TLS or HTTP/2 is laid on; Pingora keeps these.
@@ -109,7 +119,7 @@ impl Dialer {
         let held = Arc::new(AtomicBool::new(false));
         let line = Line::new(again, Arc::clone(&held));
         let stream = match (&self.purpose, socket) {
-            (Purpose::Plain(spares), socket) => {
+            (Purpose::Plain(spares, _), socket) => {
                 socket.set_nodelay()?;
                 lend(Lent::new(socket, Arc::clone(&line), Arc::clone(spares), address.clone()))
             }
@@ -125,8 +135,8 @@ impl Dialer {
     }
 
     async fn connect(&self, address: &SocketAddr) -> Result<(Stream, Arc<Line>)> {
-        if let Purpose::Plain(spares) = &self.purpose
-            && let Some(lent) = spares.take(address, Instant::now())
+        if let Purpose::Plain(spares, look) = &self.purpose
+            && let Some(lent) = spares.take(address, Instant::now(), *look)
         {
             let line = Arc::clone(lent.line());
             return Ok((lend(lent), line));

@@ -22,6 +22,8 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
@@ -35,6 +37,15 @@ pub const IDLE: Duration = Duration::from_secs(4);
 const SWEEP: Duration = Duration::from_millis(500);
 /// For all upstreams together.
 const MOST: usize = 512;
+
+/// How it is found out whether a connection that waits has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Look {
+    /// By what the runtime was told so far; for whom a dead one is an inconvenience.
+    Told,
+    /// The kernel is asked.
+    Asks,
+}
 
 /// A socket without TLS.
 #[derive(Debug)]
@@ -58,6 +69,16 @@ impl Socket {
             Self::Unix(stream) => stream.try_read(&mut [0]),
         };
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// The same, as the kernel knows it now.
+    fn is_silent_still(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = match self {
+            Self::Tcp(stream) => recv(stream, &mut [0][..], flags),
+            Self::Unix(stream) => recv(stream, &mut [0][..], flags),
+        };
+        peeked.is_err_and(|error| error == Errno::AGAIN)
     }
 }
 
@@ -130,7 +151,7 @@ impl fmt::Debug for Spares {
 
 impl Spares {
     /// One that leads there and can be used at once.
-    pub(super) fn take(self: &Arc<Self>, address: &SocketAddr, now: Instant) -> Option<Lent> {
+    pub(super) fn take(self: &Arc<Self>, address: &SocketAddr, now: Instant, look: Look) -> Option<Lent> {
         loop {
             let spare = {
                 let mut inner = self.inner.lock();
@@ -138,7 +159,11 @@ impl Spares {
                 inner.count -= 1;
                 spare
             };
-            if now.duration_since(spare.since) < IDLE && spare.socket.is_silent() {
+            let silent = match look {
+                Look::Told => spare.socket.is_silent(),
+                Look::Asks => spare.socket.is_silent_still(),
+            };
+            if now.duration_since(spare.since) < IDLE && silent {
                 return Some(Lent::new(spare.socket, spare.line, Arc::clone(self), address.clone()));
             }
         }
@@ -415,6 +440,20 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(!upstream.lend().await.1.reuses());
+    }
+
+    /// Also when the runtime was not told: nothing runs here between the end and the next request.
+    #[tokio::test]
+    async fn who_must_not_send_twice_asks_the_kernel() {
+        let upstream = Upstream::new().await;
+        let (stream, peer, silence) = upstream.answered().await;
+        give_back(stream).await;
+        drop((peer, silence));
+        let address = SocketAddr::Inet(upstream.listener.local_addr().unwrap());
+        assert!(upstream.spares.take(&address, Instant::now(), Look::Asks).is_none());
+        let (stream, _peer, _silence) = upstream.answered().await;
+        give_back(stream).await;
+        assert!(upstream.spares.take(&address, Instant::now(), Look::Asks).is_some());
     }
 
     #[tokio::test]
