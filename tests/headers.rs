@@ -86,6 +86,14 @@ async fn hdr_01_request_fields_of_one_hop_stop_here() {
             assert_eq!(seen.header("x-stay"), Some("3"));
         }
     }
+    // What no `Connection` may say is refused, whatever the method.
+    let many = format!("close{}", ", close".repeat(300));
+    for connection in ["b@d", "host", "\"cookie\"", ":authority", "x-forwarded-for", &many] {
+        for method in ["GET", "HEAD", "OPTIONS", "DELETE"] {
+            let reply = rig.call(method, "/x", &[("Connection", connection)]).await;
+            assert_eq!(reply.status, 400, "{method} Connection: {connection}");
+        }
+    }
     let twice = [("Connection", "keep-alive"), ("Connection", "X-Hop"), ("X-Hop", "1")];
     assert_eq!(rig.forwarded("GET", "/x", &twice).await.header("x-hop"), None);
 }

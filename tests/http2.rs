@@ -154,6 +154,8 @@ async fn h2_02_to_07_malformed_requests_are_not_forwarded() {
         (with(&[("x", "a\r\nhost: evil")]), None),
         (with(&[("x", "a\nb")]), None),
         (with(&[("x", "a\0b")]), None),
+        (with(&[("x", " a")]), None),
+        (with(&[("x", "a\t")]), None),
         (with(&[("host", "evil.example")]), None),
         (with(&[(":path", "/y")]), None),
         ([&[("x", "1")], &good[..]].concat(), None),
@@ -214,7 +216,14 @@ async fn h2_refusals_are_problem_documents() {
     let whole = client.call("TRACE", &url("/x"), &[], None).await.expect("an answer");
     assert_eq!((whole.status, code(&whole)), (405, "method_not_allowed".to_owned()));
     assert!(!whole.headers.contains_key("server"));
+    let large = vec![b'x'; 64 * 1024 + 1];
+    let whole = client.call("POST", &url("/auth/logout"), SCRIPT, Some(&large)).await.expect("an answer");
+    assert_eq!((whole.status, code(&whole)), (413, "body_too_large".to_owned()));
     assert!(rig.upstream.untouched());
+    // The answer to HEAD ends with its head, also when it stands in for an upstream's.
+    rig.upstream.on("/x", Script::RawThenClose(b"garbage\r\n\r\n".to_vec()));
+    let whole = client.call("HEAD", &url("/x"), SCRIPT, None).await.expect("a whole answer");
+    assert_eq!((whole.status, whole.body.len()), (502, 0));
 }
 
 /// H2-10: a small block that becomes a large one is not unpacked.

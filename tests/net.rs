@@ -534,8 +534,16 @@ async fn dos_25_a_drain_finishes_requests_and_ends_idle_connections() {
     let mut busy = rig.connect().await;
     busy.send("GET /wait HTTP/1.1\r\nHost: a\r\n\r\n").await;
     rig.app.entered.notified().await;
+    let (mut half, mut preface) = (rig.connect().await, rig.connect().await);
+    half.send("GET / HTTP/1.1\r\nHo").await;
+    preface.send("PRI * HTT").await;
     rig.drain.send_replace(true);
     assert_eq!(idle.rest().await, "");
+    // What has begun is waited for a moment, not for as long as it may take otherwise.
+    for mut slow in [half, preface] {
+        let end = slow.rest().await;
+        assert!(end.is_empty() || end.starts_with("HTTP/1.1 408 "), "{end}");
+    }
     rig.app.go.notify_one();
     assert_eq!(busy.answer().await.2, "GET /wait ");
     assert_eq!(busy.rest().await, "");
@@ -593,11 +601,20 @@ async fn pitfall_30_a_handshake_has_a_deadline() {
     assert_eq!(rig.gauges.handshakes_failed.load(Ordering::SeqCst), 2);
 }
 
-/// The preface, empty settings, and `GET /` to `a` on the first stream.
+/// The preface and empty settings.
+fn http2_greeting() -> Vec<u8> {
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0, 0, 0, 4, 0, 0, 0, 0, 0][..]].concat()
+}
+
+/// The same, and `GET /` to `a` on the first stream.
 fn http2_request() -> Vec<u8> {
-    let head = [0x82, 0x86, 0x84, 0x41, 1, b'a'];
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &[0, 0, 6, 1, 5, 0, 0, 0, 1], &head]
-        .concat()
+    http2_get(&[0x84])
+}
+
+/// The same with another path, as HPACK has it.
+fn http2_get(path: &[u8]) -> Vec<u8> {
+    let head = [&[0x82, 0x86], path, &[0x41, 1, b'a']].concat();
+    [http2_greeting(), vec![0, 0, head.len() as u8, 1, 5, 0, 0, 0, 1], head].concat()
 }
 
 /// The payload of the next frame of this type.
@@ -631,6 +648,23 @@ async fn http_2_by_negotiation_and_by_prior_knowledge() {
     client.rest().await;
     timeout(PATIENCE, rig.running).await.unwrap().unwrap();
 
+    // Who does not answer that is not waited for, unless it has a request open.
+    let rig = Rig::new();
+    let (mut idle, mut silent, mut busy) = (rig.connect().await, rig.connect().await, rig.connect().await);
+    idle.send(http2_request()).await;
+    assert_eq!(http2_frame(&mut idle, 0).await, b"GET / ");
+    silent.send(http2_greeting()).await;
+    http2_frame(&mut silent, 4).await;
+    busy.send(http2_get(b"\x44\x05/wait")).await;
+    rig.app.entered.notified().await;
+    rig.drain.send_replace(true);
+    idle.rest().await;
+    silent.rest().await;
+    rig.app.go.notify_one();
+    assert_eq!(http2_frame(&mut busy, 0).await, b"GET /wait ");
+    busy.rest().await;
+    timeout(PATIENCE, rig.running).await.unwrap().unwrap();
+
     let rig = Rig::with(Settings::default(), Some(tls()));
     let mut client = rig.connect_tls(b"h2").await;
     client.send(http2_request()).await;
@@ -647,6 +681,9 @@ async fn dos_01_an_http_2_head_has_a_deadline_too() {
     let rig = Rig::with(settings, Some(tls()));
     let mut silent = rig.connect_tls(b"h2").await;
     silent.rest().await;
+    let mut idle = rig.connect_tls(b"h2").await;
+    idle.send(http2_greeting()).await;
+    idle.rest().await;
     let mut unfinished = rig.connect_tls(b"h2").await;
     let mut request = http2_request();
     // No END_HEADERS: the block is never complete.

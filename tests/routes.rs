@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -461,8 +461,13 @@ struct Secure {
 
 impl Secure {
     async fn start() -> Self {
-        let tls = sidegate::net::load_server_config(&fixture("localhost.pem"), &fixture("localhost.key"), None, false)
-            .expect("a certificate");
+        Self::trusting(None).await
+    }
+
+    /// One that wants a certificate of this authority from us.
+    async fn trusting(client_ca: Option<&Path>) -> Self {
+        let (cert, key) = (fixture("localhost.pem"), fixture("localhost.key"));
+        let tls = sidegate::net::load_server_config(&cert, &key, client_ca, false).expect("a certificate");
         let acceptor = TlsAcceptor::from(tls);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -495,9 +500,10 @@ impl Secure {
 /// plain connection; one route's trust is not another's.
 #[tokio::test]
 async fn pitfall_27_an_untrusted_certificate_is_a_502() {
-    let secure = Secure::start().await;
+    let (secure, mutual) = (Secure::start().await, Secure::trusting(Some(&fixture("localhost.pem"))).await);
     let port = secure.port;
     let trust = format!("ca_file = {:?}", fixture("localhost.pem"));
+    let strict = format!("https://localhost:{}", mutual.port);
     let rig = Rig::start(|config, up| {
         let (name, address) = (format!("https://localhost:{port}"), format!("https://127.0.0.1:{port}"));
         let text = [
@@ -506,6 +512,7 @@ async fn pitfall_27_an_untrusted_certificate_is_a_502() {
             route("/system/", &name, ""),
             route("/literal/", &address, ""),
             route("/misnamed/", &name, &format!("upstream_tls = {{ {trust}, server_name = 'other.test' }}")),
+            route("/mutual/", &strict, &format!("upstream_tls = {{ {trust} }}")),
             route("/", up, "access = 'public'"),
         ];
         routes(config, &text.concat());
@@ -516,7 +523,8 @@ async fn pitfall_27_an_untrusted_certificate_is_a_502() {
         assert_eq!((reply.status, reply.text().as_str()), (200, "ok"), "{path}");
     }
     assert_eq!(secure.requests.load(Ordering::SeqCst), 2);
-    for path in ["/system/x", "/literal/x", "/misnamed/x"] {
+    // The last of them is refused itself.
+    for path in ["/system/x", "/literal/x", "/misnamed/x", "/mutual/x"] {
         assert_eq!(rig.get(path, &[]).await.verdict(), (502, "upstream_unreachable".to_owned()), "{path}");
     }
     assert!(secure.connections.load(Ordering::SeqCst) >= 3);

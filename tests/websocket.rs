@@ -155,6 +155,14 @@ async fn ws_03_a_101_must_match_the_handshake() {
             "another protocol",
             head(&format!("Upgrade: h2c\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n")),
         ),
+        (
+            "two keys",
+            head(&format!(
+                "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\
+                 Sec-WebSocket-Accept: {}\r\n",
+                ws::accept_for("another key")
+            )),
+        ),
         ("no Upgrade", head(&format!("Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n"))),
         ("no Connection", head(&format!("Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"))),
     ] {

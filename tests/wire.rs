@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use toml::Table;
 
 use support::client::Ask;
-use support::exact::{PATIENCE, Rig, SCRIPT, TYPED, answer, route, routes};
+use support::exact::{PATIENCE, Rig, SCRIPT, TYPED, answer, more_routes, route, routes};
 use support::gateway::set;
 use support::text::mark;
 use support::upstream::{Script, Upstream, feed};
@@ -70,6 +70,43 @@ async fn dos_06_a_chunked_excess_never_completes() {
     }
 }
 
+/// DOS-03: what the parser behind would not take is refused as what is above the limit.
+#[tokio::test]
+async fn dos_03_a_limit_may_be_larger_than_what_can_be_read() {
+    let rig = Rig::start(|config, up| {
+        bounded(config, up);
+        set(config, "limits.header_bytes", "'3MiB'");
+        set(config, "limits.uri_bytes", "'1MiB'");
+    })
+    .await;
+    let target = format!("/x?{}", "a".repeat(65_000));
+    for (size, status) in [(900 * 1024 - 100, 200), (1_050_000, 431)] {
+        let reply = rig.call("GET", &target, &[("X-Large", &"x".repeat(size))]).await;
+        assert_eq!(reply.status, status, "{size}: {}", reply.head());
+    }
+    let reply = rig.call("GET", &format!("/x?{}", "a".repeat(70_000)), &[]).await;
+    assert_eq!(reply.verdict(), (414, "uri_too_long".to_owned()));
+}
+
+/// DOS-06: our own endpoints take 64 KiB, whether or not a body says how long it is.
+#[tokio::test]
+async fn dos_06_endpoints_take_small_bodies_only() {
+    let rig = Rig::start(|_, _| {}).await;
+    for (size, status) in [(64 * 1024, 200), (64 * 1024 + 1, 413)] {
+        let (chunked, body) = (format!("{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size)), vec![b'x'; size]);
+        for (fields, body) in [(&[][..], body), (&[("Transfer-Encoding", "chunked")], chunked.into_bytes())] {
+            let fields = rig.signed(&[SCRIPT, fields].concat());
+            let bytes = match fields.iter().any(|(name, _)| *name == "Transfer-Encoding") {
+                true => [rig.gateway.bytes("GET", "/auth/session", &fields, None), body].concat(),
+                false => rig.gateway.bytes("GET", "/auth/session", &fields, Some(&body)),
+            };
+            let mut conn = rig.gateway.dial().await;
+            conn.send(&bytes).await.expect("sent");
+            assert_eq!(answer(&mut conn, "GET").await.expect("an answer").status, status, "{size}");
+        }
+    }
+}
+
 /// DOS-03, DOS-04, DOS-05: heads have limits; 431 lets the user recover from cookies that grew too large.
 #[tokio::test]
 async fn pitfall_09_a_head_that_is_too_large() {
@@ -82,7 +119,11 @@ async fn pitfall_09_a_head_that_is_too_large() {
     .await;
     let long = format!("/x?{}", "a".repeat(1024));
     assert_eq!(rig.call("GET", &long, SCRIPT).await.verdict(), (414, "uri_too_long".to_owned()));
+    let page = rig.call("GET", &long, TYPED).await;
+    assert!(page.status == 414 && page.text().contains("<title>"), "{}", page.text());
     let fat = "x".repeat(9000);
+    let page = rig.call("GET", "/x", &[TYPED, &[("X-Fat", fat.as_str())]].concat()).await;
+    assert!(page.status == 431 && page.text().contains("<title>"), "{}", page.text());
     let cookies = format!("{}; junk={fat}", rig.cookie);
     let many: Vec<(String, String)> = (0..50).map(|n| (format!("X-{n}"), n.to_string())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -169,6 +210,12 @@ async fn a_dead_kept_alive_connection() {
     let reply = rig.get("/api/gone", &[]).await;
     assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
     assert_eq!(rig.upstream.requests_to("/api/gone").len(), 2);
+    // Nor when the answer had begun: the connection was not dead.
+    assert_eq!(rig.get("/api/warm", &[]).await.status, 200);
+    rig.upstream.on("/api/begun", Script::RawThenClose(b"HTTP/1.1 200 OK\r\nX".to_vec()));
+    let reply = rig.get("/api/begun", &[]).await;
+    assert_eq!(reply.verdict(), (502, "upstream_protocol".to_owned()));
+    assert_eq!(rig.upstream.requests_to("/api/begun").len(), 1);
     // And not on a connection that was fresh.
     rig.upstream.drop_connections().await;
     rig.upstream.on("/api/fresh", Script::Close);
@@ -247,6 +294,28 @@ async fn dos_08_a_slow_upload_is_no_silence() {
             assert_eq!(reply.status, status, "{expect:?}");
         }
     }
+}
+
+/// DOS-08: an upstream that does not take the body is silent, whatever the client still has to send.
+#[tokio::test]
+async fn dos_08_an_upstream_that_stops_reading_is_a_504() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let deaf = format!("http://{}", listener.local_addr().expect("an address"));
+    let rig = Rig::start(|config, up| {
+        bounded(config, up);
+        more_routes(config, &route("/deaf/", &deaf, "access = 'public'\nmax_body = '1GiB'\nread_timeout = '300ms'"));
+    })
+    .await;
+    let mut conn = rig.gateway.dial().await;
+    conn.send(&rig.gateway.bytes("POST", "/deaf/x", &[("Content-Length", "1000000000")], None)).await.expect("sent");
+    let (_held, _) = listener.accept().await.expect("the gateway");
+    let mut reply = std::pin::pin!(async {
+        // As much as is taken.
+        while conn.send(&[b'x'; 64 * 1024]).await.is_ok() {}
+        answer(&mut conn, "POST").await
+    });
+    let reply = tokio::time::timeout(PATIENCE, &mut reply).await.expect("an end");
+    assert_eq!(reply.expect("an answer").verdict(), (504, "upstream_timeout".to_owned()));
 }
 
 /// DOS-08, K8S-18, ASVS-16.5.2: all upstreams of a list are used; a dead one and one whose name does not resolve are
@@ -392,8 +461,10 @@ async fn http_23_what_has_no_body_announces_none() {
 async fn a_client_of_http_1_0_gets_no_chunks() {
     let rig = Rig::start(bounded).await;
     let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let hints = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     for script in [
         Script::Raw(chunks.as_bytes().to_vec()),
+        Script::Raw([hints, chunks].concat().into_bytes()),
         Script::RawThenClose(b"HTTP/1.1 200 OK\r\n\r\nhello".to_vec()),
         Script::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello".to_vec()),
     ] {
@@ -470,7 +541,7 @@ async fn http_19_unread_bodies_are_not_requests() {
 /// HTTP-21: an answer before the end of the request passes, and the half-written connection is not used again.
 #[tokio::test]
 async fn http_21_an_early_answer_passes() {
-    let rig = Rig::start(|_, _| {}).await;
+    let rig = Rig::start(|config, _| set(config, "limits.body_idle", "'1h'")).await;
     rig.upstream.on("/x", Script::EarlyThenClose(Answer::new(403, "text/plain", "enough")));
     let head = rig.gateway.bytes("POST", "/x", &[("Content-Length", "1000000")], None);
     let mut conn = rig.gateway.dial().await;
@@ -491,6 +562,29 @@ async fn http_21_an_early_answer_passes() {
     for _ in 0..3 {
         let next = rig.forwarded("GET", "/next", SCRIPT).await;
         assert!(next.target == "/next" && next.connection > half, "{} on {}", next.target, next.connection);
+    }
+    // A client that does not send the rest is not waited for.
+    rig.upstream.forget();
+    for (path, status) in [("/y", 403), ("/z", 204)] {
+        rig.upstream.on("/z", Script::Early(Answer::empty(204)));
+        let mut conn = rig.gateway.dial().await;
+        conn.send(&rig.gateway.bytes("POST", path, &[("Content-Length", "10")], None)).await.expect("sent");
+        assert_eq!(answer(&mut conn, "POST").await.expect("an answer").status, status);
+        assert!(tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("the connection ends").is_empty());
+    }
+    rig.upstream.wait_for_requests(2).await;
+    assert!(rig.upstream.requests().iter().all(|request| !request.complete));
+    // One that sends it leaves a connection that can be used again.
+    for path in ["/y", "/z"] {
+        rig.upstream.forget();
+        let mut conn = rig.gateway.dial().await;
+        conn.send(&rig.gateway.bytes("POST", path, &[("Content-Length", "4")], None)).await.expect("sent");
+        let _ = answer(&mut conn, "POST").await.expect("an answer");
+        conn.send(b"rest").await.expect("sent");
+        assert!(tokio::time::timeout(PATIENCE, conn.take_to_end()).await.expect("the connection ends").is_empty());
+        rig.upstream.wait_for_requests(1).await;
+        let connection = rig.upstream.last().connection;
+        assert_eq!(rig.forwarded("GET", "/next", SCRIPT).await.connection, connection, "{path}");
     }
 }
 

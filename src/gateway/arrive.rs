@@ -89,6 +89,10 @@ impl Ctx {
             if !has_plain_length(headers) {
                 return Err(Problem::new(Code::BadRequest, "The Content-Length field is malformed."));
             }
+            // RFC 9113 section 8.2.1; HTTP/1.1 has none, for there they are not of the value.
+            if headers.values().any(|value| value.as_bytes() != value.as_bytes().trim_ascii()) {
+                return Err(Problem::new(Code::BadRequest, "A header field value begins or ends with a blank."));
+            }
         }
         if matches!(head.method, Method::TRACE | Method::CONNECT) {
             return Err(Problem::new(Code::MethodNotAllowed, "This method is not served.").allow(String::new()));

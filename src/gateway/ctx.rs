@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::Result;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session as Downstream;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ use super::step_up::Wanted;
 use crate::clock::Timestamp;
 use crate::metrics::NoRoute;
 use crate::net::ConnectionInfo;
-use crate::net::dial::Silence;
+use crate::net::dial::{LINGER, Silence};
 use crate::oidc::types::AccessToken;
 use crate::session::Session;
 use crate::session::jar::Presented;
@@ -310,7 +310,7 @@ impl Ctx {
     }
 
     /// How long the upstream may be silent from here on depends on what it answers.
-    pub fn watch_answer(&mut self, request: &RequestHeader, response: &ResponseHeader, now: Instant) {
+    pub fn watch_answer(&mut self, session: &mut Downstream, response: &ResponseHeader, now: Instant) {
         let switching = response.status == StatusCode::SWITCHING_PROTOCOLS;
         let Some(silence) = &self.silence else { return };
         if response.status.is_informational() && !switching {
@@ -325,15 +325,27 @@ impl Ctx {
         }
         let framed = response.headers.contains_key(header::CONTENT_LENGTH)
             || response.headers.contains_key(header::TRANSFER_ENCODING);
-        let bodiless = request.method == Method::HEAD
+        let bodiless = session.req_header().method == Method::HEAD
             || matches!(
                 response.status,
                 StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
         self.until_close = !framed && !bodiless;
-        let empty = response.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
-        if self.request_over && !switching && (bodiless || empty) {
-            silence.answered();
+        let zeros = |length: &HeaderValue| length.as_bytes().iter().all(|byte| *byte == b'0');
+        let empty = response.headers.get(header::CONTENT_LENGTH).is_some_and(zeros);
+        if !switching && (bodiless || empty) {
+            self.answer_ended(session);
+        }
+    }
+
+    /// The upstream's answer is complete. When it answered before it had all of the request, the client may send the
+    /// rest, but is not waited for as for one that has no answer.
+    pub fn answer_ended(&self, session: &mut Downstream) {
+        if let Some(silence) = &self.silence {
+            silence.ended(self.request_over);
+        }
+        if !self.request_over {
+            session.set_read_timeout(Some(LINGER));
         }
     }
 

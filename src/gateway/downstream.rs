@@ -21,9 +21,8 @@ pub fn is_valid_switch(request: &RequestHeader, response: &ResponseHeader) -> bo
             value.to_str().is_ok_and(|text| text.split(',').any(|item| item.trim().eq_ignore_ascii_case(wanted)))
         })
     };
-    says(header::UPGRADE, "websocket")
-        && says(header::CONNECTION, "upgrade")
-        && response.headers.get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value.as_bytes() == accept.as_bytes())
+    let accepts: Vec<_> = response.headers.get_all(header::SEC_WEBSOCKET_ACCEPT).iter().collect();
+    says(header::UPGRADE, "websocket") && says(header::CONNECTION, "upgrade") && accepts == [accept.as_str()]
 }
 
 /// Whether everybody who reads this head finds the answer's end in the same place (RFC 9112 section 6). Pingora looks at the

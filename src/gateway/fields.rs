@@ -10,7 +10,9 @@ use pingora::{Error, ErrorType, Result};
 
 use super::ctx::{Fields, Forward};
 use crate::net::framer::MOST_FIELDS;
-use crate::web::headers;
+
+/// Options of `Connection` in a request that is plain; one or two are usual.
+const MOST_OPTIONS: usize = 8;
 
 /// What Pingora still asks the head about, when the request has no body and asks for no upgrade.
 const LEFT: [HeaderName; 2] = [header::HOST, header::EXPECT];
@@ -21,7 +23,7 @@ pub(super) fn take(session: &mut Session, forward: &mut Forward) {
     let head = session.req_header();
     let plain = forward.repeatable && !forward.upgrade && head.version == Version::HTTP_11;
     let http1 = forward.route.targets.iter().all(|target| !target.http2) && !forward.grpc;
-    if !plain || !http1 || !headers::nominated(&head.headers).is_empty() {
+    if !plain || !http1 || !nominates_nothing(&head.headers) {
         return;
     }
     let head = session.req_header_mut();
@@ -35,6 +37,15 @@ pub(super) fn take(session: &mut Session, forward: &mut Forward) {
     }
     *head = RequestHeader::from(parts);
     forward.fields = Fields::Taken(fields);
+}
+
+/// Whether `Connection` says only what concerns the connection. What else it may say is Pingora's to judge, or one method
+/// would be judged otherwise than another.
+fn nominates_nothing(fields: &HeaderMap) -> bool {
+    let values = fields.get_all(header::CONNECTION).iter();
+    let mut options = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let ours = |option: &[u8]| option.eq_ignore_ascii_case(b"close") || option.eq_ignore_ascii_case(b"keep-alive");
+    options.by_ref().take(MOST_OPTIONS).all(ours) && options.next().is_none()
 }
 
 /// What was taken, for the next try; none when Pingora's copy has it.

@@ -113,6 +113,9 @@ impl ProxyHttp for Gateway {
         session.set_read_timeout(None);
         let within = session.is_http2().then_some(ctx.state.settings.body_idle);
         session.set_write_timeout(within);
+        // It need not know what an interim answer is (RFC 9110 section 15.2).
+        let old = session.req_header().version == Version::HTTP_10;
+        session.set_ignore_info_resp(old);
         part_if_leaving(session, ctx);
         Ok(())
     }
@@ -187,8 +190,8 @@ impl ProxyHttp for Gateway {
         match &ctx.silence {
             Some(silence) if ctx.request_over => silence.listen(),
             // While the client still sends, it is not the upstream's turn. On HTTP/1.1 `net::guard` watches the client.
-            Some(silence) if session.is_http2() => silence.listen_for(ctx.state.settings.body_idle),
-            _ => {}
+            Some(silence) => silence.send(session.is_http2().then_some(ctx.state.settings.body_idle)),
+            None => {}
         }
         Ok(())
     }
@@ -220,7 +223,7 @@ impl ProxyHttp for Gateway {
         let was_over = ctx.request_over;
         ctx.request_over |= end;
         if let (false, Some(silence)) = (was_over, &ctx.silence) {
-            if end && !ctx.answering { silence.listen() } else { silence.heard() }
+            if end { silence.sent(ctx.answering) } else { silence.heard() }
         }
         if end && body.as_ref().is_some_and(Bytes::is_empty) {
             // Pingora would write it as a chunk, which is the end of a body, and then the end once more: bytes that the
@@ -270,25 +273,22 @@ impl ProxyHttp for Gateway {
         {
             return Err(Error::new_up(ErrorType::InvalidHTTPHeader));
         }
-        ctx.watch_answer(session.req_header(), response, now);
+        ctx.watch_answer(session, response, now);
         Ok(())
     }
 
     fn upstream_response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         let Some(silence) = &ctx.silence else { return Ok(None) };
-        if !end {
-            silence.heard();
-        } else if ctx.request_over {
-            silence.answered();
+        if end {
+            ctx.answer_ended(session);
         } else {
-            // An upstream that answers before it has all of the request.
-            silence.pause();
+            silence.heard();
         }
         if end && ctx.until_close && silence.is_over() {
             // The end was our doing, not the upstream's: the client is not to take it for the answer's.
@@ -373,8 +373,10 @@ impl ProxyHttp for Gateway {
         // A kept-alive connection may have died under us: only what is safe to repeat is sent again, and once.
         let repeatable = matches!(&ctx.phase, Phase::Forward(forward) if forward.repeatable);
         let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);
+        // One that has begun to answer was alive.
+        let answering = ctx.upstream_answered.is_some() || rescue::has_begun(&e);
         let client_reused = client_reused || ctx.silence.as_ref().is_some_and(Silence::reuses);
-        let again = repeatable && client_reused && !ctx.retried && !silent && ctx.upstream_answered.is_none();
+        let again = repeatable && client_reused && !ctx.retried && !silent && !answering;
         ctx.retried |= again;
         if again {
             e.retry.decide_reuse(client_reused);
@@ -405,7 +407,8 @@ impl ProxyHttp for Gateway {
         }
         let fault = Guard::of(session.as_downstream()).and_then(Guard::fault);
         let silent = ctx.silence.as_ref().is_some_and(Silence::is_over);
-        let silent = silent.then(|| if ctx.request_over { rescue::timed_out() } else { rescue::stalled() });
+        let stuck = ctx.silence.as_ref().is_some_and(Silence::is_stuck);
+        let silent = silent.then(|| if ctx.request_over || stuck { rescue::timed_out() } else { rescue::stalled() });
         let problem = fault.map(Problem::from).or(silent).or_else(|| rescue::problem(e));
         let Some(problem) = problem else { return dead };
         let code = problem.code.status().as_u16();

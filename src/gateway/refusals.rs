@@ -7,15 +7,21 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use super::arrive::origin_form;
 use super::state::State;
 use crate::crypto::random;
 use crate::metrics::{MethodLabel, NoRoute};
 use crate::net::refusal::{Refusal, Refusals};
 use crate::telemetry::{self, AccessLine};
+use crate::web::fetch::Initiator;
 use crate::web::forwarded;
-use crate::web::problem::{Code, Problem, Shape};
+use crate::web::path::CleanPath;
+use crate::web::problem::{Code, Problem};
+
+/// How much of a path is logged that may be without end.
+const PATH_BYTES: usize = 1024;
 
 /// Renders, counts and logs what `net` refuses.
 #[derive(Debug)]
@@ -29,19 +35,24 @@ impl Refusals for Wording {
         if refusal.code == Code::MethodNotAllowed {
             problem = problem.allow("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned());
         }
-        let mut response = problem.render(Shape::Json, &request_id);
+        // Behind a failure of ours stands the next request, if any.
+        let received = if refusal.code == Code::Internal { &[] } else { received };
+        let (method, path) = request_line(received);
+        let settings = &state.settings;
+        let initiator = Initiator::read(&fields(received), &settings.public, &settings.csrf.allowed_origins);
+        let mut response = problem.render(initiator.shape(), &request_id);
         if refusal.code == Code::HeadersTooLarge {
             // DOS-05: cookies that grew too large would refuse the user for ever.
-            response = response.set_cookies(state.jar.expire_all(&state.jar.presented(&cookie_fields(received))));
+            response = response.set_cookies(state.jar.expire_all(&state.jar.presented(&fields(received))));
         }
         response.finish(state.settings.public.is_https());
         let status = response.status.as_u16();
-        state.metrics.observe_no_route(NoRoute::Invalid, MethodLabel::Other, status, Duration::ZERO);
+        state.metrics.observe_no_route(NoRoute::Invalid, method, status, Duration::ZERO);
         telemetry::access(&AccessLine {
             request_id: &request_id,
             route: NoRoute::Invalid.as_str(),
-            method: "-",
-            path: "",
+            method: if method == MethodLabel::Other { "-" } else { method.as_str() },
+            path: path.as_ref().map_or("", CleanPath::as_str),
             status,
             duration: Duration::ZERO,
             upstream: None,
@@ -64,15 +75,34 @@ impl Refusals for Wording {
     }
 }
 
-/// The `Cookie` fields of a head that was not read to its end.
-fn cookie_fields(received: &[u8]) -> HeaderMap {
+/// The method and the path of a head that was not read to its end, where they can be told.
+fn request_line(received: &[u8]) -> (MethodLabel, Option<CleanPath>) {
+    let line = received.trim_ascii_start().split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.splitn(3, |byte| *byte == b' ');
+    let (Some(method), Some(target)) = (words.next(), words.next()) else { return (MethodLabel::Other, None) };
+    let method = std::str::from_utf8(method).map_or(MethodLabel::Other, MethodLabel::from);
+    let target = std::str::from_utf8(target).map(origin_form).unwrap_or_default();
+    let path = target.split('?').next().unwrap_or_default();
+    let mut cut = path.floor_char_boundary(PATH_BYTES);
+    if cut < path.len() {
+        // Not within an escape.
+        cut = path.get(..cut).and_then(|path| path.rfind('%')).filter(|at| at + 3 > cut).unwrap_or(cut);
+    }
+    (method, path.get(..cut).and_then(|path| CleanPath::parse(path).ok()))
+}
+
+/// What the answer depends on among the fields of such a head.
+fn fields(received: &[u8]) -> HeaderMap {
     let mut fields = HeaderMap::new();
-    for line in received.split(|byte| *byte == b'\n') {
-        let Some((name, value)) = line.split_at_checked(b"cookie:".len()) else { continue };
-        if name.eq_ignore_ascii_case(b"cookie:")
-            && let Ok(value) = HeaderValue::from_bytes(value.trim_ascii())
-        {
-            fields.append(header::COOKIE, value);
+    for line in received.split(|byte| *byte == b'\n').skip(1) {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) = line.split_at(colon);
+        let Ok(name) = HeaderName::from_bytes(name) else { continue };
+        let counts =
+            [header::COOKIE, header::ACCEPT, header::ORIGIN].contains(&name) || name.as_str().starts_with("sec-fetch-");
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        if let (true, Ok(value)) = (counts, HeaderValue::from_bytes(value)) {
+            fields.append(name, value);
         }
     }
     fields
@@ -85,10 +115,30 @@ mod tests {
     /// DOS-05: what made the head too large is found in it, cut off as it is.
     #[test]
     fn cookies_are_found_in_a_head_that_was_cut_off() {
-        let fields =
-            cookie_fields(b"GET / HTTP/1.1\r\nHost: a\r\nCOOKIE: sg=1; sg-1=2\r\ncookies: x=1\r\nCookie:sg-2=ab");
+        let fields = fields(b"GET / HTTP/1.1\r\nHost: a\r\nCOOKIE: sg=1; sg-1=2\r\ncookies: x=1\r\nCookie:sg-2=ab");
         let found: Vec<_> = fields.get_all(header::COOKIE).iter().collect();
         assert_eq!(found, ["sg=1; sg-1=2", "sg-2=ab"]);
-        assert!(cookie_fields(b"").is_empty());
+        assert!(super::fields(b"").is_empty());
+    }
+
+    /// A refusal is logged like an ordinary request, as far as it can be read.
+    #[test]
+    fn method_and_path_are_found_in_a_head_that_was_refused() {
+        let read = |received: &str| {
+            let (method, path) = request_line(received.as_bytes());
+            (method.as_str(), path.map(|path| path.as_str().to_owned()).unwrap_or_default())
+        };
+        let found = |method, path: &str| (method, path.to_owned());
+        assert_eq!(read("TRACE /a/b?code=secret HTTP/1.1\r\nHost: a\r\n\r\n"), found("TRACE", "/a/b"));
+        assert_eq!(read("\r\nGET http://a.test/x HTTP/3.0\r\n"), found("GET", "/x"));
+        assert_eq!(read("CONNECT a.test:443 HTTP/1.1\r\n"), found("CONNECT", ""));
+        assert_eq!(read("GET /half"), found("GET", "/half"));
+        assert_eq!(read("GET /a/../b HTTP/1.1\r\n"), found("GET", ""), "it has no single reading");
+        assert_eq!(read("SECRET /a HTTP/1.1\r\n"), found("other", "/a"));
+        for garbage in ["", "GET", "\u{16}\u{3}\u{1}", "\r\n\r\n"] {
+            assert_eq!(read(garbage), found("other", ""), "{garbage:?}");
+        }
+        let long = format!("/{}%20{}", "a".repeat(PATH_BYTES - 3), "b".repeat(9000));
+        assert_eq!(read(&format!("GET {long}")), found("GET", &long[..PATH_BYTES - 2]));
     }
 }

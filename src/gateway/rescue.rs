@@ -36,6 +36,8 @@ pub fn problem(error: &Error) -> Option<Problem> {
                 | E::HandshakeError
                 | E::TLSWantX509Lookup,
             ) => unreachable(),
+            // In TLS 1.3 an upstream refuses our certificate when it is for us to speak.
+            (ErrorSource::Upstream, _) if is_tls(error) && !has_begun(error) => unreachable(),
             (ErrorSource::Upstream, _) => {
                 Problem::new(Code::UpstreamProtocol, "The application's answer is not valid HTTP.")
             }
@@ -45,6 +47,24 @@ pub fn problem(error: &Error) -> Option<Problem> {
         },
     };
     Some(answer)
+}
+
+fn is_tls(error: &Error) -> bool {
+    let mut cause = error.cause.as_deref().map(|cause| cause as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Part of an answer's head came before the connection broke. Pingora says so in words only.
+pub fn has_begun(error: &Error) -> bool {
+    let read = error.context.as_ref().and_then(|context| context.as_str().rsplit_once("bytes already read: "));
+    read.is_some_and(|(_, count)| count != "0")
 }
 
 /// The upstream was silent for longer than it may.

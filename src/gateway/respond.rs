@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
 use super::downstream::cors_fields;
@@ -34,6 +35,10 @@ pub async fn write(session: &mut Session, response: LocalResponse, cors: Option<
     settle_request_body(session).await;
     let no_body = head_only || response.body.is_empty();
     session.write_response_header(Box::new(head), no_body).await?;
+    if let (true, ServerSession::H2(stream)) = (no_body, session.as_downstream_mut()) {
+        // Pingora does so only after what did not fail.
+        stream.finish()?;
+    }
     if !no_body {
         session.write_response_body(Some(response.body), true).await?;
     }

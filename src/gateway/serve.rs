@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
@@ -79,7 +79,7 @@ impl Ctx {
         if self.verifies {
             return self.answer_question(session).await;
         }
-        if let Err(problem) = self.read_form(session).await {
+        if let Err(problem) = self.read_body(session).await {
             // Read all the same: the answer has the form and the id that the request asks for.
             return match self.arrive(session) {
                 Ok(_) => problem.into(),
@@ -102,36 +102,41 @@ impl Ctx {
         }
     }
 
-    /// Reads the body, whole, of a request to an endpoint that takes a form.
-    async fn read_form(&mut self, session: &mut Session) -> Result<(), Problem> {
+    /// Reads the body, whole, of a request to an endpoint of ours: kept when the endpoint takes a form; otherwise only a
+    /// body that does not say how long it is, before anything is done for it.
+    async fn read_body(&mut self, session: &mut Session) -> Result<(), Problem> {
+        let bodiless = session.is_body_empty();
         let head = session.req_header();
         let target = std::str::from_utf8(head.raw_path()).map(origin_form).unwrap_or_default();
         let path = target.split('?').next().unwrap_or_default();
         let endpoint = below(path, &self.state.settings.prefix).and_then(Endpoint::find);
         let settings = &self.state.settings;
-        let reads = |endpoint: Endpoint| endpoint.reads_form(settings) && endpoint.is_on(&self.state.settings);
-        if head.method != Method::POST || !endpoint.is_some_and(reads) {
+        let Some(endpoint) = endpoint.filter(|endpoint| endpoint.is_on(settings)) else { return Ok(()) };
+        let form = head.method == Method::POST && endpoint.reads_form(settings);
+        let says = head.headers.contains_key(header::CONTENT_LENGTH) || head.headers.contains_key(header::EXPECT);
+        if !form && (bodiless || says || endpoint == Endpoint::Renew) {
             return Ok(());
         }
         let large = || Problem::new(Code::BodyTooLarge, "The request body is larger than this path takes.");
         if too_large(Some(ENDPOINT_BODY), &head.headers).is_some() {
             return Err(large());
         }
-        if head.headers.contains_key(header::EXPECT) {
+        if head.headers.contains_key(header::EXPECT) && head.version != Version::HTTP_10 {
             let _ = session.as_downstream_mut().write_continue_response().await;
         }
-        let mut form = BytesMut::new();
+        let mut body = BytesMut::new();
         let read = async {
             while let Some(piece) = session.as_downstream_mut().read_request_body().await.map_err(|_| ())? {
-                form.extend_from_slice(&piece);
-                if u64::try_from(form.len()).is_ok_and(|length| length > ENDPOINT_BODY) {
+                body.extend_from_slice(&piece);
+                if u64::try_from(body.len()).is_ok_and(|length| length > ENDPOINT_BODY) {
                     return Ok(false);
                 }
             }
             Ok::<_, ()>(true)
         };
         match tokio::time::timeout(FORM_TIMEOUT, read).await {
-            Ok(Ok(true)) => self.form = form.freeze(),
+            Ok(Ok(true)) if form => self.form = body.freeze(),
+            Ok(Ok(true)) => {}
             Ok(Ok(false)) => return Err(large()),
             Ok(Err(())) => return Err(Problem::new(Code::BadRequest, "The request body did not arrive.")),
             Err(_) => return Err(Problem::new(Code::RequestTimeout, "The request body did not arrive in time.")),

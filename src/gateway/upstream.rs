@@ -1,7 +1,5 @@
 //! Towards the upstream: which peer, and the request's head as it leaves us.
 
-use std::time::Duration;
-
 use http::request::Parts as ReqParts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -58,7 +56,11 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     let settings = &forward.route.settings;
     let options = &mut peer.options;
     let dialers = &forward.route.dialers;
-    options.custom_l4 = Some(if target.tls || forward.over_http2() { dialers.layered() } else { dialers.plain() });
+    options.custom_l4 = Some(match (target.tls || forward.over_http2(), forward.repeatable) {
+        (true, _) => dialers.layered(),
+        (false, true) => dialers.plain(),
+        (false, false) => dialers.careful(),
+    });
     options.connection_timeout = Some(settings.connect_timeout);
     // The dialler has its own; TLS comes on top.
     options.total_connection_timeout = target.tls.then_some(settings.connect_timeout);
@@ -82,9 +84,8 @@ pub async fn peer(forward: &mut Forward) -> Result<HttpPeer, Problem> {
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
     if forward.upgrade {
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
-        // A connection of its own, never from the pool and never back to it.
+        // A connection of its own, never from the pool; what is dialled so is never kept.
         options.custom_l4 = Some(dialers.tunnels());
-        options.idle_timeout = Some(Duration::ZERO);
         peer.group_key = !target.group;
     }
     Ok(peer)

@@ -8,6 +8,9 @@
 //!                     └─ silent for too long ─► shut down, and remembered
 //! ```
 //!
+//! While the client still sends, it is not the upstream's turn to speak, but to take: one that takes nothing for too long
+//! is shut down as well.
+//!
 //! For a handshake that asks for a tunnel the answer is held back until Pingora has passed on that the request has no
 //! body: a `101` that it reads before ends the tunnel as soon as it has begun.
 
@@ -30,6 +33,7 @@ use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketS
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{Digest, GetProxyDigest};
 use pingora::{Error, ErrorType, OrErr, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -37,12 +41,16 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::spare::{Lent, Socket, Spares};
+use super::spare::{Lent, Look, Socket, Spares};
+
+/// How long a client may go on sending a body that was answered already, between two pieces of it.
+pub const LINGER: Duration = Duration::from_secs(1);
 
 /// What connects, by what becomes of the connection. Each leaves a [`Line`] on it.
 #[derive(Debug)]
 pub struct Dialers {
     plain: Arc<Dialer>,
+    careful: Arc<Dialer>,
     layered: Arc<Dialer>,
     tunnels: Arc<Dialer>,
 }
@@ -55,7 +63,7 @@ struct Dialer {
 
 #[derive(Debug)]
 enum Purpose {
-    Plain(Arc<Spares>),
+    Plain(Arc<Spares>, Look),
     Layered,
     Tunnel,
 }
@@ -64,13 +72,22 @@ impl Dialers {
     /// `within`: for the connect itself, a TLS handshake apart.
     pub fn new(within: Duration, spares: Arc<Spares>) -> Self {
         let dialer = |purpose| Arc::new(Dialer { within, purpose });
-        let (plain, layered) = (dialer(Purpose::Plain(spares)), dialer(Purpose::Layered));
-        Self { plain, layered, tunnels: dialer(Purpose::Tunnel) }
+        Self {
+            plain: dialer(Purpose::Plain(Arc::clone(&spares), Look::Told)),
+            careful: dialer(Purpose::Plain(spares, Look::Asks)),
+            layered: dialer(Purpose::Layered),
+            tunnels: dialer(Purpose::Tunnel),
+        }
     }
 
     /// For one request after the other in HTTP/1.1 without TLS.
     pub fn plain(&self) -> Arc<dyn L4Connect + Send + Sync> {
         Arc::clone(&self.plain) as _
+    }
+
+    /// The same for a request that is not sent again when its connection turns out to be dead.
+    pub fn careful(&self) -> Arc<dyn L4Connect + Send + Sync> {
+        Arc::clone(&self.careful) as _
     }
 
     /// For what TLS or HTTP/2 is laid on; Pingora keeps these.
@@ -102,14 +119,15 @@ impl Dialer {
         let held = Arc::new(AtomicBool::new(false));
         let line = Line::new(again, Arc::clone(&held));
         let stream = match (&self.purpose, socket) {
-            (Purpose::Plain(spares), socket) => {
+            (Purpose::Plain(spares, _), socket) => {
                 socket.set_nodelay()?;
                 lend(Lent::new(socket, Arc::clone(&line), Arc::clone(spares), address.clone()))
             }
             (Purpose::Layered, Socket::Tcp(stream)) => stream.into(),
             (Purpose::Layered, Socket::Unix(stream)) => stream.into(),
             (Purpose::Tunnel, socket) => {
-                let held = Held { socket, held, unflushed: false, reader: None };
+                let line = Arc::clone(&line);
+                let held = Held { socket, line, held, unflushed: false, reader: None };
                 VirtualSocketStream::new(Box::new(held)).into()
             }
         };
@@ -117,8 +135,8 @@ impl Dialer {
     }
 
     async fn connect(&self, address: &SocketAddr) -> Result<(Stream, Arc<Line>)> {
-        if let Purpose::Plain(spares) = &self.purpose
-            && let Some(lent) = spares.take(address, Instant::now())
+        if let Purpose::Plain(spares, look) = &self.purpose
+            && let Some(lent) = spares.take(address, Instant::now(), *look)
         {
             let line = Arc::clone(lent.line());
             return Ok((lend(lent), line));
@@ -144,6 +162,7 @@ fn lend(lent: Lent) -> Stream {
 #[derive(Debug)]
 struct Held {
     socket: Socket,
+    line: Arc<Line>,
     held: Arc<AtomicBool>,
     /// Something was written since the last flush.
     unflushed: bool,
@@ -165,6 +184,10 @@ impl AsyncRead for Held {
         if self.held.load(Ordering::Acquire) {
             self.reader = Some(cx.waker().clone());
             return Poll::Pending;
+        }
+        // Whatever is on top of it, perhaps TLS: nothing is to be read of what became no tunnel.
+        if self.line.has_ended() {
+            return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.socket).poll_read(cx, buf)
     }
@@ -217,19 +240,46 @@ struct Watch {
     /// How long silence may last; none while nothing is expected of the upstream.
     allowed: Option<Duration>,
     since: Instant,
+    /// How long the upstream may take nothing of a request's body; none when there is none to take.
+    taking: Option<Duration>,
+    /// When it was last seen to take something, or got something more to take.
+    taken: Instant,
     /// When the watchman looks next; none when he has to be told. So a request tells him nothing while he is on his way
     /// to look anyway, which with requests one after the other is nearly always.
     looks: Option<Instant>,
     /// Silence lasted too long, and the connection was shut down.
     over: bool,
+    /// It was the upstream that took nothing.
+    stuck: bool,
     /// The current request has all of its answer.
+    ended: bool,
+    /// And the upstream has all of the request.
     answered: bool,
+}
+
+impl Watch {
+    /// When something will have lasted too long, as things are now.
+    fn due(&self) -> Option<Instant> {
+        let silent = self.allowed.map(|allowed| self.since + allowed);
+        silent.into_iter().chain(self.taking.map(|taking| self.taken + taking)).min()
+    }
 }
 
 impl Line {
     fn new(socket: OwnedFd, held: Arc<AtomicBool>) -> Arc<Self> {
-        let watch =
-            Watch { request: 0, allowed: None, since: Instant::now(), looks: None, over: false, answered: false };
+        let now = Instant::now();
+        let watch = Watch {
+            request: 0,
+            allowed: None,
+            since: now,
+            taking: None,
+            taken: now,
+            looks: None,
+            over: false,
+            stuck: false,
+            ended: false,
+            answered: false,
+        };
         let begun = Arc::new(Notify::new());
         let (watch, watchman) = (Mutex::new(watch), Mutex::default());
         let line = Arc::new(Self { socket, watch, begun: Arc::clone(&begun), watchman, held });
@@ -253,22 +303,35 @@ impl Line {
     pub fn begin(self: Arc<Self>, allowed: Duration) -> Silence {
         let mut watch = self.watch.lock();
         watch.request += 1;
-        watch.allowed = None;
-        watch.answered = false;
+        (watch.allowed, watch.taking) = (None, None);
+        (watch.ended, watch.answered) = (false, false);
         let request = watch.request;
         drop(watch);
         Silence { line: self, request, allowed }
     }
 
-    /// The latest request has all of its answer.
+    /// The latest request and its answer are complete, and the connection was not shut down.
     pub(super) fn is_answered(&self) -> bool {
-        self.watch.lock().answered
+        let watch = self.watch.lock();
+        watch.answered && !watch.over
+    }
+
+    /// Behind the end of an answer Pingora reads for one reason only: to see whether it may put the connection in its
+    /// pool. There it would never be found again: the pool tells connections apart by their descriptor, which it does
+    /// not know of a virtual socket.
+    pub(super) fn is_probe(&self, buf: &ReadBuf<'_>) -> bool {
+        buf.remaining() == 1 && self.has_ended()
+    }
+
+    /// The latest request has all of its answer.
+    fn has_ended(&self) -> bool {
+        self.watch.lock().ended
     }
 
     /// When silence will have lasted too long, as things are now; none while it may last. The watchman comes back then.
     fn look(&self) -> Option<Instant> {
         let mut watch = self.watch.lock();
-        watch.looks = watch.allowed.filter(|_| !watch.over).map(|allowed| watch.since + allowed);
+        watch.looks = watch.due().filter(|_| !watch.over);
         watch.looks
     }
 
@@ -276,16 +339,31 @@ impl Line {
     /// holds its upstream back.
     fn give_up(&self) {
         let mut watch = self.watch.lock();
-        if watch.allowed.is_none_or(|allowed| watch.since + allowed > Instant::now()) {
+        let now = Instant::now();
+        if watch.due().is_none_or(|due| due > now) {
             return;
         }
         if rustix::io::ioctl_fionread(&self.socket).is_ok_and(|unread| unread > 0) {
-            watch.since = Instant::now();
+            (watch.since, watch.taken) = (now, now);
+            return;
+        }
+        let stuck = watch.taking.is_some_and(|taking| watch.taken + taking <= now);
+        watch.stuck = stuck && !self.takes();
+        if stuck && !watch.stuck {
+            watch.taken = now;
+        }
+        if !watch.stuck && watch.allowed.is_none_or(|allowed| watch.since + allowed > now) {
             return;
         }
         watch.over = true;
         // An error means that it has ended by itself.
         let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Both);
+    }
+
+    /// There is room for more: what was written before was taken, or the kernel still holds it for the upstream.
+    fn takes(&self) -> bool {
+        let mut room = [PollFd::new(&self.socket, PollFlags::OUT)];
+        poll(&mut room, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 }
 
@@ -341,22 +419,40 @@ impl Silence {
 
     /// The same, for who knows the time.
     pub fn listen_from(&self, now: Instant) {
-        self.expect(self.allowed, now);
+        self.change(|watch| (watch.since, watch.allowed) = (now, Some(self.allowed)));
     }
 
-    /// The same, with another limit.
-    pub fn listen_for(&self, allowed: Duration) {
-        self.expect(allowed, Instant::now());
+    /// The client sends: the upstream is to take it. `idle`: how long the client may be silent, where nobody else
+    /// watches it.
+    pub fn send(&self, idle: Option<Duration>) {
+        let now = Instant::now();
+        self.change(|watch| {
+            (watch.since, watch.taken) = (now, now);
+            (watch.allowed, watch.taking) = (idle, Some(self.allowed));
+        });
     }
 
-    fn expect(&self, allowed: Duration, now: Instant) {
+    /// The client has sent all. `answering`: the answer has begun, and says itself how silent it may be.
+    pub fn sent(&self, answering: bool) {
+        let now = Instant::now();
+        self.change(|watch| {
+            (watch.since, watch.taking) = (now, None);
+            if watch.ended {
+                (watch.allowed, watch.answered) = (None, true);
+            } else if !answering {
+                watch.allowed = Some(self.allowed);
+            }
+        });
+    }
+
+    /// Has the watchman come sooner where the change wants it.
+    fn change(&self, change: impl FnOnce(&mut Watch)) {
         let mut watch = self.line.watch.lock();
         if watch.request != self.request {
             return;
         }
-        watch.since = now;
-        watch.allowed = Some(allowed);
-        let sooner = watch.looks.is_none_or(|looks| watch.since + allowed < looks);
+        change(&mut watch);
+        let sooner = watch.due().is_some_and(|due| watch.looks.is_none_or(|looks| due < looks));
         drop(watch);
         if sooner {
             self.line.begun.notify_one();
@@ -375,16 +471,26 @@ impl Silence {
     pub fn heard(&self) {
         let mut watch = self.line.watch.lock();
         if watch.request == self.request {
-            watch.since = Instant::now();
+            let now = Instant::now();
+            (watch.since, watch.taken) = (now, now);
         }
     }
 
-    /// The answer has come to its end: nothing more is expected.
-    pub fn answered(&self) {
-        let mut watch = self.line.watch.lock();
-        if watch.request == self.request {
-            watch.allowed = None;
-            watch.answered = true;
+    /// The answer has come to its end. `request_over`: nothing more is expected then; otherwise the client may send the
+    /// rest, but is not waited for.
+    pub fn ended(&self, request_over: bool) {
+        if request_over {
+            let mut watch = self.line.watch.lock();
+            if watch.request == self.request {
+                watch.allowed = None;
+                (watch.ended, watch.answered) = (true, true);
+            }
+        } else {
+            let now = Instant::now();
+            self.change(|watch| {
+                (watch.since, watch.ended) = (now, true);
+                (watch.allowed, watch.taking) = (Some(LINGER), None);
+            });
         }
     }
 
@@ -397,11 +503,19 @@ impl Silence {
     pub fn is_over(&self) -> bool {
         self.line.watch.lock().over
     }
+
+    /// And it was in taking the request's body.
+    pub fn is_stuck(&self) -> bool {
+        self.line.watch.lock().stuck
+    }
 }
 
 impl Drop for Silence {
     fn drop(&mut self) {
-        self.pause();
+        let mut watch = self.line.watch.lock();
+        if watch.request == self.request {
+            (watch.allowed, watch.taking) = (None, None);
+        }
     }
 }
 
@@ -457,6 +571,21 @@ mod tests {
         assert!(!next.is_over(), "an earlier request's watch");
     }
 
+    #[tokio::test]
+    async fn an_upstream_that_takes_nothing_is_given_up() {
+        let (mut stream, line, _peer) = connected().await;
+        let silence = line.clone().begin(ALLOWED);
+        silence.send(None);
+        stream.write_all(b"body").await.unwrap();
+        tokio::time::sleep(ALLOWED * 3).await;
+        assert!(!silence.is_over(), "there is room for more, and the client has sent none");
+        let piece = [0; 64 * 1024];
+        while stream.write_all(&piece).await.is_ok() {
+            silence.heard();
+        }
+        assert!(silence.is_over() && silence.is_stuck());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_watchman_comes_in_time_after_pauses_and_for_shorter_limits() {
         let (_stream, line, _peer) = connected().await;
@@ -482,7 +611,7 @@ mod tests {
         let third = line.begin(long);
         third.listen();
         tokio::task::yield_now().await;
-        third.listen_for(ALLOWED);
+        third.send(Some(ALLOWED));
         tokio::time::sleep(ALLOWED * 2).await;
         assert!(third.is_over(), "a shorter limit than he was sleeping for");
     }

@@ -23,6 +23,8 @@ const VERSION_BYTES: usize = 8;
 pub const MOST_FIELDS: usize = 256;
 /// The `http` crate's limit for a target.
 const MOST_TARGET_BYTES: usize = 65_534;
+/// Nor a head of a mebibyte; this leaves room for the longest request line.
+const MOST_HEADER_BYTES: usize = 900 * 1024;
 /// For all chunk extensions of a body together: nobody uses them, and each could cost us a line of parsing per byte.
 const EXTENSION_BYTES: usize = 4 * 1024;
 /// For the trailer section; it is dropped.
@@ -44,7 +46,7 @@ pub struct HeadLimits {
 impl From<&Settings> for HeadLimits {
     fn from(settings: &Settings) -> Self {
         Self {
-            header_bytes: settings.header_bytes,
+            header_bytes: settings.header_bytes.min(MOST_HEADER_BYTES),
             header_count: settings.header_count.min(MOST_FIELDS),
             uri_bytes: settings.uri_bytes.min(MOST_TARGET_BYTES),
         }
@@ -168,7 +170,8 @@ impl HeadReader {
     }
 
     /// Judges the bytes of `buffer` that it has not seen yet. The caller appends to the buffer and takes nothing from
-    /// it until the verdict: an accepted head is split off the front, what follows it stays.
+    /// it until the verdict: an accepted head is split off the front, what follows it stays. One that is refused is all
+    /// that stays.
     pub fn read(&mut self, buffer: &mut BytesMut) -> Verdict {
         while let Some(&byte) = buffer.get(self.judged) {
             if self.state == At::LineStart {
@@ -189,7 +192,11 @@ impl HeadReader {
                     let head = buffer.split_to(self.judged + 1).freeze();
                     return match self.finish(&head) {
                         Ok(head) => Verdict::Head(Box::new(head)),
-                        Err(refusal) => Verdict::Refuse(refusal),
+                        Err(refusal) => {
+                            // Whoever tells of it looks at what came.
+                            *buffer = BytesMut::from(head.as_ref());
+                            Verdict::Refuse(refusal)
+                        }
                     };
                 }
                 Err(refusal) => return Verdict::Refuse(refusal),

@@ -4,14 +4,16 @@
 //! That needs to know where frames and header blocks begin and end (RFC 9113 section 4.1 and 6.2), nothing more; what
 //! the frames say is for the `h2` crate to judge.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use foldhash::fast::RandomState;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
@@ -20,10 +22,12 @@ use pingora::protocols::{
     UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::connection::Half;
 use super::guard::{Connection, hand_out};
+use super::serve::DRAIN_GRACE;
 use super::settings::Settings;
 
 /// Requests at a time on one connection.
@@ -61,15 +65,49 @@ pub(super) struct H2Stream {
     head_timeout: Duration,
     body_idle: Duration,
     frames: Frames,
+    /// Ours.
+    sent: Frames,
+    /// Requests that have no whole answer yet.
+    open: HashSet<u32, RandomState>,
+    /// The latest stream that was begun.
+    latest: u32,
     allowance: Allowance,
     timer: Option<(Awaits, Pin<Box<Sleep>>)>,
+    draining: watch::Receiver<bool>,
+    /// Runs during the drain. Pingora says GOAWAY and then waits for the client, which may never answer.
+    parting: Option<Pin<Box<Sleep>>>,
 }
 
 impl H2Stream {
-    pub(super) fn new(connection: Connection, settings: &Settings) -> Self {
-        let frames = Frames { preface_left: PREFACE_BYTES, ..Frames::default() };
-        let (head_timeout, body_idle) = (settings.head_timeout, settings.body_idle);
-        Self { connection, head_timeout, body_idle, frames, allowance: Allowance::new(), timer: None }
+    pub(super) fn new(connection: Connection, settings: &Settings, draining: watch::Receiver<bool>) -> Self {
+        Self {
+            connection,
+            head_timeout: settings.head_timeout,
+            body_idle: settings.body_idle,
+            frames: Frames { preface_left: PREFACE_BYTES, ..Frames::default() },
+            sent: Frames::default(),
+            open: HashSet::default(),
+            latest: 0,
+            allowance: Allowance::new(),
+            timer: None,
+            draining,
+            parting: None,
+        }
+    }
+
+    /// The drain goes on for a while, and the client has no request open.
+    fn poll_parted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !*self.draining.borrow() {
+            return Poll::Pending;
+        }
+        loop {
+            let parting = self.parting.get_or_insert_with(|| Box::pin(sleep(DRAIN_GRACE)));
+            ready!(parting.as_mut().poll(cx));
+            if self.open.is_empty() {
+                return Poll::Ready(());
+            }
+            self.parting = None;
+        }
     }
 
     /// Bytes came: a head that is still incomplete keeps its deadline, a body gets a new one.
@@ -109,13 +147,26 @@ impl AsyncRead for H2Stream {
             Poll::Ready(Ok(()))
         };
         if read.is_ready() {
-            let cost = this.frames.came(buf.filled().get(before..).unwrap_or_default());
+            let (open, latest) = (&mut this.open, &mut this.latest);
+            let cost = this.frames.came(buf.filled().get(before..).unwrap_or_default(), |frame| match frame.kind {
+                // Trailers come as such frames as well.
+                Frames::HEADERS if frame.stream > *latest => {
+                    *latest = frame.stream;
+                    open.insert(frame.stream);
+                }
+                Frames::RST_STREAM => {
+                    open.remove(&frame.stream);
+                }
+                _ => {}
+            });
             this.allowance.spend(cost);
             this.progressed();
         } else if let Some((_, timer)) = &mut this.timer
             && timer.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        } else if this.poll_parted(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         read
     }
@@ -130,6 +181,12 @@ impl AsyncWrite for H2Stream {
         let written = Pin::new(&mut this.connection.wire).poll_write(cx, buf);
         if let Poll::Ready(Ok(bytes)) = written {
             this.allowance.sent(bytes);
+            let open = &mut this.open;
+            this.sent.came(buf.get(..bytes).unwrap_or_default(), |frame| {
+                if frame.ends_stream() {
+                    open.remove(&frame.stream);
+                }
+            });
         }
         written
     }
@@ -203,7 +260,23 @@ enum Awaits {
     Body,
 }
 
-/// Follows the frames that the client sends.
+/// The header of a frame, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+impl Frame {
+    /// The last of its sender on the stream.
+    fn ends_stream(self) -> bool {
+        let last = matches!(self.kind, Frames::DATA | Frames::HEADERS) && self.flags & Frames::END_STREAM != 0;
+        last || self.kind == Frames::RST_STREAM
+    }
+}
+
+/// Follows the frames of one direction.
 #[derive(Debug, Default)]
 struct Frames {
     preface_left: usize,
@@ -215,10 +288,11 @@ struct Frames {
     in_block: bool,
     /// The first frame (SETTINGS) was complete.
     greeted: bool,
+    /// A header block came to its end.
+    requested: bool,
 }
 
 impl Frames {
-    const HEADER_BYTES: usize = 9;
     const DATA: u8 = 0;
     const HEADERS: u8 = 1;
     const RST_STREAM: u8 = 3;
@@ -226,8 +300,8 @@ impl Frames {
     const END_HEADERS: u8 = 4;
     const END_STREAM: u8 = 1;
 
-    /// Takes note of bytes that came, and says what the frames that began among them cost.
-    fn came(&mut self, mut bytes: &[u8]) -> u64 {
+    /// Takes note of bytes, and says what the frames that began among them cost. `each` is told of these.
+    fn came(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) -> u64 {
         let mut cost = 0;
         while let Some((byte, rest)) = bytes.split_first() {
             if self.preface_left > 0 {
@@ -241,13 +315,15 @@ impl Frames {
             } else {
                 self.header.push(*byte);
                 bytes = rest;
-                if let [a, b, c, kind, flags, ..] = *self.header
-                    && self.header.len() == Self::HEADER_BYTES
+                if let [a, b, c, kind, flags, stream @ ..] = self.header.as_slice()
+                    && let (Ok(stream), a, b, c, kind, flags) = (stream.try_into(), *a, *b, *c, *kind, *flags)
                 {
+                    each(Frame { kind, flags, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1) });
                     self.kind = kind;
                     self.payload_left = u32::from_be_bytes([0, a, b, c]);
                     if matches!(kind, Self::HEADERS | Self::CONTINUATION) {
                         self.in_block = flags & Self::END_HEADERS == 0;
+                        self.requested |= !self.in_block;
                     }
                     self.greeted |= self.payload_left == 0;
                     self.header.clear();
@@ -276,7 +352,7 @@ impl Frames {
 
     fn awaits(&self) -> Awaits {
         let in_head = self.payload_left > 0 && matches!(self.kind, Self::HEADERS | Self::CONTINUATION);
-        if !self.greeted || self.in_block || in_head || !self.header.is_empty() {
+        if !self.greeted || !self.requested || self.in_block || in_head || !self.header.is_empty() {
             Awaits::Head
         } else if self.payload_left > 0 && self.kind == Self::DATA {
             Awaits::Body
@@ -353,13 +429,14 @@ mod tests {
             let mut frames = Frames { preface_left: PREFACE_BYTES, ..Frames::default() };
             let mut came = |bytes: &[u8]| {
                 for part in bytes.chunks(piece) {
-                    frames.came(part);
+                    frames.came(part, |_| {});
                 }
                 frames.awaits()
             };
             assert_eq!(came(&[]), Awaits::Head);
             assert_eq!(came(&[b'x'; PREFACE_BYTES]), Awaits::Head);
-            assert_eq!(came(&frame(4, 0, 0)), Awaits::Nothing);
+            assert_eq!(came(&frame(4, 0, 0)), Awaits::Head, "the first request has its deadline from the accept");
+            assert_eq!(came(&frame(8, 0, 4)), Awaits::Head);
             assert_eq!(came(&frame(1, 4, 30)), Awaits::Nothing);
             assert_eq!(came(&frame(1, 0, 30)), Awaits::Head);
             assert_eq!(came(&frame(9, 0, 30)), Awaits::Head);
@@ -378,7 +455,7 @@ mod tests {
             let mut frames = Frames::default();
             let mut allowance = Allowance::new();
             for _ in 0..count {
-                allowance.spend(frames.came(&frame(kind, flags, payload)));
+                allowance.spend(frames.came(&frame(kind, flags, payload), |_| {}));
             }
             allowance
         };

@@ -34,6 +34,6 @@ impl From<Refusal> for Problem {
 /// Renders refusals: the answer's look, the access line and the metrics are not this layer's business.
 pub trait Refusals: Send + Sync + 'static {
     /// The complete HTTP/1.1 answer, `Connection: close` included. Called once a refusal. `received` is what came and
-    /// was not taken for a request; of a head that is too large it is all that was read.
+    /// was not taken for a request: the head, as far as it was read.
     fn refuse(&self, refusal: &Refusal, peer: IpAddr, received: &[u8]) -> Bytes;
 }

@@ -33,8 +33,9 @@ const HEAD_READ: usize = 8 * 1024;
 const IDLE_READ: usize = 1024;
 /// For writing what is our last word.
 const LAST_WORD: Duration = Duration::from_secs(2);
-/// A connection that came just before the drain may still have its first request on the way.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// A connection that came just before the drain may still have its first request on the way, and one that has begun a
+/// head the rest of it.
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// What serves connections.
 pub(super) struct Server<A> {
@@ -103,7 +104,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
 
     /// Hands a connection to Pingora's HTTP/2 server, which ends it gracefully when the drain begins.
     pub(super) async fn serve_http2(&self, connection: Connection) {
-        let stream = H2Stream::new(connection, &self.settings.load());
+        let stream = H2Stream::new(connection, &self.settings.load(), self.draining.clone());
         let _ = caught(self.app.process_new(Box::new(stream), &self.draining)).await;
     }
 
@@ -144,7 +145,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                     }
                     return match read {
                         Ok(()) => Next::Request(head, body, start),
-                        Err(refusal) => Next::Refused(refusal),
+                        Err(refusal) => {
+                            connection.rx = head.into_bytes();
+                            Next::Refused(refusal)
+                        }
                     };
                 }
             }
@@ -165,9 +169,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                     Ok(_) => {}
                 },
                 () = control.closed() => return Next::Gone,
-                () = raised(draining), if idle && !grace => {
+                () = raised(draining), if !grace => {
                     // What only waits for its turn is served.
-                    if !fresh && !came {
+                    if idle && !fresh && !came {
                         return Next::Gone;
                     }
                     grace = true;

@@ -22,6 +22,8 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
@@ -35,6 +37,15 @@ pub const IDLE: Duration = Duration::from_secs(4);
 const SWEEP: Duration = Duration::from_millis(500);
 /// For all upstreams together.
 const MOST: usize = 512;
+
+/// How it is found out whether a connection that waits has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Look {
+    /// By what the runtime was told so far; for whom a dead one is an inconvenience.
+    Told,
+    /// The kernel is asked.
+    Asks,
+}
 
 /// A socket without TLS.
 #[derive(Debug)]
@@ -58,6 +69,16 @@ impl Socket {
             Self::Unix(stream) => stream.try_read(&mut [0]),
         };
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// The same, as the kernel knows it now.
+    fn is_silent_still(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = match self {
+            Self::Tcp(stream) => recv(stream, &mut [0][..], flags),
+            Self::Unix(stream) => recv(stream, &mut [0][..], flags),
+        };
+        peeked.is_err_and(|error| error == Errno::AGAIN)
     }
 }
 
@@ -130,7 +151,7 @@ impl fmt::Debug for Spares {
 
 impl Spares {
     /// One that leads there and can be used at once.
-    pub(super) fn take(self: &Arc<Self>, address: &SocketAddr, now: Instant) -> Option<Lent> {
+    pub(super) fn take(self: &Arc<Self>, address: &SocketAddr, now: Instant, look: Look) -> Option<Lent> {
         loop {
             let spare = {
                 let mut inner = self.inner.lock();
@@ -138,7 +159,11 @@ impl Spares {
                 inner.count -= 1;
                 spare
             };
-            if now.duration_since(spare.since) < IDLE && spare.socket.is_silent() {
+            let silent = match look {
+                Look::Told => spare.socket.is_silent(),
+                Look::Asks => spare.socket.is_silent_still(),
+            };
+            if now.duration_since(spare.since) < IDLE && silent {
                 return Some(Lent::new(spare.socket, spare.line, Arc::clone(self), address.clone()));
             }
         }
@@ -237,9 +262,8 @@ impl VirtualSocket for Lent {
 impl AsyncRead for Lent {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Behind the end of an answer Pingora reads for one reason only.
-        if buf.remaining() == 1 && this.line.is_answered() {
-            this.keep = this.socket.as_ref().is_some_and(Socket::is_silent);
+        if this.line.is_probe(buf) {
+            this.keep = this.line.is_answered() && this.socket.as_ref().is_some_and(Socket::is_silent);
             return Poll::Ready(Ok(()));
         }
         this.used()?.poll_read(cx, buf)
@@ -323,7 +347,7 @@ mod tests {
         upstream.read_exact(&mut [0; 3]).await.unwrap();
         upstream.write_all(b"200").await.unwrap();
         stream.read_exact(&mut [0; 3]).await.unwrap();
-        silence.answered();
+        silence.ended(true);
     }
 
     #[tokio::test]
@@ -357,11 +381,37 @@ mod tests {
         let (stream, _peer, silence) = upstream.answered().await;
         give_back(stream).await;
         let (mut stream, _next) = upstream.lend().await;
-        silence.answered();
+        silence.ended(true);
         stream.write_all(b"GET").await.unwrap();
         assert!(stream.read(&mut [0]).now_or_never().is_none());
         drop(stream);
         assert_eq!(upstream.count(), 0);
+    }
+
+    /// What answers early may have a body half sent; what became no tunnel is not for plain requests.
+    #[tokio::test]
+    async fn no_connection_of_ours_enters_pingoras_pool() {
+        let upstream = Upstream::new().await;
+        let (mut stream, silence) = upstream.lend().await;
+        silence.send(None);
+        stream.write_all(b"POST").await.unwrap();
+        silence.ended(false);
+        give_back(stream).await;
+        assert_eq!(upstream.count(), 0, "the body was not written to its end");
+        let (stream, silence) = upstream.lend().await;
+        silence.send(None);
+        silence.ended(false);
+        silence.sent(true);
+        give_back(stream).await;
+        assert_eq!(upstream.count(), 1, "and now it was");
+
+        let address = SocketAddr::Inet(upstream.listener.local_addr().unwrap());
+        let mut stream = upstream.dialers.tunnels().connect(&address).await.unwrap();
+        let digest = Digest { proxy_digest: stream.get_proxy_digest(), ..Digest::default() };
+        Line::of(&digest).unwrap().begin(Duration::from_secs(60)).ended(true);
+        assert_eq!(stream.read(&mut [0; 100]).await.unwrap(), 0, "as TLS would read");
+        give_back(stream).await;
+        assert_eq!(upstream.count(), 1);
     }
 
     #[tokio::test]
@@ -392,6 +442,20 @@ mod tests {
         assert!(!upstream.lend().await.1.reuses());
     }
 
+    /// Also when the runtime was not told: nothing runs here between the end and the next request.
+    #[tokio::test]
+    async fn who_must_not_send_twice_asks_the_kernel() {
+        let upstream = Upstream::new().await;
+        let (stream, peer, silence) = upstream.answered().await;
+        give_back(stream).await;
+        drop((peer, silence));
+        let address = SocketAddr::Inet(upstream.listener.local_addr().unwrap());
+        assert!(upstream.spares.take(&address, Instant::now(), Look::Asks).is_none());
+        let (stream, _peer, _silence) = upstream.answered().await;
+        give_back(stream).await;
+        assert!(upstream.spares.take(&address, Instant::now(), Look::Asks).is_some());
+    }
+
     #[tokio::test]
     async fn more_behind_the_answer_shows_before_it_is_kept() {
         let upstream = Upstream::new().await;
@@ -402,7 +466,7 @@ mod tests {
         let (_first, mut peer) = (upstream.accept().await, upstream.accept().await);
         peer.write_all(b"!").await.unwrap();
         socket.readable().await.unwrap();
-        silence.answered();
+        silence.ended(true);
         let mut lent = Lent::new(Socket::Tcp(socket), line, Arc::clone(&upstream.spares), address);
         assert_eq!(lent.read(&mut [0]).await.unwrap(), 0);
         drop(lent);
