@@ -83,7 +83,7 @@ fn request_line(received: &[u8]) -> (MethodLabel, Option<CleanPath>) {
     let method = std::str::from_utf8(method).map_or(MethodLabel::Other, MethodLabel::from);
     let target = std::str::from_utf8(target).map(origin_form).unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
-    let mut cut = path.floor_char_boundary(PATH_BYTES);
+    let mut cut = (0..=path.len().min(PATH_BYTES)).rev().find(|at| path.is_char_boundary(*at)).unwrap_or_default();
     if cut < path.len() {
         // Not within an escape.
         cut = path.get(..cut).and_then(|path| path.rfind('%')).filter(|at| at + 3 > cut).unwrap_or(cut);
