@@ -1,6 +1,7 @@
 // Loopback servers and free ports.
 import http from 'node:http';
 import net from 'node:net';
+import { randomInt } from 'node:crypto';
 import { once } from 'node:events';
 
 /** Listens on 127.0.0.1; port 0 picks a free one. */
@@ -18,14 +19,20 @@ export async function close(server) {
   await once(server, 'close');
 }
 
-/** A port that was free a moment ago, for a process that must know its own address before it starts. */
+/**
+ * A port that was free a moment ago, for a process that must know its own address before it starts. Below those that the
+ * kernel gives to outgoing connections, or one of them could have it by then.
+ */
 export async function freePort() {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address();
-  server.close();
-  await once(server, 'close');
-  return port;
+  for (;;) {
+    const server = net.createServer().listen(randomInt(10_000, 32_000), '127.0.0.1');
+    const free = await once(server, 'listening').then(() => true, () => false);
+    if (!free) continue;
+    const { port } = server.address();
+    server.close();
+    await once(server, 'close');
+    return port;
+  }
 }
 
 /** Hands each request to one of these ports, at random, as a load balancer without affinity does. */
