@@ -165,7 +165,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
                 biased;
                 read = read => match read {
                     Ok(0) | Err(_) => return Next::Gone,
-                    Ok(_) if idle && !fresh => deadline = Instant::now() + settings.head_timeout,
+                    Ok(_) if idle && !fresh && !grace => deadline = Instant::now() + settings.head_timeout,
                     Ok(_) => {}
                 },
                 () = control.closed() => return Next::Gone,
