@@ -440,7 +440,7 @@ impl Server {
             tasks: Mutex::new(JoinSet::new()),
             log: Arc::default(),
         });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let listener = bound((Ipv4Addr::LOCALHOST, 0).into()).listen(1024).expect("a free port");
         let addr = listener.local_addr().expect("a bound address");
         let task = tokio::spawn(Arc::clone(&shared).accept(listener));
         Self { addr, shared, state: Mutex::new(Some(State::Listening(task))) }
@@ -477,11 +477,10 @@ impl Server {
         let state = self.state.lock().take();
         let state = match state {
             Some(State::Listening(task)) => {
+                // Before the listener goes, or a connection of somebody else could be given its port.
+                let socket = bound(self.addr);
                 task.abort();
                 let _ = task.await;
-                let socket = TcpSocket::new_v4().expect("a socket");
-                socket.set_reuseaddr(true).expect("SO_REUSEADDR");
-                socket.bind(self.addr).expect("our own port");
                 State::Refusing(socket)
             }
             Some(other) => other,
@@ -511,6 +510,15 @@ impl Drop for Server {
         }
         self.shared.tasks.lock().abort_all();
     }
+}
+
+/// Not listening yet. Another of ours may have the same port.
+fn bound(addr: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("SO_REUSEADDR");
+    socket.set_reuseport(true).expect("SO_REUSEPORT");
+    socket.bind(addr).expect("a free port, or our own");
+    socket
 }
 
 struct Open(Arc<Shared>);
