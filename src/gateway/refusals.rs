@@ -102,7 +102,8 @@ fn fields(received: &[u8]) -> HeaderMap {
             [header::COOKIE, header::ACCEPT, header::ORIGIN].contains(&name) || name.as_str().starts_with("sec-fetch-");
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         if let (true, Ok(value)) = (counts, HeaderValue::from_bytes(value)) {
-            fields.append(name, value);
+            // More than a map holds says no more.
+            let _ = fields.try_append(name, value);
         }
     }
     fields
@@ -119,6 +120,8 @@ mod tests {
         let found: Vec<_> = fields.get_all(header::COOKIE).iter().collect();
         assert_eq!(found, ["sg=1; sg-1=2", "sg-2=ab"]);
         assert!(super::fields(b"").is_empty());
+        let many = format!("GET / HTTP/1.1\r\n{}", "Accept:\r\n".repeat(100_000));
+        assert!(!super::fields(many.as_bytes()).is_empty(), "more than a map of fields holds");
     }
 
     /// A refusal is logged like an ordinary request, as far as it can be read.

@@ -20,7 +20,7 @@ use tokio::task::yield_now;
 
 /// So many under way, for each worker of the runtime, need no order: their buffers fit in a processor's cache.
 const FREELY: usize = 64;
-/// So many begin between two looks for news, which cost a system call, when as many as that are under way.
+/// So many begin between two looks for news, each of which is a system call, while more are under way.
 const GROUP: usize = 16;
 
 /// The requests that are under way, and those that are to begin.
