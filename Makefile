@@ -20,11 +20,13 @@ check: ## format and lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-test: ## everything: tools, format, lints, Rust tests, then the outer tests
+test: ## everything: tools, format, lints, Rust tests, instructions, then the outer tests
 	@scripts/install-tools.sh build test
 	@scripts/install-tools.sh servers || echo 'Without these, tests with providers that need them are skipped.'
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory test-rust
+	@if scripts/install-tools.sh counting; then $(MAKE) --no-print-directory instructions COUNT=--if-possible; \
+	else echo 'Without it, instructions are not counted.'; fi
 	@$(MAKE) --no-print-directory test-outer
 
 test-rust: ## unit and in-process tests
@@ -60,7 +62,7 @@ soak: ## an hour of mixed traffic: whether anything grows, whether any answer is
 	cargo bench --locked --bench soak -- --minutes 60
 
 instructions: ## instructions per request, against the baseline (needs valgrind)
-	cargo bench --locked --bench compare -- instructions
+	cargo bench --locked --bench compare -- instructions $(COUNT)
 
 instructions-baseline: ## the same, as the new baseline
 	cargo bench --locked --bench compare -- instructions --bless

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing of the tools named on the command line: `build`, `test`, `servers`. As root on Debian or
+# Installs what is missing of the tools named on the command line: `build`, `test`, `counting`, `servers`. As root on Debian or
 # Ubuntu by apt-get, otherwise it says what to install and ends with 1.
 set -euo pipefail
 
@@ -40,6 +40,9 @@ look_for() {
         PATH=$PATH:/usr/sbin need nginx nginx-light nginx
         node_is_new_enough || { missing+=('Node.js 22 or newer, or 20.14'); packages+=(nodejs); }
         ;;
+      counting)
+        need valgrind valgrind valgrind
+        ;;
       servers)
         # What brings and runs the providers of the outer tests. Go is not among them: a distribution's is often too
         # old, and who has it gets what is built by it.
@@ -47,7 +50,7 @@ look_for() {
         need Maven maven mvn
         ;;
       *)
-        echo "usage: $0 [build] [test] [servers]" >&2
+        echo "usage: $0 [build] [test] [counting] [servers]" >&2
         exit 64
         ;;
     esac
