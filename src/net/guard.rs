@@ -28,6 +28,7 @@ use tokio::time::{Sleep, sleep};
 use super::connection::{ConnectionInfo, Connections, Half, TunnelCount};
 use super::framer::{BodyReader, Upgrade};
 use super::refusal::Refusal;
+use super::turns::Turn;
 use super::websocket::{Frames, GOING_AWAY};
 use super::wire::Wire;
 use crate::web::problem::Code;
@@ -91,6 +92,7 @@ impl Guard {
         body: BodyReader,
         body_start: BytesMut,
         body_idle: Duration,
+        turn: Option<Turn>,
         home: Home,
     ) -> Self {
         let info = connection.info.clone();
@@ -104,6 +106,7 @@ impl Guard {
             probe: None,
             upgrade,
             answer: Answer::default(),
+            turn,
             tunnel: None,
             tx: BytesMut::new(),
             fault: None,
@@ -158,6 +161,8 @@ pub(super) struct Exchange {
     probe: Option<Pin<Box<Sleep>>>,
     upgrade: Upgrade,
     answer: Answer,
+    /// Given back when the answer has begun: a stream or a tunnel may last for hours.
+    turn: Option<Turn>,
     tunnel: Option<Tunnel>,
     /// Gathered writes.
     tx: BytesMut,
@@ -323,6 +328,9 @@ impl Exchange {
             }
             if let Some(after) = self.answer.saw(buf) {
                 self.begin_tunnel(buf.get(after..).unwrap_or_default())?;
+            }
+            if matches!(self.answer, Answer::Final) {
+                self.turn = None;
             }
             self.tx.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
@@ -549,7 +557,48 @@ impl Peek for Guard {}
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::super::framer::Body;
+    use super::super::turns::Turns;
     use super::*;
+
+    fn guard(wire: Wire, upgrade: Upgrade, turn: Turn) -> Guard {
+        let info = Arc::new(ConnectionInfo::new(None, false, None));
+        let connection = Connection {
+            tag: info.tag(),
+            info,
+            socket_digest: Arc::new(SocketDigest::from_raw_fd(wire.fd())),
+            wire,
+            rx: BytesMut::new(),
+            eof: false,
+            connections: Connections::new(Arc::new(())),
+            ssl_digest: None,
+            alarm: None,
+        };
+        let body = BodyReader::new(Body::None);
+        Guard::new(connection, upgrade, body, BytesMut::new(), Duration::MAX, Some(turn), Home::default())
+    }
+
+    #[tokio::test]
+    async fn who_reads_a_stream_or_has_a_tunnel_keeps_nobody_waiting() {
+        let turns = Turns::new(1);
+        let (_client, wire) = UnixStream::pair().unwrap();
+        let turn = turns.try_begin().unwrap();
+        let mut stream = guard(Wire::Unix(wire), Upgrade::No, turn);
+        stream.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").await.unwrap();
+        assert_eq!(turns.under_way(), 1);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").await.unwrap();
+        assert_eq!(turns.under_way(), 0);
+
+        let (_client, wire) = UnixStream::pair().unwrap();
+        let turn = turns.try_begin().unwrap();
+        let mut tunnel = guard(Wire::Unix(wire), Upgrade::WebSocket, turn);
+        assert_eq!(turns.under_way(), 1);
+        tunnel.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+        assert_eq!(turns.under_way(), 0);
+    }
 
     fn tunnel_starts(pieces: &[&[u8]]) -> Option<(usize, usize)> {
         let mut answer = Answer::default();

@@ -77,7 +77,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Server<A> {
             };
             fresh = false;
             let home = Home::default();
-            let guard = Guard::new(connection, head.upgrade, body, start, settings.body_idle, home.clone());
+            let guard = Guard::new(connection, head.upgrade, body, start, settings.body_idle, turn, home.clone());
             let served = caught(self.app.process_new_http(session(guard, *head), &self.draining)).await;
             // Dropping what Pingora gives back sends the connection home.
             let wants_more = matches!(served, Ok(Some(_)));

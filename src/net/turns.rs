@@ -72,6 +72,11 @@ impl Turns {
         Turn(Arc::clone(self))
     }
 
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.under_way.load(SeqCst)
+    }
+
     async fn lead(self: Arc<Self>) {
         loop {
             // Behind all that the runtime finds ready when it looks for news.
@@ -109,7 +114,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A request that is under way, until it is dropped.
+/// A request that is under way, until it is dropped: when its answer begins.
 #[derive(Debug)]
 pub(super) struct Turn(Arc<Turns>);
 
