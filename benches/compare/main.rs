@@ -55,7 +55,7 @@ pub(crate) struct Rig {
     #[arg(long, global = true)]
     pin: Option<u32>,
     /// Another build of sidegate: `cost` measures it in the same turns, `instructions` in place of ours.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = program)]
     other: Option<PathBuf>,
     /// Only targets whose name has one of these in it, separated by commas; plain Pingora is always there.
     #[arg(long, global = true, value_delimiter = ',')]
@@ -104,6 +104,11 @@ enum Figure {
     /// Be the plain proxy: listen there, forward there; replace the cookie by a bearer of so many bytes
     #[command(hide = true)]
     PlainProxy { listen: String, upstream: String, bearer: String },
+}
+
+/// Whole, because each proxy runs in a directory of its own.
+fn program(path: &str) -> Result<PathBuf, std::io::Error> {
+    std::fs::canonicalize(path)
 }
 
 impl Default for Figure {
