@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing of the tools named on the command line: `build`, `test`, `counting`, `servers`. As root on Debian or
-# Ubuntu by apt-get, otherwise it says what to install and ends with 1.
+# Installs what is missing of the tools named on the command line: `build`, `test`, `counting`, `servers`. As root on
+# Debian or Ubuntu by apt-get, otherwise it says what to install and ends with 1.
 set -euo pipefail
 
 missing=()       # what is lacking, for people

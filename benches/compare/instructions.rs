@@ -45,7 +45,7 @@ pub(crate) struct Options {
 }
 
 /// The file of the baseline.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Baseline {
     /// Who built what was counted: another compiler makes other instructions of the same source.
     compiler: String,
@@ -76,7 +76,12 @@ pub(crate) async fn run(rig: &Rig, options: &Options) -> ExitCode {
         let count = match count(options, &world, &upstream, contender).await {
             Ok(count) => count,
             Err(error) => {
-                println!("Instructions cannot be counted here: {error}");
+                println!("Instructions cannot be counted: {error}");
+                if !rows.is_empty() {
+                    // Those of the plain proxy could be.
+                    return ExitCode::FAILURE;
+                }
+                println!("It takes valgrind, which Debian has in a package of that name, and the right to trace.");
                 return if options.if_possible { ExitCode::SUCCESS } else { ExitCode::FAILURE };
             }
         };
@@ -93,11 +98,7 @@ async fn count(options: &Options, world: &World, upstream: &Upstream, contender:
     let profile = launch.dir.path().join("callgrind.out");
     let mut under = ["valgrind", "--tool=callgrind", "--quiet"].map(str::to_owned).to_vec();
     under.push(format!("--callgrind-out-file={}", profile.display()));
-    let proxy = launch
-        .start(&under)
-        .await
-        .map_err(|error| format!("{error}\nThis needs valgrind, which Debian has in a package of that name."))?;
-    let proxy = Arc::new(proxy);
+    let proxy = Arc::new(launch.start(&under).await?);
     let target = contender.aim(&proxy, upstream).await?;
     let mut client = Client::dial(proxy.addr).await.ok_or("the proxy does not accept")?;
     send(&mut client, &target.request, WARM).await;
@@ -119,12 +120,12 @@ async fn send(client: &mut Client, request: &[u8], times: u32) {
     }
 }
 
-/// Tells callgrind something.
+/// Tells callgrind something. With an end: where tracing is forbidden, vgdb may wait for ever.
 fn command(proxy: &Proxy, word: &str) -> Result<(), String> {
-    let told = Command::new("vgdb").arg(format!("--pid={}", proxy.id())).arg(word).output();
+    let told = Command::new("timeout").args(["60", "vgdb", &format!("--pid={}", proxy.id()), word]).output();
     let told = told.map_err(|error| format!("vgdb: {error}"))?;
     if !told.status.success() {
-        return Err(format!("vgdb {word}: {}", String::from_utf8_lossy(&told.stderr)));
+        return Err(format!("vgdb {word}: {}: {}", told.status, String::from_utf8_lossy(&told.stderr)));
     }
     Ok(())
 }
@@ -154,9 +155,14 @@ fn judge(options: &Options, rows: Vec<Row>) -> ExitCode {
         println!("wrote {}", options.baseline.display());
         return ExitCode::SUCCESS;
     }
-    let baseline: Baseline = match std::fs::read_to_string(&options.baseline) {
-        Ok(text) => toml::from_str(&text).expect("a baseline"),
-        Err(_) => Baseline::default(),
+    let text = std::fs::read_to_string(&options.baseline).map_err(|error| error.to_string());
+    let baseline = text.and_then(|text| toml::from_str::<Baseline>(&text).map_err(|error| error.to_string()));
+    let baseline = match baseline {
+        Ok(baseline) => baseline,
+        Err(error) => {
+            println!("{}: {error}\n`make instructions-baseline` writes it anew.", options.baseline.display());
+            return ExitCode::FAILURE;
+        }
     };
     let mut table = Table::new(&["target", "instructions", "to Pingora", "baseline", "change %"]);
     let mut worse = false;

@@ -81,6 +81,11 @@ impl Rig {
     }
 }
 
+/// Whole, because each proxy runs in a directory of its own.
+pub(crate) fn program(path: &str) -> Result<PathBuf, std::io::Error> {
+    std::fs::canonicalize(path)
+}
+
 #[derive(Clone, Debug, Parser)]
 enum Figure {
     /// CPU per request, throughput and latency at full load
@@ -104,11 +109,6 @@ enum Figure {
     /// Be the plain proxy: listen there, forward there; replace the cookie by a bearer of so many bytes
     #[command(hide = true)]
     PlainProxy { listen: String, upstream: String, bearer: String },
-}
-
-/// Whole, because each proxy runs in a directory of its own.
-fn program(path: &str) -> Result<PathBuf, std::io::Error> {
-    std::fs::canonicalize(path)
 }
 
 impl Default for Figure {

@@ -19,6 +19,7 @@ const CONNECTIONS: u32 = 50;
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
     /// The build that counts.
+    #[arg(value_parser = crate::program)]
     program: PathBuf,
     /// Milliseconds of load on each configuration.
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
