@@ -26,7 +26,10 @@ export async function close(server) {
 export async function freePort() {
   for (;;) {
     const server = net.createServer().listen(randomInt(10_000, 32_000), '127.0.0.1');
-    const free = await once(server, 'listening').then(() => true, () => false);
+    const free = await once(server, 'listening').then(() => true, (error) => {
+      if (error.code !== 'EADDRINUSE') throw error;
+      return false;
+    });
     if (!free) continue;
     const { port } = server.address();
     server.close();
