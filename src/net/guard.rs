@@ -60,6 +60,23 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// One that has just come, and that nobody counts.
+    #[cfg(test)]
+    pub(super) fn uncounted(wire: Wire) -> Self {
+        let info = Arc::new(ConnectionInfo::new(None, false, None));
+        Self {
+            tag: info.tag(),
+            info,
+            socket_digest: Arc::new(SocketDigest::from_raw_fd(wire.fd())),
+            wire,
+            rx: BytesMut::new(),
+            eof: false,
+            connections: Connections::new(Arc::new(())),
+            ssl_digest: None,
+            alarm: None,
+        }
+    }
+
     /// The TLS handshake ended with HTTP/2.
     pub(super) fn speaks_http2(&self) -> bool {
         self.wire.negotiated() == Some(b"h2")
@@ -565,20 +582,16 @@ mod tests {
     use super::*;
 
     fn guard(wire: Wire, upgrade: Upgrade, turn: Turn) -> Guard {
-        let info = Arc::new(ConnectionInfo::new(None, false, None));
-        let connection = Connection {
-            tag: info.tag(),
-            info,
-            socket_digest: Arc::new(SocketDigest::from_raw_fd(wire.fd())),
-            wire,
-            rx: BytesMut::new(),
-            eof: false,
-            connections: Connections::new(Arc::new(())),
-            ssl_digest: None,
-            alarm: None,
-        };
         let body = BodyReader::new(Body::None);
-        Guard::new(connection, upgrade, body, BytesMut::new(), Duration::MAX, Some(turn), Home::default())
+        Guard::new(
+            Connection::uncounted(wire),
+            upgrade,
+            body,
+            BytesMut::new(),
+            Duration::MAX,
+            Some(turn),
+            Home::default(),
+        )
     }
 
     #[tokio::test]

@@ -270,3 +270,59 @@ async fn caught<T>(mut future: Pin<Box<dyn Future<Output = T> + Send + '_>>) -> 
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use pingora::apps::ReusedHttpStream;
+    use pingora::server::ShutdownWatch;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    struct Nobody;
+
+    #[async_trait]
+    impl HttpServerApp for Nobody {
+        async fn process_new_http(self: &Arc<Self>, _: ServerSession, _: &ShutdownWatch) -> Option<ReusedHttpStream> {
+            None
+        }
+    }
+
+    impl Refusals for Nobody {
+        fn refuse(&self, _: &Refusal, _: IpAddr, _: &[u8]) -> Bytes {
+            Bytes::new()
+        }
+    }
+
+    /// Whose head waits for its turn as the drain begins has the rest of the grace for it, not a timeout anew.
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_waits_for_its_turn_does_not_put_off_the_end_of_the_drain() {
+        let turns = Turns::new(1);
+        let under_way: Vec<_> = std::iter::from_fn(|| turns.try_begin()).collect();
+        let (_begin, draining) = watch::channel(true);
+        let server = Server {
+            app: Arc::new(Nobody),
+            settings: Arc::default(),
+            refusals: Arc::new(Nobody),
+            draining: draining.clone(),
+            h2c: Arc::default(),
+            turns,
+        };
+        let (client, wire) = UnixStream::pair().unwrap();
+        assert_eq!(client.try_write(b"GET / HTTP/1.1\r\n").unwrap(), 16);
+        let mut connection = Connection::uncounted(Wire::Unix(wire));
+        poll_fn(|cx| connection.wire.poll_readable(cx)).await.unwrap();
+
+        let (began, mut turn) = (Instant::now(), None);
+        let settings = Settings::default();
+        let next = server.next(&mut connection, &settings, &mut draining.clone(), false, &mut turn).await;
+        assert!(matches!(next, Next::Refused(Refusal { code: Code::RequestTimeout, .. })));
+        assert!(turn.is_some(), "it had its turn, and was read");
+        assert!(began.elapsed() < settings.head_timeout, "{:?}", began.elapsed());
+        drop(under_way);
+    }
+}
